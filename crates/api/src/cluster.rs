@@ -1,0 +1,92 @@
+//! The cluster: who answered, who belongs to it, how it is.
+
+use crate::kv::Revision;
+
+/// Names a cluster, for ever. Random, agreed on once at bootstrap.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterId(pub u64);
+
+/// Names a node. Random, never reused: a node that lost its volume comes back under a new id.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MemberId(pub u64);
+
+/// Fences a cluster against its own past: recovery from a lost majority adds one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation(pub u64);
+
+impl std::fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl std::fmt::Display for MemberId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl std::fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Comes with every answer: which state it speaks of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    pub cluster: ClusterId,
+    pub incarnation: Incarnation,
+    /// The node that answered.
+    pub member: MemberId,
+    /// The Raft term that the node was in.
+    pub term: u64,
+    /// Of a write: its revision. Of a read: the latest revision of the state it was served from.
+    pub revision: Revision,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberRole {
+    Voter,
+    /// Holds everything, serves every call, has no vote.
+    Learner,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub id: MemberId,
+    /// The pod's name, `podkv-0`.
+    pub name: String,
+    /// `host:port` for peers; a name, resolved afresh on every dial.
+    pub peer_address: String,
+    /// `host:port` for clients.
+    pub client_address: String,
+    pub role: MemberRole,
+}
+
+/// One node's view of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeStatus {
+    pub header: Header,
+    pub name: String,
+    /// The release, as semver.
+    pub version: String,
+    pub role: Option<MemberRole>,
+    pub leader: Option<MemberId>,
+    pub committed_index: u64,
+    pub applied_index: u64,
+    /// The log's first and last index that this node holds.
+    pub first_log_index: u64,
+    pub last_log_index: u64,
+    /// The index that the newest snapshot covers.
+    pub snapshot_index: u64,
+    pub compacted_revision: Revision,
+    /// How many keys there are.
+    pub keys: u64,
+    /// Bytes on the volume: the log and the state.
+    pub disk_bytes: u64,
+    /// False if acknowledged writes may be lost with the process: memory storage.
+    pub durable: bool,
+    /// The cluster clock, in milliseconds.
+    pub clock_ms: u64,
+}
