@@ -1,1 +1,1 @@
-
+//! Generated from `/proto`.

@@ -1,0 +1,164 @@
+//! The settings of a node. Data only; a front end parses them, [`NodeConfig::check`] checks them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use podkv_api::{Error, Limits, Reason, Result};
+
+/// Where a node keeps its log and its state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StorageConfig {
+    /// Two RocksDB databases below this folder.
+    Disk { data_dir: PathBuf },
+    /// Gone with the process: for tests, and to try podkv without a C++ build.
+    Memory,
+}
+
+/// The timing of Raft. All of a cluster's nodes should agree on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RaftTiming {
+    /// The leader says "I am here" this often. Its answers wait for the follower's fsync, so keep it
+    /// above the disk's p99.9.
+    pub heartbeat: Duration,
+    /// A follower that heard nothing for the larger of these, plus a random part, campaigns.
+    pub election_min: Duration,
+    pub election_max: Duration,
+}
+
+impl Default for RaftTiming {
+    /// For network volumes: fsyncs of 100 ms are seen there on a bad day.
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(200),
+            election_min: Duration::from_millis(800),
+            election_max: Duration::from_millis(1200),
+        }
+    }
+}
+
+impl RaftTiming {
+    /// For local SSDs and loopback.
+    pub fn fast() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(50),
+            election_min: Duration::from_millis(150),
+            election_max: Duration::from_millis(250),
+        }
+    }
+}
+
+/// The settings of a node.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// The pod's name, with its ordinal: `podkv-0`.
+    pub name: String,
+    pub storage: StorageConfig,
+    /// Listens here for peers.
+    pub peer_listen: String,
+    /// What peers dial: a name that is resolved afresh on every dial.
+    pub peer_address: String,
+    /// What clients are told to dial.
+    pub client_address: String,
+    /// How many replicas found the cluster together.
+    pub replicas: u32,
+    /// At most this many of them vote.
+    pub max_voters: u32,
+    pub timing: RaftTiming,
+    pub limits: Limits,
+    /// A write that has no answer by then fails with an unknown outcome.
+    pub request_timeout: Duration,
+    /// Proposals and their bytes that may be waiting for an answer on this node.
+    pub max_inflight_proposals: usize,
+    pub max_inflight_bytes: usize,
+    /// Build a snapshot and purge when the log has grown by this much since the last one.
+    pub snapshot_log_bytes: u64,
+    /// … or this much time has passed and there is anything to cover.
+    pub snapshot_interval: Duration,
+    /// Keep at least this much log behind the snapshot, for followers that are a little behind.
+    pub log_keep_bytes: u64,
+    /// RocksDB's block cache for the state.
+    pub cache_bytes: usize,
+    /// The watch hub keeps this many bytes of recent events for watchers that fall a little behind.
+    pub watch_buffer_bytes: usize,
+}
+
+impl NodeConfig {
+    /// A node with the default settings.
+    pub fn new(name: impl Into<String>, storage: StorageConfig) -> Self {
+        Self {
+            name: name.into(),
+            storage,
+            peer_listen: "127.0.0.1:2380".into(),
+            peer_address: "127.0.0.1:2380".into(),
+            client_address: "127.0.0.1:2379".into(),
+            replicas: 1,
+            max_voters: 5,
+            timing: RaftTiming::default(),
+            limits: Limits::default(),
+            request_timeout: Duration::from_secs(5),
+            max_inflight_proposals: 65_536,
+            max_inflight_bytes: 64 << 20,
+            snapshot_log_bytes: 256 << 20,
+            snapshot_interval: Duration::from_secs(3600),
+            log_keep_bytes: 64 << 20,
+            cache_bytes: 128 << 20,
+            watch_buffer_bytes: 32 << 20,
+        }
+    }
+
+    /// The StatefulSet ordinal: the digits after the last dash of the name.
+    pub fn ordinal(&self) -> Result<u32> {
+        ordinal(&self.name).ok_or_else(|| {
+            bad(format!("node name {:?} has no ordinal; expected a form like podkv-0", self.name))
+        })
+    }
+
+    /// Refuses settings that cannot work, naming the setting and what would be accepted.
+    pub fn check(&self) -> Result<()> {
+        self.ordinal()?;
+        if self.replicas == 0 {
+            return Err(bad("replicas is 0; expected at least 1".into()));
+        }
+        if self.max_voters.is_multiple_of(2) {
+            return Err(bad(format!("max_voters is {}; expected an odd number", self.max_voters)));
+        }
+        let timing = &self.timing;
+        if timing.heartbeat * 2 >= timing.election_min || timing.election_min >= timing.election_max {
+            return Err(bad(format!(
+                "heartbeat {:?}, election {:?} to {:?}; expected heartbeat * 2 < election_min < election_max",
+                timing.heartbeat, timing.election_min, timing.election_max
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// The StatefulSet ordinal in a pod's name.
+pub fn ordinal(name: &str) -> Option<u32> {
+    let (_, digits) = name.rsplit_once('-')?;
+    digits.parse().ok()
+}
+
+fn bad(text: String) -> Error {
+    Error::new(Reason::Configuration, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ordinal_is_the_number_after_the_last_dash() {
+        assert_eq!(ordinal("my-store-12"), Some(12));
+        assert_eq!(ordinal("store"), None);
+        assert_eq!(ordinal("store-x"), None);
+    }
+
+    #[test]
+    fn bad_settings_name_themselves() {
+        let mut config = NodeConfig::new("podkv-0", StorageConfig::Memory);
+        config.check().unwrap();
+        config.max_voters = 4;
+        assert!(config.check().unwrap_err().text().contains("max_voters"));
+    }
+}

@@ -1,0 +1,158 @@
+//! Storage: two narrow traits, each over RocksDB and in memory.
+//!
+//! The traits are blocking and know nothing of Raft: positions and payloads are opaque records.
+//! The raft folder calls the log from its one writer thread and the state from its apply thread.
+//!
+//! Two databases, because one fsync per batch is all we pay:
+//! - **log**: every write is synced;
+//! - **state**: never synced by itself. The log is its write-ahead log: after a crash the state is at
+//!   some earlier applied position, *with exactly the data of that position*, and is replayed from there.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use podkv_core::{View, ViewError};
+
+/// A storage failure. It stops the node; it is never an answer to a request.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct StorageError {
+    /// What was being done, on which file, and what a person should do about it.
+    pub what: String,
+    /// True if the bytes are damaged; false if the disk failed or is full.
+    pub corrupt: bool,
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl From<StorageError> for std::io::Error {
+    fn from(error: StorageError) -> Self {
+        std::io::Error::other(error)
+    }
+}
+
+/// One change of the log. A batch of them is written in order, atomically, and synced once.
+#[derive(Clone, Debug)]
+pub enum LogWrite {
+    /// Replace the vote record.
+    Vote(Bytes),
+    /// Store an entry. Indexes are consecutive.
+    Append { index: u64, record: Bytes },
+    /// Remove every entry at `from` and beyond.
+    TruncateFrom { from: u64 },
+    /// Remove every entry up to and including `upto`. `record` says where the log now begins; `upto`
+    /// may lie beyond the last entry.
+    Purge { upto: u64, record: Bytes },
+    /// Replace the committed-position record. A batch of only these need not be synced.
+    Committed(Bytes),
+}
+
+/// What a log holds when it is opened.
+#[derive(Clone, Debug, Default)]
+pub struct LogRecovery {
+    pub vote: Option<Bytes>,
+    /// The record of the last purge.
+    pub purged: Option<Bytes>,
+    pub committed: Option<Bytes>,
+    pub first_index: Option<u64>,
+    pub last_index: Option<u64>,
+}
+
+/// The log of one group.
+pub trait LogStore: Send + Sync + 'static {
+    /// What is there. Called once, after opening.
+    fn recover(&self) -> Result<LogRecovery, StorageError>;
+
+    /// Applies the batch atomically. Durable when it returns, unless it holds nothing but
+    /// [`LogWrite::Committed`].
+    fn write(&self, batch: &[LogWrite]) -> Result<(), StorageError>;
+
+    /// The entries from `start` to before `end`, in order, at most `max_bytes` of them but at least one.
+    fn read(&self, start: u64, end: u64, max_bytes: usize) -> Result<Vec<(u64, Bytes)>, StorageError>;
+
+    /// Bytes on disk, roughly.
+    fn disk_bytes(&self) -> u64;
+
+    /// False if the entries are gone with the process.
+    fn is_durable(&self) -> bool;
+}
+
+/// A consistent, immutable view of the state.
+pub trait StateView: View + Send + Sync + 'static {}
+
+impl<T: View + Send + Sync + 'static> StateView for T {}
+
+/// A batch of writes to the state: `None` deletes.
+pub type StateWrites = Vec<(Bytes, Option<Bytes>)>;
+
+/// The state of one group.
+pub trait StateStore: Send + Sync + 'static {
+    /// The state as it is now, unmoved by later commits.
+    fn view(&self) -> Arc<dyn StateView>;
+
+    /// Reads one key of the latest state without a snapshot, if that needs no disk. `Ok(None)` means
+    /// "cannot say without the disk": ask [`StateStore::view`] off the async threads.
+    fn get_cached(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, ViewError>;
+
+    /// Applies the batch atomically. Not synced.
+    fn commit(&self, writes: StateWrites) -> Result<(), StorageError>;
+
+    /// Makes everything committed so far durable.
+    fn flush(&self) -> Result<(), StorageError>;
+
+    /// Reads a key as it would be found after a crash now.
+    fn get_durable(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError>;
+
+    /// A consistent copy of the state, as files. Cheap (hard links), never blocks commits for long.
+    /// The copy lives until the returned handle is dropped.
+    fn checkpoint(&self) -> Result<Arc<dyn Checkpoint>, StorageError>;
+
+    /// Begins, or goes on with, receiving a checkpoint that another node made. `id` names it: files
+    /// that were received under the same id before are kept, others are removed.
+    fn stage(&self, id: &str, files: Vec<CheckpointFile>) -> Result<Arc<dyn StagedCheckpoint>, StorageError>;
+
+    /// Replaces the whole state by a completely received checkpoint: verify, fsync, rename a pointer
+    /// file, fsync the folder. Views taken before stay valid. After a crash the state is either the
+    /// old one or the new one.
+    fn install(&self, staged: Arc<dyn StagedCheckpoint>) -> Result<(), StorageError>;
+
+    /// Bytes on disk, roughly.
+    fn disk_bytes(&self) -> u64;
+}
+
+/// One file of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointFile {
+    /// A plain name: no separators. Names from a peer are checked.
+    pub name: String,
+    pub length: u64,
+    pub crc32c: u32,
+}
+
+/// A consistent copy of the state. Removed when dropped.
+pub trait Checkpoint: Send + Sync + 'static {
+    /// Computes checksums on the first call; may read everything.
+    fn files(&self) -> Result<Vec<CheckpointFile>, StorageError>;
+
+    fn read(&self, name: &str, offset: u64, length: usize) -> Result<Bytes, StorageError>;
+
+    /// The state in the copy: the applied position and the membership are read from here.
+    fn view(&self) -> Result<Arc<dyn StateView>, StorageError>;
+
+    /// The folder that holds the files, where there is one.
+    fn path(&self) -> Option<&Path>;
+}
+
+/// A checkpoint that is being received.
+pub trait StagedCheckpoint: Send + Sync + 'static {
+    /// How much of each file is there, in the order of the manifest.
+    fn offsets(&self) -> Vec<u64>;
+
+    /// Writes part of a file. `offset` must be where the file ends now.
+    fn write(&self, file: usize, offset: u64, data: &[u8]) -> Result<(), StorageError>;
+
+    fn is_complete(&self) -> bool;
+
+    fn as_any(&self) -> &dyn std::any::Any;
+}
