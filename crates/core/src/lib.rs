@@ -1,1 +1,62 @@
+//! What podkv's data means.
+//!
+//! One pure function stands in the middle: an [`Entry`] of the log is applied to a [`View`] of the
+//! state, and comes out as [`Effects`] (what to write, what to tell watchers) and one [`Outcome`]
+//! for each command. The node commits the writes, answers the proposers, publishes the events.
+//!
+//! Two replicas that apply the same entries hold the same bytes. So this crate has no clock, no
+//! randomness, no hash order, no I/O and no threads; time comes in with each entry.
+//!
+//! Where to start reading: [`mvcc`] for the idea, [`schema`] for the bytes, [`apply`] for the flow.
 
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing
+    )
+)]
+
+pub mod apply;
+pub mod changes;
+pub mod check;
+pub mod codec;
+pub mod command;
+mod compact;
+mod counts;
+pub mod digest;
+mod expire;
+pub mod lease;
+pub mod meta;
+pub mod mvcc;
+pub mod outcome;
+mod overlay;
+pub mod range;
+mod record;
+mod retention;
+pub mod schema;
+mod session;
+mod state;
+pub mod txn;
+pub mod view;
+
+pub use bincode;
+
+pub use apply::{Applier, Effects};
+pub use changes::{ChangesLimits, ChangesPage, RevisionEvents, changes};
+pub use check::check;
+pub use codec::{Blob, CodecError, FrameKind};
+pub use command::{Command, Entry, Proposal, Stamp};
+pub use digest::{data_digest, state_digest};
+pub use expire::next_deadline;
+pub use lease::{lease_status, leases};
+pub use meta::{Meta, Retention, read_meta};
+pub use outcome::{Answer, Outcome, Rejection};
+pub use range::{PageLimits, RangePage, range};
+pub use retention::retention_target;
+pub use session::SESSION_WINDOW;
+pub use txn::txn_read;
+pub use view::{MemoryView, Scan, View, ViewError};

@@ -1,0 +1,90 @@
+//! What is known about the state as a whole: one small record, read once and written once a batch.
+
+use bytes::Bytes;
+use podkv_api::Revision;
+
+use crate::codec;
+use crate::record::state::MetaV1;
+use crate::schema;
+use crate::view::{View, ViewError};
+
+/// The state as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// The latest revision. An empty store is at 1.
+    pub revision: Revision,
+    /// The oldest readable revision; 0 if nothing was ever compacted.
+    pub compacted_revision: Revision,
+    /// Everything strictly below is freed. Trails the compacted revision.
+    pub swept_revision: Revision,
+    /// The cluster clock.
+    pub clock_ms: u64,
+    /// How many keys there are.
+    pub keys: u64,
+    pub leases: u64,
+    /// How many sessions are open.
+    pub sessions: u64,
+    pub feature_level: u32,
+    pub retention: Retention,
+    /// The newest clock mark: see `retention.rs`.
+    pub(crate) mark_clock_ms: u64,
+    pub(crate) mark_revision: Revision,
+}
+
+impl Default for Meta {
+    /// An empty store.
+    fn default() -> Self {
+        Self {
+            revision: 1,
+            compacted_revision: 0,
+            swept_revision: 0,
+            clock_ms: 0,
+            keys: 0,
+            leases: 0,
+            sessions: 0,
+            feature_level: 0,
+            retention: Retention::default(),
+            mark_clock_ms: 0,
+            mark_revision: 0,
+        }
+    }
+}
+
+/// How much history automatic compaction leaves. What either bound gives up may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// History younger than this is kept; `None` puts no bound on age.
+    pub keep_ms: Option<u64>,
+    /// At most this many revisions are kept; `None` puts no bound on their number.
+    pub max_revisions: Option<u64>,
+}
+
+impl Retention {
+    /// Long enough for a watcher to come back from almost anything.
+    pub const DEFAULT_KEEP_MS: u64 = 60 * 60 * 1000;
+    /// Bounds the space of a store that is written to without pause.
+    pub const DEFAULT_MAX_REVISIONS: u64 = 1_000_000;
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            keep_ms: Some(Self::DEFAULT_KEEP_MS),
+            max_revisions: Some(Self::DEFAULT_MAX_REVISIONS),
+        }
+    }
+}
+
+/// Reads the meta record; an empty view is an empty store.
+pub fn read_meta(view: &dyn View) -> Result<Meta, ViewError> {
+    match view.get(&schema::meta_key())? {
+        None => Ok(Meta::default()),
+        Some(bytes) => Ok(codec::decode_record::<MetaV1>("meta", &bytes)?.into()),
+    }
+}
+
+impl Meta {
+    pub(crate) fn encode(&self) -> Bytes {
+        codec::encode_record(&MetaV1::from(self))
+    }
+}

@@ -1,0 +1,182 @@
+//! What a command came to: an answer, or a rejection. Both are data: replicated, kept in sessions,
+//! sent between nodes. Their bytes are in `record/outcome.rs`.
+
+use bytes::Bytes;
+
+use podkv_api::{
+    CompactResponse, DeleteResponse, Error, Header, LeaseGrantResponse, LeaseStatus, OpResponse,
+    PutResponse, Reason, Revision, TxnResponse,
+};
+
+use crate::codec::{self, CodecError, FrameKind, MAX_FRAME_BYTES};
+use crate::record::outcome::OutcomeV1;
+
+/// The result of one proposal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The store's revision after the command. Of a duplicate: after the first one.
+    pub revision: Revision,
+    /// The command was applied before, in its session; this is the first outcome again.
+    pub duplicate: bool,
+    pub result: Result<Answer, Rejection>,
+}
+
+impl Outcome {
+    pub fn encode(&self) -> Bytes {
+        codec::encode_frame(FrameKind::Outcome, &OutcomeV1::from(self))
+    }
+
+    pub fn decode(bytes: &Bytes) -> Result<Self, CodecError> {
+        let record: OutcomeV1 = codec::decode_frame(FrameKind::Outcome, bytes, MAX_FRAME_BYTES)?;
+        record.try_into()
+    }
+}
+
+/// The answer to a command. Headers inside it know only the revision: see [`Answer::stamp`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Put(PutResponse),
+    Delete(DeleteResponse),
+    Txn(TxnResponse),
+    Compact(CompactResponse),
+    LeaseGrant(LeaseGrantResponse),
+    LeaseRevoke,
+    /// In the order of the ids that were asked for; `None` for a lease that does not exist.
+    LeaseKeepAlive(Vec<Option<LeaseStatus>>),
+    SessionOpen {
+        /// At least what was asked for.
+        ttl_ms: u64,
+    },
+    /// The TTL of each session that was asked for; `None` for one that does not exist.
+    SessionKeepAlive(Vec<Option<u64>>),
+    SessionClose,
+    Expire {
+        /// How many keys, leases and sessions went.
+        removed: u64,
+        /// More is due.
+        more: bool,
+    },
+    Sweep {
+        /// More can be freed.
+        more: bool,
+    },
+    /// A setting was changed.
+    Done,
+    /// The command was applied, at [`Outcome::revision`]; its answer was too large to be kept for
+    /// a retry. Only ever in a duplicate.
+    RevisionOnly,
+}
+
+impl Answer {
+    /// Fills in the headers: everything from `header` but the revision, which is the answer's own.
+    pub fn stamp(&mut self, header: Header) {
+        match self {
+            Answer::Put(response) => stamp(&mut response.header, header),
+            Answer::Delete(response) => stamp(&mut response.header, header),
+            Answer::Txn(response) => stamp_txn(response, header),
+            Answer::Compact(response) => stamp(&mut response.header, header),
+            Answer::LeaseGrant(response) => stamp(&mut response.header, header),
+            Answer::LeaseKeepAlive(statuses) => {
+                for status in statuses.iter_mut().flatten() {
+                    stamp(&mut status.header, header);
+                }
+            }
+            Answer::LeaseRevoke
+            | Answer::SessionOpen { .. }
+            | Answer::SessionKeepAlive(_)
+            | Answer::SessionClose
+            | Answer::Expire { .. }
+            | Answer::Sweep { .. }
+            | Answer::Done
+            | Answer::RevisionOnly => {}
+        }
+    }
+}
+
+fn stamp(mine: &mut Header, header: Header) {
+    *mine = Header {
+        revision: mine.revision,
+        ..header
+    };
+}
+
+fn stamp_txn(response: &mut TxnResponse, header: Header) {
+    stamp(&mut response.header, header);
+    for response in &mut response.responses {
+        match response {
+            OpResponse::Put(response) => stamp(&mut response.header, header),
+            OpResponse::Delete(response) => stamp(&mut response.header, header),
+            OpResponse::Range(response) => stamp(&mut response.header, header),
+            OpResponse::Txn(response) => stamp_txn(response, header),
+        }
+    }
+}
+
+/// A header that knows the revision alone.
+pub(crate) fn header_at(revision: Revision) -> Header {
+    Header {
+        revision,
+        ..Header::default()
+    }
+}
+
+/// A command that was understood and refused. It changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    pub reason: Reason,
+    /// The compacted revision for [`Reason::Compacted`], else the store's.
+    pub revision: Revision,
+}
+
+impl From<Rejection> for Error {
+    fn from(rejection: Rejection) -> Self {
+        let Rejection { reason, revision } = rejection;
+        let text = match reason {
+            Reason::Compacted => return Error::compacted(revision),
+            Reason::FutureRevision => {
+                format!("the revision is not there yet; the store is at {revision}")
+            }
+            Reason::EmptyKey => "the key is empty; a key has at least one byte".into(),
+            Reason::DuplicateKey => "the transaction writes one key twice; each key may be put \
+                                     or deleted once"
+                .into(),
+            Reason::ValueProvided => {
+                "ignore_value keeps the value that the key has; leave the value out".into()
+            }
+            Reason::LeaseProvided => {
+                "ignore_lease keeps the lease that the key has; leave lease and TTL out".into()
+            }
+            Reason::KeyNotFound => {
+                "the key does not exist; ignore_value and ignore_lease need one that does".into()
+            }
+            Reason::InvalidTtl => "the TTL is zero or too long".into(),
+            Reason::TxnTooDeep => "the transaction nests too deep".into(),
+            Reason::LeaseNotFound => {
+                "the lease does not exist: it was never granted, was revoked, or expired".into()
+            }
+            Reason::LeaseExists => "the lease exists; choose another id, or none".into(),
+            Reason::SessionNotFound => {
+                "the session does not exist: it was never opened, was closed, or expired; this \
+                 write was not executed"
+                    .into()
+            }
+            Reason::SessionPayloadMismatch => {
+                "the sequence was used for another write; each write takes a new one".into()
+            }
+            Reason::SessionSequence => format!(
+                "the sequence is below acknowledged_below, or {} or more above it",
+                crate::session::SESSION_WINDOW
+            ),
+            Reason::SessionIdentity => "the session was opened by another caller".into(),
+            Reason::SessionExists => {
+                "the session exists or existed; open one with a new random id".into()
+            }
+            Reason::Overloaded => format!(
+                "there are {} sessions, and no more can be opened until one ends",
+                crate::session::MAX_SESSIONS
+            ),
+            reason => format!("rejected: {}", reason.name()),
+        };
+        Error::new(reason, text).with_revision(revision)
+    }
+}
