@@ -3,6 +3,8 @@
 //!
 //! Clients and nodes both convert, so it is done here, once. There is no other logic.
 
+pub mod convert;
+
 /// For clients: `proto/podkv/v1`.
 #[allow(clippy::all, clippy::pedantic, missing_docs, reason = "generated code")]
 pub mod v1 {

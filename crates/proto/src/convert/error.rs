@@ -1,0 +1,163 @@
+//! The error, as a message and as a gRPC status.
+//!
+//! ```text
+//!   gRPC status: code, message = the error's text
+//!     grpc-status-details-bin: google.rpc.Status { code, message, details }
+//!       details[0]: Any { type.googleapis.com/podkv.v1.Error }
+//! ```
+//!
+//! podkv's own clients read the detail. The code is for everybody else: proxies, dashboards,
+//! clients without the protos.
+
+use std::error::Error as _;
+
+use podkv_api::{Error, ErrorKind, LeaderHint, MemberId, Reason};
+use prost::Message;
+use tonic::{Code, Status};
+
+use crate::{rpc, v1};
+
+const TYPE_URL: &str = "type.googleapis.com/podkv.v1.Error";
+
+/// What was asked for, where that decides what a lost answer means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// Changes nothing: asking again is harmless.
+    Read,
+    /// If the answer is lost, the outcome is unknown.
+    Write,
+}
+
+impl From<&Error> for v1::Error {
+    fn from(error: &Error) -> Self {
+        Self {
+            reason: error.reason() as u32,
+            reason_name: error.reason().name().to_owned(),
+            text: error.text().to_owned(),
+            outcome_unknown: error.outcome_unknown(),
+            leader: error.leader().map(|leader| v1::LeaderHint {
+                member_id: leader.member.0,
+                client_address: leader.client_address.clone(),
+            }),
+            revision: error.revision(),
+            retry_after_ms: 0,
+        }
+    }
+}
+
+impl From<v1::Error> for Error {
+    /// A reason that this release does not know becomes [`Reason::Internal`]; its name goes into
+    /// the text.
+    fn from(error: v1::Error) -> Self {
+        let reason = u16::try_from(error.reason).map_or(Reason::Internal, Reason::from_code);
+        let text = if reason as u32 == error.reason {
+            error.text
+        } else {
+            format!("{} ({} {})", error.text, error.reason_name, error.reason)
+        };
+        let leader = error.leader.map(|leader| LeaderHint {
+            member: MemberId(leader.member_id),
+            client_address: leader.client_address,
+        });
+        let converted = Error::new(reason, text)
+            .with_leader(leader)
+            .with_revision(error.revision);
+        if error.outcome_unknown {
+            converted.with_unknown_outcome()
+        } else {
+            converted
+        }
+    }
+}
+
+/// The gRPC code of an error.
+///
+/// Generic clients and proxies repeat a call that failed with `Unavailable`. A write whose outcome
+/// is unknown must not be repeated by those who know nothing of sessions, so it is
+/// `DeadlineExceeded`, which gRPC defines as "may have completed".
+pub fn code(error: &Error) -> Code {
+    match error.reason() {
+        Reason::DeadlineExceeded => return Code::DeadlineExceeded,
+        Reason::Unauthenticated => return Code::Unauthenticated,
+        Reason::Unsupported => return Code::Unimplemented,
+        Reason::Corrupt => return Code::DataLoss,
+        _ => {}
+    }
+    match error.kind() {
+        ErrorKind::Invalid => Code::InvalidArgument,
+        ErrorKind::NotFound => Code::NotFound,
+        ErrorKind::Conflict | ErrorKind::Fenced => Code::FailedPrecondition,
+        ErrorKind::Compacted => Code::OutOfRange,
+        ErrorKind::Unavailable if error.outcome_unknown() => Code::DeadlineExceeded,
+        ErrorKind::Unavailable => Code::Unavailable,
+        ErrorKind::Exhausted => Code::ResourceExhausted,
+        ErrorKind::Denied => Code::PermissionDenied,
+        _ => Code::Internal,
+    }
+}
+
+/// An error as a gRPC status with its detail.
+pub fn to_status(error: &Error) -> Status {
+    let code = code(error);
+    let detail = prost_types::Any {
+        type_url: TYPE_URL.to_owned(),
+        value: v1::Error::from(error).encode_to_vec(),
+    };
+    let status = rpc::Status {
+        code: code as i32,
+        message: error.text().to_owned(),
+        details: vec![detail],
+    };
+    Status::with_details(code, error.text(), status.encode_to_vec().into())
+}
+
+/// The error in a gRPC status.
+///
+/// A status without podkv's detail was not made by a podkv handler but on the way: by a broken
+/// connection, a proxy, gRPC itself. What its code says is kept as well as it can be. A write that
+/// ends like that has an unknown outcome, unless it is certain that no handler saw it.
+pub fn from_status(status: &Status, call: Call) -> Error {
+    if let Some(error) = detail(status) {
+        return error.into();
+    }
+    let (reason, was_never_run) = match status.code() {
+        _ if never_connected(status) => (Reason::Unreachable, true),
+        Code::DeadlineExceeded => (Reason::DeadlineExceeded, false),
+        Code::Unimplemented => (Reason::Unsupported, true),
+        Code::Unauthenticated => (Reason::Unauthenticated, true),
+        Code::PermissionDenied => (Reason::PermissionDenied, true),
+        // gRPC's own, about the size of a message: of the request, or of the answer.
+        Code::OutOfRange if status.source().is_none() => (Reason::RequestTooLarge, false),
+        Code::ResourceExhausted => (Reason::Overloaded, false),
+        Code::InvalidArgument => (Reason::InvalidArgument, true),
+        // A source means that it was made here, from a failed connection.
+        _ if status.source().is_some() => (Reason::Unreachable, false),
+        Code::Unavailable | Code::Cancelled | Code::Unknown => (Reason::Unreachable, false),
+        _ => (Reason::Internal, false),
+    };
+    let error = Error::new(reason, status.message()).with_source(status.clone());
+    match call {
+        Call::Write if !was_never_run => error.with_unknown_outcome(),
+        _ => error,
+    }
+}
+
+fn detail(status: &Status) -> Option<v1::Error> {
+    let details = rpc::Status::decode(status.details()).ok()?.details;
+    let detail = details
+        .into_iter()
+        .find(|detail| detail.type_url == TYPE_URL)?;
+    v1::Error::decode(detail.value.as_slice()).ok()
+}
+
+/// True if the call failed because no connection could be made.
+fn never_connected(status: &Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
