@@ -144,6 +144,10 @@ reasons! {
     Configuration = 45, Invalid;
     /// The data folder cannot be used: foreign, newer, locked, or not writable.
     DataFolder = 46, Conflict;
+    /// A retry of a write that was applied, at [`Error::revision`], whose answer was too large to keep.
+    AnswerNotKept = 47, Conflict;
+    /// Other writers were faster, each time.
+    Contention = 47, Conflict;
 }
 
 /// Where the leader is, as far as the node that answered knew.

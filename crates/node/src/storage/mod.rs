@@ -8,29 +8,37 @@
 //! - **state**: never synced by itself. The log is its write-ahead log: after a crash the state is at
 //!   some earlier applied position, *with exactly the data of that position*, and is replayed from there.
 
+//!
+//! A node opens its [`Volume`] first (which takes the lock), then its identity from the volume's
+//! markers, and only then the two stores: [`Volume::open_stores`].
+
+mod durable_file;
+mod error;
+mod log_bounds;
+pub mod memory;
+#[cfg(feature = "rocksdb")]
+mod rocks;
+#[cfg(feature = "rocksdb")]
+mod rocks_log;
+#[cfg(feature = "rocksdb")]
+mod rocks_state;
+#[cfg(feature = "rocksdb")]
+mod staging;
+#[cfg(test)]
+mod suite;
+mod volume;
+
 use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use podkv_core::{View, ViewError};
 
-/// A storage failure. It stops the node; it is never an answer to a request.
-#[derive(Debug, thiserror::Error)]
-#[error("{what}")]
-pub struct StorageError {
-    /// What was being done, on which file, and what a person should do about it.
-    pub what: String,
-    /// True if the bytes are damaged; false if the disk failed or is full.
-    pub corrupt: bool,
-    #[source]
-    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
-}
+pub use error::{StorageError, TransferError};
+pub use memory::{Crash, MemoryDisk};
+pub use volume::{Storage, Volume};
 
-impl From<StorageError> for std::io::Error {
-    fn from(error: StorageError) -> Self {
-        std::io::Error::other(error)
-    }
-}
+pub(crate) use durable_file::{sync_folder, write_durably};
 
 /// One change of the log. A batch of them is written in order, atomically, and synced once.
 #[derive(Clone, Debug)]
@@ -68,7 +76,8 @@ pub trait LogStore: Send + Sync + 'static {
     /// [`LogWrite::Committed`].
     fn write(&self, batch: &[LogWrite]) -> Result<(), StorageError>;
 
-    /// The entries from `start` to before `end`, in order, at most `max_bytes` of them but at least one.
+    /// The entries from `start` to before `end`, in order and without gaps, at most `max_bytes` of
+    /// them but at least one. Ends early where the log ends; empty if the log does not hold `start`.
     fn read(&self, start: u64, end: u64, max_bytes: usize) -> Result<Vec<(u64, Bytes)>, StorageError>;
 
     /// Bytes on disk, roughly.
@@ -109,13 +118,21 @@ pub trait StateStore: Send + Sync + 'static {
     fn checkpoint(&self) -> Result<Arc<dyn Checkpoint>, StorageError>;
 
     /// Begins, or goes on with, receiving a checkpoint that another node made. `id` names it: files
-    /// that were received under the same id before are kept, others are removed.
-    fn stage(&self, id: &str, files: Vec<CheckpointFile>) -> Result<Arc<dyn StagedCheckpoint>, StorageError>;
+    /// that were received under the same id before are kept, also over a restart; those of any other
+    /// id are removed. Names come from a peer and are checked.
+    fn stage(
+        &self,
+        id: &str,
+        files: Vec<CheckpointFile>,
+    ) -> Result<Arc<dyn StagedCheckpoint>, TransferError>;
 
     /// Replaces the whole state by a completely received checkpoint: verify, fsync, rename a pointer
     /// file, fsync the folder. Views taken before stay valid. After a crash the state is either the
     /// old one or the new one.
-    fn install(&self, staged: Arc<dyn StagedCheckpoint>) -> Result<(), StorageError>;
+    ///
+    /// Refused, with the old state untouched, if something is missing or damaged: what is damaged is
+    /// emptied, so that [`StateStore::stage`] under the same id asks for it again.
+    fn install(&self, staged: Arc<dyn StagedCheckpoint>) -> Result<(), TransferError>;
 
     /// Bytes on disk, roughly.
     fn disk_bytes(&self) -> u64;
@@ -124,7 +141,7 @@ pub trait StateStore: Send + Sync + 'static {
 /// One file of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckpointFile {
-    /// A plain name: no separators. Names from a peer are checked.
+    /// A plain name: letters, digits, `.`, `_`, `-`; no dot in front. Names from a peer are checked.
     pub name: String,
     pub length: u64,
     pub crc32c: u32,
@@ -150,7 +167,7 @@ pub trait StagedCheckpoint: Send + Sync + 'static {
     fn offsets(&self) -> Vec<u64>;
 
     /// Writes part of a file. `offset` must be where the file ends now.
-    fn write(&self, file: usize, offset: u64, data: &[u8]) -> Result<(), StorageError>;
+    fn write(&self, file: usize, offset: u64, data: &[u8]) -> Result<(), TransferError>;
 
     fn is_complete(&self) -> bool;
 

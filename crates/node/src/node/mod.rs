@@ -1,0 +1,276 @@
+//! One replica, as a library.
+//!
+//! ```no_run
+//! # async fn example() -> podkv_api::Result<()> {
+//! use podkv_api::{Put, Store};
+//! use podkv_node::{Node, NodeConfig, config::StorageConfig};
+//!
+//! let storage = StorageConfig::Disk { data_dir: "/var/lib/podkv".into() };
+//! let node = Node::builder(NodeConfig::new("podkv-0", storage)).start().await?;
+//! node.put(Put::new("greeting", "hello")).await?;
+//! node.drain().await;
+//! node.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Node`] implements the store trait: writes apply exactly once, reads are linearizable by default and
+//! served from this replica. It takes no signals, installs no logger, owns no global. It starts inside
+//! the caller's tokio runtime and ends with [`Node::shutdown`].
+
+mod admin;
+mod calls;
+mod readiness;
+mod start;
+mod store;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use podkv_api::{
+    ClusterId, Consistency, Error, Header, Incarnation, LeaseId, Limits, MemberId, Reason, Result,
+    Revision, SessionId, Txn, TxnResponse,
+};
+use podkv_core::{Answer, Command, Proposal, Stamp};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use self::start::NodeBuilder;
+
+use crate::clock::LeaderClock;
+use crate::config::NodeConfig;
+use crate::health::Health;
+use crate::identity::Identity;
+use crate::own_session::OwnSession;
+use crate::peer::pool::PeerPool;
+use crate::query::Query;
+use crate::raft::{Applied, Group, GroupState};
+use crate::read::ReadIndex;
+use crate::renew::Renewals;
+use crate::storage::Storage;
+use crate::watch::WatchHub;
+use crate::write::{Decided, Origin, Writer};
+
+/// One replica of a podkv cluster. A handle: cheap to clone, all clones are the same node.
+#[derive(Clone)]
+pub struct Node(Arc<Inner>);
+
+struct Inner {
+    config: NodeConfig,
+    identity: Arc<Identity>,
+    storage: Storage,
+    group: Group,
+    peers: PeerPool,
+    writer: Writer,
+    read_index: ReadIndex,
+    query: Query,
+    watches: WatchHub,
+    lease_renewals: Renewals<LeaseId>,
+    session_renewals: Renewals<SessionId>,
+    own_session: OwnSession,
+    /// One opener at a time.
+    opening_session: tokio::sync::Mutex<()>,
+    clock: watch::Receiver<Option<LeaderClock>>,
+    health: watch::Sender<Health>,
+    /// Turns true when the state is at least as new as anything this node ever answered from.
+    recovered: watch::Receiver<bool>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// The answer to a write, and the header to send with it.
+#[derive(Clone, Debug)]
+pub struct Written {
+    pub header: Header,
+    pub answer: Answer,
+    /// The write was applied before, in its session; this is the first answer again.
+    pub duplicate: bool,
+}
+
+/// The TTL of the node's own session. Far longer than any request may take: see `own_session`.
+const OWN_SESSION_TTL: Duration = Duration::from_secs(60);
+
+impl Node {
+    /// A node that is yet to be started.
+    pub fn builder(config: NodeConfig) -> NodeBuilder {
+        NodeBuilder::new(config)
+    }
+
+    pub fn config(&self) -> &NodeConfig {
+        &self.0.config
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.0.config.limits
+    }
+
+    pub fn id(&self) -> MemberId {
+        self.0.identity.node_id()
+    }
+
+    /// How the node is, and how that changes.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.0.health.subscribe()
+    }
+
+    /// A header for an answer from this node's state as it is now.
+    pub fn header(&self) -> Header {
+        let applied = self.0.group.applied().borrow().clone();
+        self.header_at(applied.revision)
+    }
+
+    fn header_at(&self, revision: Revision) -> Header {
+        let (cluster, incarnation) = self.cluster();
+        let term = self.0.group.state().borrow().term;
+        Header { cluster, incarnation, member: self.id(), term, revision }
+    }
+
+    fn cluster(&self) -> (ClusterId, Incarnation) {
+        self.0.identity.cluster().unwrap_or_default()
+    }
+
+    /// The leader that this node knows.
+    pub fn leader(&self) -> Option<MemberId> {
+        self.0.group.state().borrow().leader
+    }
+
+    /// True if this node leads, as far as it knows.
+    pub fn is_leader(&self) -> bool {
+        self.leader() == Some(self.id())
+    }
+
+    /// Writes one proposal, stamped by its caller or not. `None` waits as long as the configuration says.
+    ///
+    /// An unstamped write whose outcome is unknown must not be repeated blindly; a stamped one may.
+    pub async fn propose(&self, proposal: Proposal, timeout: Option<Duration>) -> Result<Written> {
+        let timeout = timeout.unwrap_or(self.0.config.request_timeout);
+        let decided = self.0.writer.write(proposal, Origin::Local, timeout).await;
+        self.written(decided.map_err(|error| self.with_leader_address(error))?)
+    }
+
+    fn written(&self, decided: Decided) -> Result<Written> {
+        let header = Header { term: decided.term, ..self.header_at(decided.outcome.revision) };
+        let mut answer = decided.outcome.result?;
+        if matches!(answer, Answer::RevisionOnly) {
+            return Err(Error::new(
+                Reason::AnswerNotKept,
+                format!(
+                    "the write was applied at revision {}, and its answer was too large to keep for a retry: \
+                     read what it did at that revision",
+                    decided.outcome.revision
+                ),
+            )
+            .with_revision(decided.outcome.revision));
+        }
+        answer.stamp(header);
+        Ok(Written { header, answer, duplicate: decided.outcome.duplicate })
+    }
+
+    /// Runs a transaction. One that cannot write is a read and does not go through the log.
+    pub async fn txn_with(
+        &self,
+        txn: Txn,
+        stamp: Option<Stamp>,
+        consistency: Consistency,
+        timeout: Option<Duration>,
+    ) -> Result<TxnResponse> {
+        if txn.is_read_only() {
+            podkv_core::check(&Command::Txn(txn.clone()), self.limits())?;
+            self.fresh(consistency, timeout).await?;
+            return self.0.query.txn(self.header(), txn).await;
+        }
+        let proposal = Proposal { stamp, command: Command::Txn(txn) };
+        match self.propose(proposal, timeout).await?.answer {
+            Answer::Txn(response) => Ok(response),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Waits until this node may answer a read of that consistency.
+    pub(crate) async fn fresh(&self, consistency: Consistency, timeout: Option<Duration>) -> Result<Applied> {
+        let timeout = timeout.unwrap_or(self.0.config.request_timeout);
+        match consistency {
+            Consistency::Linearizable => {
+                let applied = self.0.read_index.linearizable(timeout).await;
+                applied.map_err(|error| self.with_leader_address(error))
+            }
+            Consistency::Local => self.recovered(timeout).await,
+            Consistency::Bounded(max_staleness) => {
+                let applied = self.recovered(timeout).await?;
+                self.0.group.confirm_within(max_staleness)?;
+                Ok(applied)
+            }
+        }
+    }
+
+    /// Local reads wait until the log that survived the last stop is applied again: the state may never
+    /// look older than it did before.
+    async fn recovered(&self, timeout: Duration) -> Result<Applied> {
+        let mut recovered = self.0.recovered.clone();
+        match tokio::time::timeout(timeout, recovered.wait_for(|done| *done)).await {
+            Ok(Ok(_)) => Ok(self.0.group.applied().borrow().clone()),
+            _ => Err(Error::new(
+                Reason::NodeNotReady,
+                "this node has not yet caught up with what it knew before it stopped: it needs a leader for that",
+            )),
+        }
+    }
+
+    /// Opens a session. Opening the same id again under the same identity renews it.
+    pub async fn session_open(&self, id: SessionId, ttl: Duration, identity: Bytes) -> Result<(Header, u64)> {
+        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
+        let command = Command::SessionOpen { id, ttl_ms, identity };
+        let written = self.propose(command.into(), None).await?;
+        match written.answer {
+            Answer::SessionOpen { ttl_ms } => Ok((written.header, ttl_ms)),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Sets a session back to its full TTL, and returns that in milliseconds.
+    pub async fn session_keep_alive(&self, id: SessionId) -> Result<(Header, u64)> {
+        let (term, ttl_ms) = self.0.session_renewals.renew(id).await?;
+        Ok((Header { term, ..self.header() }, ttl_ms))
+    }
+
+    pub async fn session_close(&self, id: SessionId) -> Result<Header> {
+        Ok(self.propose(Command::SessionClose { id }.into(), None).await?.header)
+    }
+
+    /// Names the leader's client address, so that a caller can go there.
+    fn with_leader_address(&self, error: Error) -> Error {
+        let Some(hint) = error.leader().cloned() else { return error };
+        let state = self.0.group.state();
+        let state: watch::Ref<'_, GroupState> = state.borrow();
+        let Some(address) = state.members.nodes.get(&hint.member) else { return error };
+        let hint = podkv_api::LeaderHint { client_address: address.client_address.clone(), ..hint };
+        error.with_leader(Some(hint))
+    }
+
+    /// Prepares to stop: unready at once, hands over leadership if it leads. Calls are still served.
+    pub async fn drain(&self) {
+        self.0.health.send_replace(Health::draining());
+        if self.is_leader() && self.0.group.state().borrow().members.voters.iter().any(|set| set.len() > 1) {
+            match self.0.group.transfer_leadership(None).await {
+                Ok(to) => tracing::info!(%to, "handed over leadership"),
+                Err(error) => tracing::warn!(%error, "could not hand over leadership; the others will elect a leader"),
+            }
+        }
+    }
+
+    /// Stops, and returns when every task has ended and the storage is closed. Safe at any time; after a
+    /// plain drop or a kill nothing that was acknowledged is lost either.
+    pub async fn shutdown(&self) {
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        self.0.group.shutdown().await;
+        self.0.watches.shutdown().await;
+        self.0.tasks.wait().await;
+    }
+}
+
+fn unexpected() -> Error {
+    Error::internal("a command was answered by something else")
+}

@@ -1,0 +1,214 @@
+//! Writes on their way to the log.
+//!
+//! [`Writer::write`] admits a proposal (bounded count and bytes), hands it to one router task and waits
+//! for its outcome. The router sends everything that queued meanwhile in one go:
+//!
+//! - on the **leader**, as one log entry, with a few entries in flight. While they are on their way to
+//!   disk and followers, the queue grows, and the next entry carries it: group commit without a timer;
+//! - on a **follower**, over the kept stream to the leader ([`forward`]);
+//! - with **no leader**, it parks what it has until there is one.
+//!
+//! # What a failure means
+//!
+//! A proposal is *exposed* once it was handed to Raft or to another node. An exposed proposal without an
+//! answer may still be applied. If it is stamped, the router sends it again: the session makes that
+//! safe. If not, the caller gets an error whose outcome is unknown. A proposal that was never exposed
+//! has certainly not been applied, and its error says so.
+
+mod admission;
+mod forward;
+mod router;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use podkv_api::{Error, Limits, Reason, Result};
+use podkv_core::{Outcome, Proposal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub(crate) use self::admission::Admission;
+pub(crate) use self::forward::serve_forward;
+pub(crate) use self::router::RouterParts;
+
+use self::admission::Permit;
+
+/// An outcome, and the term it was committed in.
+#[derive(Clone, Debug)]
+pub(crate) struct Decided {
+    pub term: u64,
+    pub outcome: Outcome,
+}
+
+/// Who sent a proposal to this node's router.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A caller on this node. It is forwarded if the leader is elsewhere, and sent again if that is safe.
+    Local,
+    /// Another node. It is never sent on, so that two nodes with stale views cannot play ping-pong.
+    Forwarded,
+}
+
+/// A proposal that waits for its outcome.
+pub(crate) struct Pending {
+    pub proposal: Proposal,
+    pub bytes: usize,
+    pub deadline: Instant,
+    pub origin: Origin,
+    reply: oneshot::Sender<Result<Decided>>,
+    exposure: Arc<Exposure>,
+    _permit: Permit,
+}
+
+impl Pending {
+    /// Claims the right to hand the proposal on. False if its caller has given up.
+    pub fn expose(&self) -> bool {
+        !self.reply.is_closed() && self.exposure.expose()
+    }
+
+    pub fn answer(self, result: Result<Decided>) {
+        // The caller may have given up meanwhile; then nobody is left to tell.
+        let _ = self.reply.send(result);
+    }
+
+    pub fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    /// True if sending it again cannot apply it twice.
+    pub fn is_repeatable(&self) -> bool {
+        self.origin == Origin::Local && self.proposal.stamp.is_some()
+    }
+}
+
+/// Whether a proposal has left this node's hands. Decides what a timeout may claim.
+#[derive(Debug, Default)]
+struct Exposure(AtomicU8);
+
+impl Exposure {
+    const HELD: u8 = 0;
+    const EXPOSED: u8 = 1;
+    const WITHDRAWN: u8 = 2;
+
+    fn expose(&self) -> bool {
+        match self.0.compare_exchange(Self::HELD, Self::EXPOSED, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => true,
+            Err(state) => state == Self::EXPOSED,
+        }
+    }
+
+    /// True if the proposal was never exposed, and now never will be.
+    fn withdraw(&self) -> bool {
+        self.0
+            .compare_exchange(Self::HELD, Self::WITHDRAWN, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+}
+
+/// The way to write, on every node. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Writer {
+    inbox: mpsc::Sender<Pending>,
+    admission: Admission,
+    limits: Arc<Limits>,
+    state: tokio::sync::watch::Receiver<crate::raft::GroupState>,
+}
+
+impl Writer {
+    /// Starts the router. It ends when `stop` is cancelled.
+    pub fn start(
+        parts: RouterParts,
+        admission: Admission,
+        limits: Arc<Limits>,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
+        let (inbox, receiver) = mpsc::channel(admission.max_proposals());
+        let state = parts.group.state();
+        tasks.spawn(router::run(parts, receiver, tasks.clone(), stop));
+        Self { inbox, admission, limits, state }
+    }
+
+    /// Writes, and waits for the outcome for at most `timeout`.
+    pub async fn write(
+        &self,
+        proposal: Proposal,
+        origin: Origin,
+        timeout: Duration,
+    ) -> Result<Decided> {
+        podkv_core::check(&proposal.command, &self.limits)?;
+        let bytes = proposal.size();
+        let permit = self.admission.admit(bytes)?;
+        let deadline = Instant::now() + timeout;
+        let (reply, answer) = oneshot::channel();
+        let exposure = Arc::new(Exposure::default());
+        let pending = Pending {
+            proposal,
+            bytes,
+            deadline,
+            origin,
+            reply,
+            exposure: exposure.clone(),
+            _permit: permit,
+        };
+        // The channel has room for everything that admission lets in.
+        if self.inbox.try_send(pending).is_err() {
+            return Err(stopping());
+        }
+        match tokio::time::timeout_at(deadline, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_dropped)) => Err(given_up(&exposure, stopping())),
+            Err(_elapsed) => Err(given_up(&exposure, self.timed_out(timeout))),
+        }
+    }
+
+    /// Why there was no answer in time, as far as this node can tell.
+    fn timed_out(&self, timeout: Duration) -> Error {
+        let state = self.state.borrow();
+        match state.leader {
+            Some(_) => Error::new(
+                Reason::DeadlineExceeded,
+                format!("no answer within {timeout:?}: the leader could not reach a majority in time"),
+            ),
+            None => Error::new(
+                Reason::NoLeader,
+                format!(
+                    "no leader within {timeout:?}: {} voters are known here, and no majority of them \
+                     agrees on one. Check that the other pods run and reach each other",
+                    state.members.voters.iter().flatten().collect::<std::collections::BTreeSet<_>>().len()
+                ),
+            ),
+        }
+    }
+}
+
+fn given_up(exposure: &Exposure, error: Error) -> Error {
+    if exposure.withdraw() { error } else { error.with_unknown_outcome() }
+}
+
+fn stopping() -> Error {
+    Error::new(Reason::NodeNotReady, "the node is stopping: ask another one")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_withdrawn_proposal_can_never_be_exposed() {
+        let exposure = Exposure::default();
+        assert!(exposure.withdraw());
+        assert!(!exposure.expose());
+    }
+
+    #[test]
+    fn an_exposed_proposal_cannot_be_withdrawn_and_may_be_sent_again() {
+        let exposure = Exposure::default();
+        assert!(exposure.expose());
+        assert!(exposure.expose());
+        assert!(!exposure.withdraw());
+    }
+}

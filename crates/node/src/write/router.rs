@@ -1,0 +1,253 @@
+//! The one task that sends proposals where the leader is.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use podkv_api::{Error, MemberId, Reason};
+use podkv_core::{Entry, Proposal};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::forward::ForwardStream;
+use super::{Decided, Origin, Pending};
+use crate::clock::LeaderClock;
+use crate::peer::pool::PeerPool;
+use crate::raft::{Committed, Group, GroupState, Payload};
+
+/// Entries that the leader has in flight at once. More would make entries smaller under load, fewer
+/// would leave disk or network idle.
+const MAX_ENTRIES_IN_FLIGHT: usize = 4;
+/// The most that one entry carries.
+const MAX_ENTRY_PROPOSALS: usize = 4096;
+const MAX_ENTRY_BYTES: usize = 1 << 20;
+/// How often parked proposals are looked at when nothing else happens. Only waiting for a leader is on
+/// this timer, never a write that has one.
+const PARKED_RETRY: Duration = Duration::from_millis(50);
+
+pub(crate) struct RouterParts {
+    pub group: Group,
+    pub peers: PeerPool,
+    pub me: MemberId,
+    /// The clock while this node leads; shared with whoever else needs it.
+    pub clock: tokio::sync::watch::Sender<Option<LeaderClock>>,
+}
+
+type InFlight = BoxFuture<'static, (podkv_api::Result<Committed>, Vec<Pending>)>;
+
+struct Router {
+    parts: RouterParts,
+    /// Taken from the inbox, not yet sent.
+    queue: VecDeque<Pending>,
+    in_flight: FuturesUnordered<InFlight>,
+    forward: Option<ForwardStream>,
+    /// Gives back what a broken forward stream held and may be sent again.
+    returns: mpsc::Sender<Pending>,
+    /// Do not send before this instant: the last attempt found that our view of the leader is stale.
+    hold_until: Option<Instant>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+pub(crate) async fn run(
+    parts: RouterParts,
+    mut inbox: mpsc::Receiver<Pending>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+) {
+    let mut state = parts.group.state();
+    let (returns, mut returned) = mpsc::channel(inbox.max_capacity());
+    let mut router = Router {
+        parts,
+        queue: VecDeque::new(),
+        in_flight: FuturesUnordered::new(),
+        forward: None,
+        returns,
+        hold_until: None,
+        tasks,
+        stop: stop.clone(),
+    };
+    let mut batch = Vec::new();
+    loop {
+        router.send(&state.borrow_and_update().clone());
+        let room = MAX_ENTRY_PROPOSALS.saturating_sub(router.queue.len());
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            Some((result, pendings)) = router.in_flight.next() => router.complete(result, pendings),
+            changed = state.changed() => if changed.is_err() { break },
+            Some(pending) = returned.recv() => router.queue.push_back(pending),
+            taken = inbox.recv_many(&mut batch, room), if room > 0 => {
+                if taken == 0 {
+                    break;
+                }
+                router.queue.extend(batch.drain(..));
+            }
+            () = tokio::time::sleep(PARKED_RETRY), if !router.queue.is_empty() => router.drop_abandoned(),
+        }
+    }
+    // Everything that is still here is answered by its dropped channel: the writer tells exposed from not.
+}
+
+impl Router {
+    /// Sends what is queued, if there is somewhere to send it and room there.
+    fn send(&mut self, state: &GroupState) {
+        if let Some(until) = self.hold_until {
+            if Instant::now() < until {
+                return;
+            }
+            self.hold_until = None;
+        }
+        match state.leader {
+            Some(leader) if leader == self.parts.me => {
+                self.forward = None;
+                self.propose(state);
+            }
+            Some(leader) => {
+                self.lead_nothing();
+                self.forward_to(leader, state);
+            }
+            None => {
+                self.lead_nothing();
+                self.forward = None;
+                self.refuse_forwarded(None);
+            }
+        }
+    }
+
+    fn lead_nothing(&self) {
+        self.parts.clock.send_if_modified(|clock| clock.take().is_some());
+    }
+
+    fn propose(&mut self, state: &GroupState) {
+        // Until the first entry of our term is applied the state's clock may lack what predecessors
+        // measured.
+        let applied = self.parts.group.applied().borrow().clone();
+        if applied.position.term < state.term {
+            return;
+        }
+        let clock = self.leader_clock(state.term, applied.clock_ms);
+        while self.in_flight.len() < MAX_ENTRIES_IN_FLIGHT {
+            let pendings = self.take_entry();
+            if pendings.is_empty() {
+                return;
+            }
+            let entry = Entry {
+                clock_ms: clock.now_ms(),
+                proposals: pendings.iter().map(|pending| pending.proposal.clone()).collect::<Vec<Proposal>>(),
+            };
+            let group = self.parts.group.clone();
+            self.in_flight.push(Box::pin(async move {
+                (group.submit(Payload::new(entry)).await, pendings)
+            }));
+        }
+    }
+
+    /// The clock of this term of leadership, started when it is first needed.
+    fn leader_clock(&self, term: u64, applied_clock_ms: u64) -> LeaderClock {
+        if let Some(clock) = *self.parts.clock.borrow()
+            && clock.term() == term
+        {
+            return clock;
+        }
+        let clock = LeaderClock::start(term, applied_clock_ms);
+        self.parts.clock.send_replace(Some(clock));
+        clock
+    }
+
+    /// Takes what fits into one entry. Proposals whose callers have given up fall out here.
+    fn take_entry(&mut self) -> Vec<Pending> {
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while let Some(next) = self.queue.front() {
+            if !taken.is_empty() && (bytes + next.bytes > MAX_ENTRY_BYTES || taken.len() == MAX_ENTRY_PROPOSALS) {
+                break;
+            }
+            bytes += next.bytes;
+            if let Some(pending) = self.queue.pop_front()
+                && pending.expose()
+            {
+                taken.push(pending);
+            }
+        }
+        taken
+    }
+
+    fn complete(&mut self, result: podkv_api::Result<Committed>, pendings: Vec<Pending>) {
+        match result {
+            Ok(committed) => {
+                let term = committed.position.term;
+                for (pending, outcome) in pendings.into_iter().zip(committed.outcomes) {
+                    pending.answer(Ok(Decided { term, outcome }));
+                }
+            }
+            Err(error) => {
+                if error.reason() == Reason::NotLeader {
+                    self.hold_until = Some(Instant::now() + PARKED_RETRY);
+                }
+                for pending in pendings {
+                    let retry = pending.origin == Origin::Local && !error.outcome_unknown() || pending.is_repeatable();
+                    if retry && error.is_retryable() {
+                        self.queue.push_back(pending);
+                    } else {
+                        pending.answer(Err(error.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    fn forward_to(&mut self, leader: MemberId, state: &GroupState) {
+        self.refuse_forwarded(Some(leader));
+        if self.queue.is_empty() {
+            return;
+        }
+        if self.forward.as_ref().is_none_or(|stream| stream.leader() != leader || stream.is_closed()) {
+            let Some(address) = state.members.nodes.get(&leader) else { return };
+            self.forward = Some(ForwardStream::open(
+                leader,
+                self.parts.peers.client(leader, address, crate::peer::pool::Lane::Forward),
+                self.returns.clone(),
+                &self.tasks,
+                self.stop.clone(),
+            ));
+        }
+        let Some(stream) = &self.forward else { return };
+        while let Some(pending) = self.queue.pop_front() {
+            if pending.is_abandoned() {
+                continue;
+            }
+            if let Err(pending) = stream.send(pending) {
+                self.queue.push_front(pending);
+                return;
+            }
+        }
+    }
+
+    /// What another node sent us is refused when we do not lead: that node knows better where to go.
+    fn refuse_forwarded(&mut self, leader: Option<MemberId>) {
+        if !self.queue.iter().any(|pending| pending.origin == Origin::Forwarded) {
+            return;
+        }
+        for pending in std::mem::take(&mut self.queue) {
+            if pending.origin == Origin::Forwarded {
+                pending.answer(Err(not_leader(leader)));
+            } else {
+                self.queue.push_back(pending);
+            }
+        }
+    }
+
+    fn drop_abandoned(&mut self) {
+        self.queue.retain(|pending| !pending.is_abandoned());
+    }
+}
+
+fn not_leader(leader: Option<MemberId>) -> Error {
+    let hint = leader.map(|member| podkv_api::LeaderHint { member, client_address: String::new() });
+    Error::new(Reason::NotLeader, "this node does not lead").with_leader(hint)
+}
