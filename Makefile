@@ -1,0 +1,49 @@
+# Every habit has one name. `make verify` never writes; `make fix` does.
+
+# RocksDB is a quarter of an hour of C++. With ccache it is that once per machine, whatever the profile.
+ifneq (,$(shell command -v ccache 2>/dev/null))
+export CC = ccache cc
+export CXX = ccache c++
+endif
+CARGO ?= cargo
+
+.PHONY: help setup build try demo test verify fix audit
+
+help:
+	@echo "make try      the tour on memory storage: no C++, nothing durable"
+	@echo "make demo     three nodes, real data, a killed leader, nothing lost"
+	@echo "make test     all tests"
+	@echo "make verify   what CI checks: format, lints, dependencies, layout"
+	@echo "make fix      format, and apply what the lints can mend"
+	@echo "make audit    known vulnerabilities of dependencies (needs the network)"
+	@echo "make setup    install what the build needs (called by the others)"
+
+setup:
+	@.ci/setup
+
+build: setup
+	@.ci/build-with-progress $(CARGO) build --locked --workspace --bins
+
+# No feature that needs C++: this builds in a few minutes.
+try:
+	$(CARGO) run --locked --quiet -p podkv-tests --no-default-features --bin podkv-tour
+
+demo: build
+	$(CARGO) run --locked --quiet -p podkv-tests --bin podkv-demo
+
+test: build
+	$(CARGO) test --locked --workspace
+
+verify: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked -p podkv-node --no-default-features -- -D warnings
+	$(CARGO) deny --locked check bans licenses sources
+	$(CARGO) test --locked -p podkv-tests --test layout
+
+fix:
+	$(CARGO) fmt --all
+	$(CARGO) clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+
+audit:
+	$(CARGO) deny check advisories
