@@ -147,7 +147,7 @@ reasons! {
     /// A retry of a write that was applied, at [`Error::revision`], whose answer was too large to keep.
     AnswerNotKept = 47, Conflict;
     /// Other writers were faster, each time.
-    Contention = 47, Conflict;
+    Contention = 48, Conflict;
 }
 
 /// Where the leader is, as far as the node that answered knew.
@@ -231,8 +231,7 @@ impl Error {
     /// True if the same request may succeed later or elsewhere. A write whose outcome is unknown
     /// is safe to repeat only inside its session.
     pub fn is_retryable(&self) -> bool {
-        matches!(self.kind(), ErrorKind::Unavailable)
-            || matches!(self.reason(), Reason::Overloaded)
+        matches!(self.kind(), ErrorKind::Unavailable) || matches!(self.reason(), Reason::Overloaded)
     }
 
     /// True if a write may have been applied although it failed. Never read it as "not applied".

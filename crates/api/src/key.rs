@@ -23,22 +23,34 @@ pub struct KeyRange {
 impl KeyRange {
     /// One key.
     pub fn key(key: impl Into<Bytes>) -> Self {
-        Self { start: key.into(), end: RangeEnd::Single }
+        Self {
+            start: key.into(),
+            end: RangeEnd::Single,
+        }
     }
 
     /// Every key.
     pub fn all() -> Self {
-        Self { start: Bytes::new(), end: RangeEnd::Unbounded }
+        Self {
+            start: Bytes::new(),
+            end: RangeEnd::Unbounded,
+        }
     }
 
     /// Every key from `start` on.
     pub fn from(start: impl Into<Bytes>) -> Self {
-        Self { start: start.into(), end: RangeEnd::Unbounded }
+        Self {
+            start: start.into(),
+            end: RangeEnd::Unbounded,
+        }
     }
 
     /// The keys `k` with `start <= k < end`.
     pub fn between(start: impl Into<Bytes>, end: impl Into<Bytes>) -> Self {
-        Self { start: start.into(), end: RangeEnd::Before(end.into()) }
+        Self {
+            start: start.into(),
+            end: RangeEnd::Before(end.into()),
+        }
     }
 
     /// Every key that begins with `prefix`. An empty prefix is every key.
@@ -96,7 +108,10 @@ mod tests {
     #[test]
     fn prefix_of_ff_is_unbounded() {
         assert_eq!(KeyRange::prefix(&b"\xff\xff"[..]).end, RangeEnd::Unbounded);
-        assert_eq!(KeyRange::prefix(&b"a\xff"[..]).end, RangeEnd::Before(Bytes::from_static(b"b")));
+        assert_eq!(
+            KeyRange::prefix(&b"a\xff"[..]).end,
+            RangeEnd::Before(Bytes::from_static(b"b"))
+        );
         assert_eq!(KeyRange::prefix("").end, RangeEnd::Unbounded);
     }
 

@@ -107,7 +107,10 @@ pub struct Delete {
 
 impl Delete {
     pub fn new(range: KeyRange) -> Self {
-        Self { range, prev_kv: false }
+        Self {
+            range,
+            prev_kv: false,
+        }
     }
 
     pub fn prev_kv(mut self) -> Self {

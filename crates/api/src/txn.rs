@@ -40,7 +40,11 @@ pub struct Compare {
 
 impl Compare {
     pub fn new(key: impl Into<Bytes>, op: CompareOp, target: CompareTarget) -> Self {
-        Self { range: KeyRange::key(key), op, target }
+        Self {
+            range: KeyRange::key(key),
+            op,
+            target,
+        }
     }
 
     /// The key exists.

@@ -79,13 +79,24 @@ impl Watch {
 pub enum WatchMessage {
     /// The watch stands: every change from `start_revision` on will be reported. Always first,
     /// and once: a client that resumes an interrupted watch does not repeat it.
-    Created { header: Header, start_revision: Revision },
+    Created {
+        header: Header,
+        start_revision: Revision,
+    },
     /// Part of the list that was asked for, in key order, as of `revision`.
-    List { header: Header, revision: Revision, kvs: Vec<KeyValue> },
+    List {
+        header: Header,
+        revision: Revision,
+        kvs: Vec<KeyValue>,
+    },
     /// The list is complete; changes after `revision` follow.
     Listed { header: Header, revision: Revision },
     /// All changes of one revision, never split, in the order of the transaction.
-    Events { header: Header, revision: Revision, events: Vec<Event> },
+    Events {
+        header: Header,
+        revision: Revision,
+        events: Vec<Event>,
+    },
     /// Every change up to this revision has been reported.
     Bookmark { header: Header, revision: Revision },
 }
