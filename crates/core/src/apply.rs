@@ -1,13 +1,21 @@
 //! The heart: entries in, effects and outcomes out.
+//!
+//! An [`Applier`] takes a range of entries on top of one view and gathers one batch of writes, so
+//! that the node commits many entries at once. How entries are cut into batches changes nothing in
+//! the state: each command sees the writes of those before it, through the overlay.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use podkv_api::Reason;
 
 use crate::changes::RevisionEvents;
-use crate::command::Entry;
+use crate::check;
+use crate::command::{Command, Entry, Proposal};
 use crate::meta::Meta;
-use crate::outcome::Outcome;
+use crate::outcome::{Answer, Outcome, Rejection};
+use crate::session::Admission;
+use crate::state::State;
 use crate::view::{View, ViewError};
 
 /// What a batch of entries comes to.
@@ -23,22 +31,107 @@ pub struct Effects {
 }
 
 /// Applies entries to a view, one batch of writes for all of them.
-pub struct Applier<'v> {
-    #[allow(dead_code)]
-    view: &'v dyn View,
-}
+pub struct Applier<'v>(State<'v>);
 
 impl<'v> Applier<'v> {
     pub fn new(view: &'v dyn View) -> Result<Self, ViewError> {
-        Ok(Self { view })
+        State::new(view).map(Self)
     }
 
     /// One outcome for each proposal. After an error the applier and its effects are void.
-    pub fn apply(&mut self, _entry: &Entry) -> Result<Vec<Outcome>, ViewError> {
-        Err(ViewError::corrupt("unfinished"))
+    pub fn apply(&mut self, entry: &Entry) -> Result<Vec<Outcome>, ViewError> {
+        self.0.advance_clock(entry.clock_ms);
+        let proposals = entry.proposals.iter();
+        proposals.map(|proposal| self.0.propose(proposal)).collect()
+    }
+
+    /// The state as a whole, as far as entries were applied.
+    pub fn meta(&self) -> &Meta {
+        &self.0.meta
     }
 
     pub fn finish(self) -> Effects {
-        Effects::default()
+        self.0.finish()
+    }
+}
+
+impl State<'_> {
+    fn propose(&mut self, proposal: &Proposal) -> Result<Outcome, ViewError> {
+        let Some(stamp) = &proposal.stamp else {
+            return self.execute(&proposal.command);
+        };
+        match self.admit(stamp, &proposal.command)? {
+            Admission::Duplicate(outcome) => Ok(outcome),
+            Admission::Refused(rejection) => Ok(self.outcome(Err(rejection))),
+            Admission::Fresh(digest) => {
+                let outcome = self.execute(&proposal.command)?;
+                self.keep_result(stamp, digest, &outcome)?;
+                Ok(outcome)
+            }
+        }
+    }
+
+    fn execute(&mut self, command: &Command) -> Result<Outcome, ViewError> {
+        // A peer of another release may have checked less than apply relies on.
+        let result = match check::well_formed(command) {
+            Ok(()) => self.run(command)?,
+            Err(error) => Err(self.reject(error.reason())),
+        };
+        Ok(self.outcome(result))
+    }
+
+    fn outcome(&self, result: Result<Answer, Rejection>) -> Outcome {
+        Outcome {
+            revision: self.meta.revision,
+            duplicate: false,
+            result,
+        }
+    }
+
+    fn run(&mut self, command: &Command) -> Result<Result<Answer, Rejection>, ViewError> {
+        Ok(match command {
+            Command::Put(put) => {
+                if let Err(reason) = self.check_put(put)? {
+                    return Ok(Err(self.reject(reason)));
+                }
+                let mut changes = self.next_revision();
+                let response = self.put_key(&mut changes, put)?;
+                self.commit(changes);
+                Ok(Answer::Put(response))
+            }
+            Command::Delete(delete) => {
+                let mut changes = self.next_revision();
+                let mut response = self.delete_range(&mut changes, delete)?;
+                self.commit(changes);
+                response.header.revision = self.meta.revision;
+                Ok(Answer::Delete(response))
+            }
+            Command::Txn(txn) => self.txn(txn)?.map(Answer::Txn),
+            Command::Compact { revision } => self.compact(*revision),
+            Command::LeaseGrant { id, ttl_ms } => self.lease_grant(*id, *ttl_ms)?,
+            Command::LeaseRevoke { id } => self.lease_revoke(*id)?,
+            Command::LeaseKeepAlive { ids } => Ok(self.lease_keep_alive(ids)?),
+            Command::SessionOpen {
+                id,
+                ttl_ms,
+                identity,
+            } => self.session_open(*id, *ttl_ms, identity)?,
+            Command::SessionKeepAlive { ids } => Ok(self.session_keep_alive(ids)?),
+            Command::SessionClose { id } => self.session_close(*id)?,
+            Command::Expire { limit } => Ok(self.expire(*limit)?),
+            Command::Sweep { limit } => Ok(self.sweep(*limit)?),
+            Command::SetRetention(retention) => {
+                self.meta.retention = *retention;
+                Ok(Answer::Done)
+            }
+            Command::SetFeatureLevel(level) if *level < self.meta.feature_level => {
+                Err(self.reject(Reason::InvalidArgument))
+            }
+            Command::SetFeatureLevel(level) => {
+                self.meta.feature_level = *level;
+                Ok(Answer::Done)
+            }
+            Command::RaiseRevision { revision } => Ok(self.raise_revision(*revision)?),
+        })
     }
 }

@@ -1,11 +1,326 @@
-//! What a request must be before it is proposed.
+//! What a request must be, whatever the state is.
+//!
+//! [`check`] runs before a request is proposed, with the limits of the node. Limits are local
+//! settings, so apply must not depend on them; it repeats only what holds everywhere
+//! ([`well_formed`]), and so stays total on commands that came another way.
 
-use podkv_api::{Error, Limits};
+use std::collections::{BTreeMap, BTreeSet};
+
+use podkv_api::{Bytes, Error, KeyRange, Limits, Op, Put, Range, RangeEnd, Reason, Txn};
 
 use crate::command::Command;
+use crate::record::MAX_TXN_DEPTH;
+
+type Checked = Result<(), Error>;
 
 /// Checks a command against the limits of this node and against all that makes sense without
-/// looking at the state. Done before proposing: limits are local, and apply must not depend on them.
-pub fn check(_command: &Command, _limits: &Limits) -> Result<(), Error> {
+/// looking at the state. Done before proposing.
+pub fn check(command: &Command, limits: &Limits) -> Checked {
+    let bytes = command.size();
+    if bytes > limits.max_request_bytes {
+        return Err(Error::new(
+            Reason::RequestTooLarge,
+            format!(
+                "the request has {bytes} bytes; at most {} are accepted",
+                limits.max_request_bytes
+            ),
+        ));
+    }
+    Checker { limits }.command(command)
+}
+
+/// What apply relies on.
+pub(crate) fn well_formed(command: &Command) -> Checked {
+    const NO_LIMITS: Limits = Limits {
+        max_request_bytes: usize::MAX,
+        max_txn_ops: usize::MAX,
+        max_txn_depth: MAX_TXN_DEPTH,
+        max_key_bytes: usize::MAX,
+    };
+    Checker { limits: &NO_LIMITS }.command(command)
+}
+
+/// The longest identity that a session is bound to.
+const MAX_IDENTITY_BYTES: usize = 4096;
+
+struct Checker<'a> {
+    limits: &'a Limits,
+}
+
+impl Checker<'_> {
+    fn command(&self, command: &Command) -> Checked {
+        match command {
+            Command::Put(put) => self.put(put),
+            Command::Delete(delete) => self.key_range(&delete.range),
+            Command::Txn(txn) => {
+                self.txn(txn, 1)?;
+                written(txn).map(drop)
+            }
+            Command::LeaseGrant { id, ttl_ms } => {
+                if id.0 == 0 {
+                    return Err(invalid("the lease id is 0, which means no lease"));
+                }
+                ttl("the lease", *ttl_ms)
+            }
+            Command::SessionOpen {
+                ttl_ms, identity, ..
+            } => {
+                if identity.len() > MAX_IDENTITY_BYTES {
+                    return Err(invalid(format!(
+                        "the identity has {} bytes; at most {MAX_IDENTITY_BYTES} are accepted",
+                        identity.len()
+                    )));
+                }
+                ttl("the session", *ttl_ms)
+            }
+            Command::Compact { .. }
+            | Command::LeaseRevoke { .. }
+            | Command::LeaseKeepAlive { .. }
+            | Command::SessionKeepAlive { .. }
+            | Command::SessionClose { .. }
+            | Command::Expire { .. }
+            | Command::Sweep { .. }
+            | Command::SetRetention(_)
+            | Command::SetFeatureLevel(_)
+            | Command::RaiseRevision { .. } => Ok(()),
+        }
+    }
+
+    fn put(&self, put: &Put) -> Checked {
+        self.key(&put.key)?;
+        if put.ignore_value && !put.value.is_empty() {
+            return Err(Error::new(
+                Reason::ValueProvided,
+                "ignore_value keeps the value that the key has; leave the value out",
+            ));
+        }
+        if put.ignore_lease && (put.lease.is_some() || put.ttl_ms.is_some()) {
+            return Err(Error::new(
+                Reason::LeaseProvided,
+                "ignore_lease keeps the lease that the key has; leave lease and TTL out",
+            ));
+        }
+        if put.lease.is_some() && put.ttl_ms.is_some() {
+            return Err(invalid(
+                "a put has a lease or a TTL of its own, not both; leave one out",
+            ));
+        }
+        if put.lease.is_some_and(|lease| lease.0 == 0) {
+            return Err(invalid("the lease id is 0, which means no lease"));
+        }
+        put.ttl_ms.map_or(Ok(()), |ttl_ms| ttl("the put", ttl_ms))
+    }
+
+    fn key(&self, key: &Bytes) -> Checked {
+        if key.is_empty() {
+            return Err(Error::new(
+                Reason::EmptyKey,
+                "the key is empty; a key has at least one byte",
+            ));
+        }
+        self.key_length(key, self.limits.max_key_bytes)
+    }
+
+    fn key_length(&self, key: &Bytes, most: usize) -> Checked {
+        if key.len() > most {
+            return Err(Error::new(
+                Reason::KeyTooLarge,
+                format!(
+                    "the key has {} bytes; at most {most} are accepted",
+                    key.len()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn key_range(&self, range: &KeyRange) -> Checked {
+        // One more byte: the end of a range that stops after a longest key.
+        let bound = self.limits.max_key_bytes.saturating_add(1);
+        match &range.end {
+            RangeEnd::Single => return self.key(&range.start),
+            RangeEnd::Before(end) => self.key_length(end, bound)?,
+            RangeEnd::Unbounded => {}
+        }
+        self.key_length(&range.start, bound)
+    }
+
+    fn txn(&self, txn: &Txn, depth: usize) -> Checked {
+        let most = self.limits.max_txn_depth.min(MAX_TXN_DEPTH);
+        if depth > most {
+            return Err(Error::new(
+                Reason::TxnTooDeep,
+                format!("the transaction nests deeper than {most} levels"),
+            ));
+        }
+        let lists = [
+            ("compares", txn.compare.len()),
+            ("operations under then", txn.then.len()),
+            ("operations under else", txn.or_else.len()),
+        ];
+        for (name, length) in lists {
+            if length > self.limits.max_txn_ops {
+                return Err(Error::new(
+                    Reason::TooManyOperations,
+                    format!(
+                        "the transaction has {length} {name}; at most {} are accepted",
+                        self.limits.max_txn_ops
+                    ),
+                ));
+            }
+        }
+        for compare in &txn.compare {
+            self.key_range(&compare.range)?;
+        }
+        for op in txn.then.iter().chain(&txn.or_else) {
+            match op {
+                Op::Put(put) => self.put(put)?,
+                Op::Delete(delete) => self.key_range(&delete.range)?,
+                Op::Range(range) => self.range(range)?,
+                Op::Txn(txn) => self.txn(txn, depth + 1)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn range(&self, range: &Range) -> Checked {
+        self.key_range(&range.range)
+    }
+}
+
+/// Checks a read, as [`check`] does a command.
+pub fn check_range(range: &Range, limits: &Limits) -> Result<(), Error> {
+    Checker { limits }.range(range)
+}
+
+fn invalid(text: impl Into<String>) -> Error {
+    Error::new(Reason::InvalidArgument, text)
+}
+
+fn ttl(what: &str, ttl_ms: u64) -> Checked {
+    if ttl_ms == 0 || ttl_ms > Limits::MAX_TTL_MS {
+        return Err(Error::new(
+            Reason::InvalidTtl,
+            format!(
+                "the TTL of {what} is {ttl_ms} ms; from 1 to {} are accepted",
+                Limits::MAX_TTL_MS
+            ),
+        ));
+    }
     Ok(())
+}
+
+/// What a list of operations may write, to find keys that are written twice. Each version of a key
+/// is named by its revision, and a transaction has one: a key that it wrote twice would have two
+/// versions under one name. Deletes may overlap each other, since the second finds nothing.
+#[derive(Default)]
+struct Written {
+    puts: BTreeSet<Bytes>,
+    /// Disjoint: start to end, where `None` is the end of the keyspace.
+    deletes: BTreeMap<Bytes, Option<Bytes>>,
+}
+
+/// What either branch of a transaction may write. The branches exclude each other, so they may
+/// write the same keys.
+fn written(txn: &Txn) -> Result<Written, Error> {
+    let mut all = written_by(&txn.then)?;
+    let other = written_by(&txn.or_else)?;
+    all.puts.extend(other.puts);
+    for (start, end) in other.deletes {
+        all.add_delete(start, end);
+    }
+    Ok(all)
+}
+
+fn written_by(ops: &[Op]) -> Result<Written, Error> {
+    let mut all = Written::default();
+    for op in ops {
+        match op {
+            Op::Range(_) => {}
+            Op::Put(put) => {
+                let mut one = Written::default();
+                one.puts.insert(put.key.clone());
+                all.join(one)?;
+            }
+            Op::Delete(delete) => {
+                let mut one = Written::default();
+                let start = delete.range.start.clone();
+                match &delete.range.end {
+                    _ if delete.range.is_empty() => {}
+                    RangeEnd::Single => {
+                        let end = crate::schema::just_after(&start);
+                        one.add_delete(start, Some(end));
+                    }
+                    RangeEnd::Before(end) => one.add_delete(start, Some(end.clone())),
+                    RangeEnd::Unbounded => one.add_delete(start, None),
+                }
+                all.join(one)?;
+            }
+            Op::Txn(txn) => all.join(written(txn)?)?,
+        }
+    }
+    Ok(all)
+}
+
+impl Written {
+    /// Adds what another operation of the same list writes.
+    fn join(&mut self, other: Written) -> Checked {
+        for key in &other.puts {
+            if self.puts.contains(key) || self.deletes_key(key) {
+                return Err(duplicate(key));
+            }
+        }
+        for (start, end) in &other.deletes {
+            let mut inside = self.puts.range::<Bytes, _>(start..);
+            if let Some(key) = inside.next()
+                && end.as_ref().is_none_or(|end| key < end)
+            {
+                return Err(duplicate(key));
+            }
+        }
+        self.puts.extend(other.puts);
+        for (start, end) in other.deletes {
+            self.add_delete(start, end);
+        }
+        Ok(())
+    }
+
+    fn deletes_key(&self, key: &Bytes) -> bool {
+        let before = self.deletes.range::<Bytes, _>(..=key).next_back();
+        before.is_some_and(|(_, end)| end.as_ref().is_none_or(|end| key < end))
+    }
+
+    /// Adds an interval, merging those that it touches.
+    fn add_delete(&mut self, mut start: Bytes, mut end: Option<Bytes>) {
+        let reaches = |end: &Option<Bytes>, to: &Bytes| end.as_ref().is_none_or(|end| end >= to);
+        loop {
+            let last_before = match &end {
+                Some(end) => self.deletes.range::<Bytes, _>(..=end).next_back(),
+                None => self.deletes.iter().next_back(),
+            };
+            match last_before {
+                Some((other, other_end)) if reaches(other_end, &start) => {
+                    let (other, other_end) = (other.clone(), other_end.clone());
+                    self.deletes.remove(&other);
+                    start = start.min(other);
+                    end = match (end, other_end) {
+                        (Some(end), Some(other_end)) => Some(end.max(other_end)),
+                        _ => None,
+                    };
+                }
+                _ => break,
+            }
+        }
+        self.deletes.insert(start, end);
+    }
+}
+
+fn duplicate(key: &Bytes) -> Error {
+    Error::new(
+        Reason::DuplicateKey,
+        format!(
+            "the transaction writes the key {:?} twice; each key may be put or deleted once",
+            key.escape_ascii().to_string()
+        ),
+    )
 }

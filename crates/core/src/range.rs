@@ -1,9 +1,19 @@
-//! Reads of a range of keys.
+//! Reads of a range of keys, now or in the past, all at once or in pages.
 
-use podkv_api::{KeyValue, Range, Revision};
+use std::cmp::Ordering;
+use std::iter::Peekable;
 
-use crate::outcome::Rejection;
-use crate::view::{View, ViewError};
+use bytes::Bytes;
+use podkv_api::{KeyRange, KeyValue, Range, RangeEnd, RangeResponse, Reason, Revision};
+
+use crate::counts;
+use crate::meta::{Meta, read_meta};
+use crate::mvcc::{decode_latest, superseded_at, version_at};
+use crate::outcome::{Rejection, header_at};
+use crate::record::state::Stored;
+use crate::schema;
+use crate::state::reject;
+use crate::view::{Scan, View, ViewError};
 
 /// How much of a range to read at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,9 +51,284 @@ pub struct RangePage {
 
 /// Reads a range at a revision. `request.consistency` is the node's affair.
 pub fn range(
-    _view: &dyn View,
-    _request: &Range,
-    _page: PageLimits,
+    view: &dyn View,
+    request: &Range,
+    page: PageLimits,
 ) -> Result<Result<RangePage, Rejection>, ViewError> {
-    Err(ViewError::corrupt("unfinished"))
+    let meta = read_meta(view)?;
+    if let Err(reason) = check_revision(&meta, request.revision) {
+        return Ok(Err(reject(&meta, reason)));
+    }
+    read(view, meta.revision, request, page).map(Ok)
+}
+
+/// Whether `revision` can be read; 0 is the latest.
+pub(crate) fn check_revision(meta: &Meta, revision: Revision) -> Result<(), Reason> {
+    if revision > meta.revision {
+        return Err(Reason::FutureRevision);
+    }
+    if revision != 0 && revision < meta.compacted_revision {
+        return Err(Reason::Compacted);
+    }
+    Ok(())
+}
+
+/// A whole range as one answer, as a transaction gives it. `newest` is the revision of what the
+/// view holds.
+pub(crate) fn answer(
+    view: &dyn View,
+    newest: Revision,
+    request: &Range,
+) -> Result<RangeResponse, ViewError> {
+    let page = read(view, newest, request, PageLimits::default())?;
+    Ok(RangeResponse {
+        header: header_at(page.revision),
+        kvs: page.kvs,
+        count: page.count,
+        more: page.more,
+    })
+}
+
+/// Reads a page; the revision was checked.
+fn read(
+    view: &dyn View,
+    newest: Revision,
+    request: &Range,
+    page: PageLimits,
+) -> Result<RangePage, ViewError> {
+    let past = request.revision != 0 && request.revision < newest;
+    let at = if past { request.revision } else { newest };
+    let mut result = RangePage {
+        revision: newest,
+        kvs: Vec::new(),
+        count: 0,
+        more: false,
+        next: None,
+    };
+    if request.range.is_empty() {
+        return Ok(result);
+    }
+    if request.count_only && !past {
+        result.count = counts::count(view, &request.range)?;
+        return Ok(result);
+    }
+    let mut keys = Keys::open(view, &request.range, request.reverse, past.then_some(at))?;
+    let mut bytes = 0;
+    let mut cut = request.count_only;
+    while !cut && let Some((key, stored)) = keys.next()? {
+        if request.limit != 0 && result.kvs.len() as u64 >= request.limit {
+            result.more = true;
+            cut = true;
+        } else {
+            let value_bytes = if request.keys_only {
+                0
+            } else {
+                stored.value.len()
+            };
+            bytes += key.len() + value_bytes;
+            if bytes > page.max_bytes && !result.kvs.is_empty() {
+                result.next = Some(rest(request, &result.kvs, at));
+                cut = true;
+            }
+        }
+        if cut {
+            // This key is counted with those that follow it.
+            result.count = 1;
+        } else {
+            let mut kv = stored.key_value(key);
+            if request.keys_only {
+                kv.value = Bytes::new();
+            }
+            result.kvs.push(kv);
+        }
+    }
+    result.count += result.kvs.len() as u64;
+    if !page.count {
+        result.count = 0;
+    } else if cut && past {
+        while keys.next()?.is_some() {
+            result.count += 1;
+        }
+    } else if cut {
+        result.count = counts::count(view, &request.range)?;
+    }
+    Ok(result)
+}
+
+/// The part of a request that comes after the keys that were read.
+fn rest(request: &Range, read: &[KeyValue], at: Revision) -> Range {
+    let mut next = request.clone();
+    next.revision = at;
+    next.limit = request.limit.saturating_sub(read.len() as u64);
+    if let Some(last) = read.last() {
+        if request.reverse {
+            next.range.end = RangeEnd::Before(last.key.clone());
+        } else {
+            next.range.start = schema::just_after(&last.key);
+        }
+    }
+    next
+}
+
+/// The keys of a range with the version that a read sees, one after another.
+enum Keys<'a> {
+    One(Option<(Bytes, Stored)>),
+    Latest(Scan<'a>),
+    Past(Past<'a>),
+}
+
+impl<'a> Keys<'a> {
+    fn open(
+        view: &'a dyn View,
+        range: &KeyRange,
+        reverse: bool,
+        past: Option<Revision>,
+    ) -> Result<Self, ViewError> {
+        if range.is_single() {
+            let stored = version_at(view, &range.start, past.unwrap_or(Revision::MAX))?;
+            return Ok(Self::One(
+                stored.map(|stored| (range.start.clone(), stored)),
+            ));
+        }
+        let (start, end) = schema::latest_bounds(range);
+        let latest = view.scan(&start, &end, reverse);
+        Ok(match past {
+            None => Self::Latest(latest),
+            Some(at) => Self::Past(Past {
+                latest: latest.peekable(),
+                superseded: Superseded::open(view, range, reverse, at),
+                peeked: None,
+                reverse,
+                at,
+            }),
+        })
+    }
+
+    fn next(&mut self) -> Result<Option<(Bytes, Stored)>, ViewError> {
+        match self {
+            Self::One(item) => Ok(item.take()),
+            Self::Latest(scan) => match scan.next().transpose()? {
+                None => Ok(None),
+                Some((key, record)) => Ok(Some((schema::user_key(&key)?, decode_latest(record)?))),
+            },
+            Self::Past(past) => past.next(),
+        }
+    }
+}
+
+/// A read of the past: `latest` where it is old enough, else what `history` has for the key.
+struct Past<'a> {
+    latest: Peekable<Scan<'a>>,
+    superseded: Superseded<'a>,
+    /// The next key of the history, with the version that is visible in it.
+    peeked: Option<(Bytes, Option<Bytes>)>,
+    reverse: bool,
+    at: Revision,
+}
+
+impl Past<'_> {
+    fn next(&mut self) -> Result<Option<(Bytes, Stored)>, ViewError> {
+        loop {
+            if self.peeked.is_none() {
+                self.peeked = self.superseded.next()?;
+            }
+            let latest_key = match self.latest.peek() {
+                None => None,
+                Some(Ok((key, _))) => Some(schema::user_key(key)?),
+                Some(Err(_)) => {
+                    self.latest.next().transpose()?;
+                    continue;
+                }
+            };
+            let order = match (&latest_key, &self.peeked) {
+                (None, None) => return Ok(None),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some(latest), Some((old, _))) if self.reverse => old.cmp(latest),
+                (Some(latest), Some((old, _))) => latest.cmp(old),
+            };
+            let old = match order {
+                Ordering::Less => None,
+                Ordering::Equal | Ordering::Greater => self.peeked.take(),
+            };
+            if order != Ordering::Greater
+                && let Some((key, record)) = self.latest.next().transpose()?
+            {
+                let stored = decode_latest(record)?;
+                if stored.meta.mod_revision <= self.at {
+                    return Ok(Some((schema::user_key(&key)?, stored)));
+                }
+            }
+            if let Some((key, Some(record))) = old
+                && let Some(stored) = Stored::decode(record)?
+            {
+                return Ok(Some((key, stored)));
+            }
+        }
+    }
+}
+
+/// The keys of a range that have history, each with its newest version not above `at`.
+struct Superseded<'a> {
+    view: &'a dyn View,
+    end: Bytes,
+    start: Bytes,
+    reverse: bool,
+    at: Revision,
+    scan: Peekable<Scan<'a>>,
+}
+
+/// A key with more versions than this is left by a seek instead of step by step.
+const STEPS_BEFORE_SEEK: usize = 16;
+
+impl<'a> Superseded<'a> {
+    fn open(view: &'a dyn View, range: &KeyRange, reverse: bool, at: Revision) -> Self {
+        let (start, end) = schema::history_bounds(range);
+        Self {
+            scan: view.scan(&start, &end, reverse).peekable(),
+            view,
+            start,
+            end,
+            reverse,
+            at,
+        }
+    }
+
+    fn next(&mut self) -> Result<Option<(Bytes, Option<Bytes>)>, ViewError> {
+        let Some((first, record)) = self.scan.next().transpose()? else {
+            return Ok(None);
+        };
+        let (key, revision) = schema::read_history_key(&first)?;
+        let mut newest = (revision <= self.at).then_some((revision, record));
+        let versions = schema::history_bounds_of(&key, Revision::MAX);
+        for _ in 0..STEPS_BEFORE_SEEK {
+            let same_key = |item: &Result<(Bytes, Bytes), ViewError>| match item {
+                Ok((next, _)) => *next >= versions.0 && *next < versions.1,
+                Err(_) => true,
+            };
+            let Some((next, record)) = self.scan.next_if(same_key).transpose()? else {
+                return Ok(Some((key, newest.map(|(_, record)| record))));
+            };
+            let (_, revision) = schema::read_history_key(&next)?;
+            if revision <= self.at && newest.as_ref().is_none_or(|(found, _)| *found < revision) {
+                newest = Some((revision, record));
+            }
+        }
+        self.leave(versions);
+        let stored = superseded_at(self.view, &key, self.at)?;
+        Ok(Some((key, stored.map(|stored| stored.record))))
+    }
+
+    /// Goes on after all versions of a key.
+    fn leave(&mut self, versions: (Bytes, Bytes)) {
+        if self.reverse {
+            self.end = versions.0;
+        } else {
+            self.start = versions.1;
+        }
+        self.scan = self
+            .view
+            .scan(&self.start, &self.end, self.reverse)
+            .peekable();
+    }
 }
