@@ -1,0 +1,178 @@
+//! Membership, leadership, status, backup: what operators ask of a node.
+//!
+//! A change of membership is made by the leader. Any node takes the call and passes it on.
+
+use std::time::Duration;
+
+use podkv_api::{Error, Header, Member, MemberId, NodeStatus, Reason, Result};
+use podkv_proto::peer as wire;
+use tokio::time::Instant;
+
+use super::Node;
+use crate::membership::PeerAddress;
+use crate::peer::pool::Lane;
+
+/// Between two attempts to reach the leader.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// A change that the leader makes.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    AddLearner(MemberId, PeerAddress),
+    Promote(MemberId),
+    Remove(MemberId),
+    /// `None` lets the leader choose the voter that is furthest.
+    Transfer(Option<MemberId>),
+}
+
+impl Node {
+    /// Adds a node as a learner. It votes after [`Node::promote_member`].
+    pub async fn add_member(&self, member: Member) -> Result<(Header, Vec<Member>)> {
+        let address = PeerAddress {
+            name: member.name,
+            peer_address: member.peer_address,
+            client_address: member.client_address,
+        };
+        self.change(Change::AddLearner(member.id, address)).await?;
+        Ok((self.header(), self.members_known()))
+    }
+
+    /// Makes a learner that has caught up a voter.
+    pub async fn promote_member(&self, id: MemberId) -> Result<(Header, Vec<Member>)> {
+        self.change(Change::Promote(id)).await?;
+        Ok((self.header(), self.members_known()))
+    }
+
+    pub async fn remove_member(&self, id: MemberId) -> Result<(Header, Vec<Member>)> {
+        self.change(Change::Remove(id)).await?;
+        Ok((self.header(), self.members_known()))
+    }
+
+    /// Hands leadership to a voter and waits until it leads.
+    pub async fn transfer_leadership(&self, to: Option<MemberId>) -> Result<(Header, MemberId)> {
+        let leader = self.change(Change::Transfer(to)).await?;
+        Ok((self.header(), leader))
+    }
+
+    /// The members as this node knows them.
+    pub fn members_known(&self) -> Vec<Member> {
+        self.0.group.state().borrow().members.list()
+    }
+
+    /// Makes a change here or at the leader, and returns the leader afterwards.
+    pub(crate) async fn change(&self, change: Change) -> Result<MemberId> {
+        let deadline = Instant::now() + self.0.config.request_timeout;
+        loop {
+            let result = match self.leader() {
+                Some(leader) if leader == self.id() => self.change_here(change.clone()).await,
+                Some(leader) => self.change_at(leader, &change, deadline).await,
+                None => Err(Error::new(Reason::NoLeader, "no leader is known; a change of membership needs one")),
+            };
+            match result {
+                Err(error)
+                    if error.is_retryable() && !error.outcome_unknown() && Instant::now() + RETRY < deadline =>
+                {
+                    tokio::time::sleep(RETRY).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Makes a change as the leader.
+    pub(super) async fn change_here(&self, change: Change) -> Result<MemberId> {
+        match change {
+            Change::AddLearner(id, address) => self.0.group.add_learner(id, address).await?,
+            Change::Promote(id) => self.0.group.promote(id).await?,
+            Change::Remove(id) => self.0.group.remove(id).await?,
+            Change::Transfer(to) => return self.0.group.transfer_leadership(to).await,
+        };
+        Ok(self.id())
+    }
+
+    async fn change_at(&self, leader: MemberId, change: &Change, deadline: Instant) -> Result<MemberId> {
+        let unreachable = || Error::new(Reason::Unreachable, "the leader does not answer");
+        let state = self.0.group.state().borrow().clone();
+        let address = state.members.nodes.get(&leader).ok_or_else(unreachable)?;
+        let lane = self.0.peers.client(leader, address, Lane::Control);
+        let mut client = lane.get().await.map_err(|error| unreachable().with_source(error))?;
+        let request = wire::AdminRequest { header: Some(lane.header()), change: Some(to_wire(change)) };
+        let answer = match tokio::time::timeout_at(deadline, client.admin(request)).await {
+            Ok(Ok(answer)) => answer.into_inner(),
+            Ok(Err(status)) => {
+                lane.broken();
+                return Err(unreachable().with_source(status).with_unknown_outcome());
+            }
+            Err(_) => {
+                let text = "the leader did not answer in time";
+                return Err(Error::new(Reason::DeadlineExceeded, text).with_unknown_outcome());
+            }
+        };
+        match answer.refusal {
+            None => Ok(MemberId(answer.leader_id)),
+            Some(refusal) => {
+                let reason = u16::try_from(refusal.reason).map_or(Reason::Internal, Reason::from_code);
+                let error = Error::new(reason, refusal.text);
+                Err(if answer.outcome_unknown { error.with_unknown_outcome() } else { error })
+            }
+        }
+    }
+
+    pub(super) async fn status_now(&self) -> Result<NodeStatus> {
+        let meta = self.0.query.meta().await?;
+        let state = self.0.group.state().borrow().clone();
+        let log = self.0.group.log_stats();
+        let members = state.members.list();
+        let me = self.id();
+        Ok(NodeStatus {
+            header: self.header_at(meta.revision),
+            name: self.0.config.name.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            role: members.iter().find(|member| member.id == me).map(|member| member.role),
+            leader: state.leader,
+            committed_index: state.committed.map_or(0, |position| position.index),
+            applied_index: state.applied.map_or(0, |position| position.index),
+            first_log_index: log.first,
+            last_log_index: log.last,
+            snapshot_index: state.snapshot.map_or(0, |position| position.index),
+            compacted_revision: meta.compacted_revision,
+            keys: meta.keys,
+            disk_bytes: self.0.storage.log.disk_bytes() + self.0.storage.state.disk_bytes(),
+            durable: self.0.storage.log.is_durable(),
+            clock_ms: self.0.clock.borrow().map_or(meta.clock_ms, |clock| clock.now_ms()),
+        })
+    }
+}
+
+fn to_wire(change: &Change) -> wire::admin_request::Change {
+    use wire::admin_request::Change as Wire;
+    match change {
+        Change::AddLearner(id, address) => Wire::AddLearner(wire::Founder {
+            name: address.name.clone(),
+            node_id: id.0,
+            peer_address: address.peer_address.clone(),
+            client_address: address.client_address.clone(),
+            voter: false,
+        }),
+        Change::Promote(id) => Wire::Promote(id.0),
+        Change::Remove(id) => Wire::Remove(id.0),
+        Change::Transfer(to) => Wire::TransferTo(to.map_or(0, |id| id.0)),
+    }
+}
+
+pub(super) fn from_wire(change: wire::admin_request::Change) -> Change {
+    use wire::admin_request::Change as Wire;
+    match change {
+        Wire::AddLearner(founder) => Change::AddLearner(
+            MemberId(founder.node_id),
+            PeerAddress {
+                name: founder.name,
+                peer_address: founder.peer_address,
+                client_address: founder.client_address,
+            },
+        ),
+        Wire::Promote(id) => Change::Promote(MemberId(id)),
+        Wire::Remove(id) => Change::Remove(MemberId(id)),
+        Wire::TransferTo(id) => Change::Transfer((id != 0).then_some(MemberId(id))),
+    }
+}

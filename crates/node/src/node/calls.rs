@@ -1,0 +1,79 @@
+//! What a node serves for other nodes: forwarded writes, read indexes, changes of membership.
+
+use std::sync::Weak;
+
+use podkv_api::{Error, MemberId, Reason};
+use podkv_proto::peer as wire;
+use tonic::{Status, Streaming};
+
+use super::admin::from_wire;
+use super::{Inner, Node};
+use crate::peer::{NodeCalls, Reply, ReplyStream};
+use crate::write::serve_forward;
+
+/// Weak, because the service that holds it is owned by the node.
+pub(super) struct Calls(pub Weak<Inner>);
+
+impl Calls {
+    fn node(&self) -> Result<Node, Status> {
+        self.0.upgrade().map(Node).ok_or_else(|| Status::unavailable("the node is stopping"))
+    }
+}
+
+impl NodeCalls for Calls {
+    fn forward(
+        &self,
+        first: wire::ForwardRequest,
+        rest: Streaming<wire::ForwardRequest>,
+    ) -> ReplyStream<wire::ForwardResponse> {
+        match self.node() {
+            Ok(node) => {
+                let inner = &node.0;
+                serve_forward(inner.writer.clone(), first, rest, &inner.tasks, inner.stop.clone())
+            }
+            Err(status) => Box::pin(futures_util::stream::iter([Err(status)])),
+        }
+    }
+
+    fn read_index(&self, _request: wire::ReadIndexRequest) -> Reply<'_, wire::ReadIndexResponse> {
+        Box::pin(async move {
+            let node = self.node()?;
+            let term = node.0.group.state().borrow().term;
+            Ok(match node.0.leader_read_index().await {
+                Ok(position) => wire::ReadIndexResponse {
+                    read_log_id: Some(wire::LogId { term: position.term, index: position.index }),
+                    refusal: None,
+                    term,
+                },
+                Err(error) => wire::ReadIndexResponse { read_log_id: None, refusal: Some(refusal(&error)), term },
+            })
+        })
+    }
+
+    fn admin(&self, request: wire::AdminRequest) -> Reply<'_, wire::AdminResponse> {
+        Box::pin(async move {
+            let node = self.node()?;
+            let Some(change) = request.change else {
+                return Err(Status::invalid_argument("change is not set"));
+            };
+            // Not passed on again: the sender knows better where the leader is.
+            let result = if node.is_leader() {
+                node.change_here(from_wire(change)).await
+            } else {
+                Err(Error::new(Reason::NotLeader, "this node does not lead"))
+            };
+            Ok(match result {
+                Ok(MemberId(leader_id)) => wire::AdminResponse { refusal: None, leader_id, outcome_unknown: false },
+                Err(error) => wire::AdminResponse {
+                    refusal: Some(refusal(&error)),
+                    leader_id: node.leader().map_or(0, |id| id.0),
+                    outcome_unknown: error.outcome_unknown(),
+                },
+            })
+        })
+    }
+}
+
+fn refusal(error: &Error) -> wire::Refusal {
+    wire::Refusal { reason: u32::from(error.reason() as u16), text: error.text().into() }
+}

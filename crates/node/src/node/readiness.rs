@@ -1,0 +1,58 @@
+//! Watches the node and says when it is ready.
+
+use std::sync::Weak;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Inner, Node};
+use crate::health::Health;
+
+/// An election takes about a second. A node that misses its leader for longer should get no traffic.
+const LEADERLESS: Duration = Duration::from_secs(10);
+/// How often readiness is looked at. Probes come every few seconds.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Waits until the node has caught up with what was committed at this start, then watches its leader.
+pub(super) async fn run(node: Weak<Inner>, stop: CancellationToken) {
+    stop.run_until_cancelled(watch(node)).await;
+}
+
+async fn watch(node: Weak<Inner>) {
+    let mut caught_up = false;
+    let mut leader_seen = Instant::now();
+    loop {
+        let Some(node) = node.upgrade().map(Node) else { return };
+        if !caught_up {
+            // A read index is a commit index learned since this start.
+            caught_up = node.0.read_index.linearizable(LOOK).await.is_ok();
+        }
+        if node.leader().is_some() {
+            leader_seen = Instant::now();
+        }
+        let state = node.0.group.state().borrow().clone();
+        let health = if let Some(fatal) = state.fatal {
+            Health::not_ready(format!("stopped: {fatal}"))
+        } else if !node.0.identity.is_member() {
+            Health::not_ready("not a member of a cluster yet")
+        } else if !state.members.contains(node.id()) {
+            Health::not_ready("not in the committed membership")
+        } else if !caught_up {
+            Health::not_ready("catching up")
+        } else if leader_seen.elapsed() > LEADERLESS {
+            Health::not_ready(format!("no leader for {LEADERLESS:?}"))
+        } else {
+            Health::ready()
+        };
+        node.0.health.send_if_modified(|now| {
+            let change = !now.draining && *now != health;
+            if change {
+                *now = health;
+            }
+            change
+        });
+        drop(node);
+        tokio::time::sleep(LOOK).await;
+    }
+}

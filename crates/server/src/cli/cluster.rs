@@ -1,0 +1,89 @@
+//! member and status.
+
+use podkv_api::{Member, MemberId, Store as _};
+use podkv_client::Client;
+use serde_json::json;
+
+use super::args::MemberCommand;
+use super::output::{self, Printer, role, table};
+use super::{Exit, Failure};
+
+pub async fn member(client: &Client, printer: &mut Printer, command: MemberCommand) -> Result<Exit, Failure> {
+    let members = match command {
+        MemberCommand::List => client.members().await?,
+        MemberCommand::Add { id, name, peer_address, client_address } => {
+            let role = podkv_api::MemberRole::Learner;
+            client.add_member(Member { id: MemberId(id), name, peer_address, client_address, role }).await?
+        }
+        MemberCommand::Promote { id } => client.promote_member(MemberId(id)).await?,
+        MemberCommand::Remove { id } => client.remove_member(MemberId(id)).await?,
+        MemberCommand::Transfer { id } => {
+            let leader = client.transfer_leadership(id.map(MemberId)).await?;
+            if printer.is_json() {
+                printer.json(&json!({"leader_id": leader.to_string()}))?;
+            } else {
+                printer.line(format_args!("{leader} leads"))?;
+            }
+            return Ok(Exit::Ok);
+        }
+    };
+    if printer.is_json() {
+        for member in &members {
+            printer.json(&output::member(member))?;
+        }
+        return Ok(Exit::Ok);
+    }
+    let mut rows = vec![row(["ID", "NAME", "ROLE", "PEERS", "CLIENTS"])];
+    rows.extend(members.iter().map(|member| {
+        vec![
+            member.id.to_string(),
+            member.name.clone(),
+            role(Some(member.role)).into(),
+            member.peer_address.clone(),
+            member.client_address.clone(),
+        ]
+    }));
+    printer.line(table(&rows))?;
+    Ok(Exit::Ok)
+}
+
+/// Asks every node for its own view. A node that does not answer is a line too, and the exit code says so.
+pub async fn status(client: &Client, printer: &mut Printer) -> Result<Exit, Failure> {
+    let mut rows = vec![row([
+        "ENDPOINT", "NAME", "ROLE", "LEADS", "TERM", "REVISION", "APPLIED", "KEYS", "DISK", "DURABLE",
+    ])];
+    let mut exit = Exit::Ok;
+    for (endpoint, result) in client.status_of_all().await? {
+        match result {
+            Ok(status) if printer.is_json() => printer.json(&output::status(&endpoint, &status))?,
+            Ok(status) => rows.push(vec![
+                endpoint,
+                status.name,
+                role(status.role).into(),
+                if status.leader == Some(status.header.member) { "yes" } else { "no" }.into(),
+                status.header.term.to_string(),
+                status.header.revision.to_string(),
+                status.applied_index.to_string(),
+                status.keys.to_string(),
+                indicatif::HumanBytes(status.disk_bytes).to_string(),
+                if status.durable { "yes" } else { "NO" }.into(),
+            ]),
+            Err(error) => {
+                exit = Exit::Unavailable;
+                if printer.is_json() {
+                    printer.json(&json!({"endpoint": endpoint, "error": error.text()}))?;
+                } else {
+                    rows.push(vec![endpoint, error.text().to_string()]);
+                }
+            }
+        }
+    }
+    if !printer.is_json() {
+        printer.line(table(&rows))?;
+    }
+    Ok(exit)
+}
+
+fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(String::from).to_vec()
+}

@@ -1,0 +1,50 @@
+//! Exit codes that scripts can use.
+
+use podkv_api::{Error, ErrorKind};
+
+/// What `podkv` exits with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    Ok = 0,
+    /// A defect, a failed disk, or a file that cannot be read or written.
+    Failed = 1,
+    /// Mend the command.
+    Usage = 2,
+    /// What was named does not exist.
+    NotFound = 3,
+    /// A compare failed, or something is in the way.
+    Conflict = 4,
+    /// Try again later.
+    Unavailable = 5,
+    /// The write may or may not have been applied.
+    Unknown = 6,
+    /// Not allowed, or not the cluster that was expected.
+    Denied = 7,
+}
+
+/// For the help text.
+pub const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 bad command or setting; 3 not found; \
+4 compare failed or conflict; 5 unavailable, try again; 6 unknown whether the write was applied; 7 denied or fenced";
+
+impl From<&Error> for Exit {
+    fn from(error: &Error) -> Self {
+        if error.outcome_unknown() {
+            return Exit::Unknown;
+        }
+        match error.kind() {
+            ErrorKind::Invalid => Exit::Usage,
+            ErrorKind::NotFound | ErrorKind::Compacted => Exit::NotFound,
+            ErrorKind::Conflict => Exit::Conflict,
+            ErrorKind::Unavailable | ErrorKind::Exhausted => Exit::Unavailable,
+            ErrorKind::Denied | ErrorKind::Fenced => Exit::Denied,
+            _ => Exit::Failed,
+        }
+    }
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        (exit as u8).into()
+    }
+}

@@ -1,0 +1,127 @@
+//! The command line: parse, call, print, exit with a code that scripts can use.
+
+pub mod args;
+mod bulk;
+mod cluster;
+mod data;
+mod exit;
+mod hold;
+mod output;
+mod txn;
+
+use std::path::Path;
+
+use clap::CommandFactory as _;
+use podkv_api::Error;
+use podkv_client::Client;
+
+pub use self::args::Cli;
+pub use self::exit::Exit;
+
+use self::args::{Command, SnapshotCommand};
+use self::data::{RangeOptions, WatchOptions};
+use self::hold::{ElectOptions, LockOptions};
+use self::output::Printer;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub enum Failure {
+    Store(Error),
+    /// Standard input or output, or a file.
+    Io(String),
+    /// The reader of our output has gone: `podkv range | head`. Not our failure.
+    ClosedPipe,
+}
+
+impl Failure {
+    fn file(path: &Path, error: std::io::Error) -> Self {
+        Failure::Io(format!("{}: {error}", path.display()))
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Store(error)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Failure::ClosedPipe,
+            _ => Failure::Io(error.to_string()),
+        }
+    }
+}
+
+/// Runs a parsed command to its end.
+pub async fn run(cli: Cli) -> Exit {
+    let result = match cli.command {
+        Command::Serve(args) => crate::serve::run(args).await.map_err(Failure::from),
+        Command::Dev(args) => crate::dev::run(args).await,
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "podkv", &mut std::io::stdout());
+            Ok(Exit::Ok)
+        }
+        command => with_client(cli.client, command).await,
+    };
+    match result {
+        Ok(exit) => exit,
+        Err(Failure::ClosedPipe) => Exit::Ok,
+        Err(Failure::Io(text)) => {
+            eprintln!("podkv: {text}");
+            Exit::Failed
+        }
+        Err(Failure::Store(error)) => {
+            eprintln!("podkv: {error} [{}]", error.reason().name());
+            Exit::from(&error)
+        }
+    }
+}
+
+async fn with_client(args: args::ClientArgs, command: Command) -> Result<Exit, Failure> {
+    let mut printer = Printer::new(args.output);
+    let client = Client::builder().endpoints(args.endpoints).deadline(args.timeout).connect().await?;
+    let exit = dispatch(&client, &mut printer, command).await;
+    client.close().await;
+    printer.flush()?;
+    exit
+}
+
+async fn dispatch(client: &Client, printer: &mut Printer, command: Command) -> Result<Exit, Failure> {
+    match command {
+        Command::Get { key, read } => data::get(client, printer, key, read).await,
+        Command::Put(args) => data::put(client, printer, args).await,
+        Command::Del { keys, prev } => data::delete(client, printer, keys, prev).await,
+        Command::Range { keys, read, limit, reverse, keys_only, count_only } => {
+            let options = RangeOptions { limit, reverse, keys_only, count_only };
+            data::range(client, printer, keys, read, options).await
+        }
+        Command::Watch { keys, revision, list, prev, count } => {
+            data::watch(client, printer, keys, WatchOptions { revision, list, prev, count }).await
+        }
+        Command::Txn { compares, then, or_else } => data::txn(client, printer, &compares, &then, &or_else).await,
+        Command::Compact { revision } => data::compact(client, printer, revision).await,
+        Command::Lease(command) => hold::lease(client, printer, command).await,
+        Command::Lock { name, ttl, try_lock, command } => {
+            hold::lock(client, printer, &name, LockOptions { ttl, try_lock, command }).await
+        }
+        Command::Elect { name, value, ttl, observe } => {
+            hold::elect(client, printer, &name, ElectOptions { ttl, value, observe }).await
+        }
+        Command::Member(command) => cluster::member(client, printer, command).await,
+        Command::Status => cluster::status(client, printer).await,
+        Command::Load { file, prefix, concurrency } => bulk::load(client, printer, &file, &prefix, concurrency).await,
+        Command::Dump { prefix } => bulk::dump(client, printer, prefix).await,
+        Command::Snapshot(SnapshotCommand::Save { file }) => bulk::snapshot_save(client, printer, &file).await,
+        // `run` has taken these.
+        Command::Serve(_) | Command::Dev(_) | Command::Completion { .. } => Ok(Exit::Usage),
+    }
+}
+
+/// Waits for Ctrl-C. Without a handler it never comes, and the process just ends.
+pub(crate) async fn interrupted() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,15 @@
+//! The `podkv` binary.
+
+use clap::Parser as _;
+
+fn main() -> std::process::ExitCode {
+    let cli = podkv_server::cli::Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("podkv: no runtime: {error}");
+            return std::process::ExitCode::FAILURE;
+        }
+    };
+    runtime.block_on(podkv_server::cli::run(cli)).into()
+}

@@ -1,0 +1,364 @@
+//! The settings of `podkv serve`: flags, then `PODKV_*` variables, then a TOML file, then defaults.
+//!
+//! Everything is text until it is parsed here, once, before any socket opens. A bad value names itself,
+//! where it came from, and what would be accepted.
+//!
+//! Kubernetes injects variables for the services of a namespace, so a service called `podkv` sets
+//! `PODKV_PORT`, `PODKV_SERVICE_HOST`, `PODKV_PORT_2379_TCP` and more. No setting may ever have such a name;
+//! a test checks the table, and such variables are ignored.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use podkv_api::{Error, Reason, Result};
+use podkv_node::config::{RaftTiming, StorageConfig};
+use podkv_node::NodeConfig;
+
+/// One setting: its name as a flag. As a variable it is `PODKV_` and the name in capitals, with
+/// underscores; in the file it is the name with underscores.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    pub name: &'static str,
+    pub help: &'static str,
+    pub default: &'static str,
+}
+
+macro_rules! settings {
+    ($($konst:ident = $name:literal, $default:literal, $help:literal;)*) => {
+        $(const $konst: Setting = Setting { name: $name, help: $help, default: $default };)*
+        /// Every setting, in the order of the help text.
+        pub const SETTINGS: &[Setting] = &[$($konst,)*];
+    };
+}
+
+settings! {
+    NAME = "name", "", "This pod's name with its ordinal, like podkv-0. Default: the host name";
+    DATA_DIR = "data-dir", "/var/lib/podkv", "The folder of the volume";
+    STORAGE = "storage", "disk", "disk, or memory (NOT DURABLE)";
+    CLIENT_LISTEN = "client-listen", "0.0.0.0:2379", "Where clients connect";
+    PEER_LISTEN = "peer-listen", "0.0.0.0:2380", "Where the other nodes connect";
+    ADMIN_LISTEN = "admin-listen", "0.0.0.0:2381", "Plain HTTP: probes and metrics";
+    CLIENT_ADDRESS = "client-address", "", "What clients are told to dial. Default: client-listen";
+    PEER_ADDRESS = "peer-address", "", "What the other nodes are told to dial. Default: peer-listen";
+    PEERS = "peers", "", "All nodes, this one too: podkv-0=host:2380,podkv-1=host:2380";
+    REPLICAS = "replicas", "", "How many nodes found the cluster together. Default: the number of peers";
+    MAX_VOTERS = "max-voters", "5", "At most this many nodes vote; odd";
+    TIMING = "timing", "network", "network (volumes with fsyncs of up to 100 ms), or fast (local disks)";
+    REQUEST_TIMEOUT = "request-timeout", "5s", "A request without an answer fails after this";
+    MAX_REQUEST_BYTES = "max-request-bytes", "1536KiB", "The largest request";
+    MAX_TXN_OPS = "max-txn-ops", "128", "The most operations in one list of a transaction";
+    CACHE_BYTES = "cache-bytes", "128MiB", "The block cache of the state";
+    SNAPSHOT_LOG_BYTES = "snapshot-log-bytes", "256MiB", "Build a snapshot when the log has grown by this much";
+    LOG_KEEP_BYTES = "log-keep-bytes", "64MiB", "Log kept behind a snapshot, for nodes that are a little behind";
+    LOG = "log", "info", "What to log, as for RUST_LOG: info, podkv=debug";
+    LOG_FORMAT = "log-format", "text", "text or json";
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    Flag,
+    Variable(String),
+    File(PathBuf),
+    Default,
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Flag => f.write_str("a flag"),
+            Source::Variable(name) => write!(f, "the variable {name}"),
+            Source::File(path) => write!(f, "the file {}", path.display()),
+            Source::Default => f.write_str("the default"),
+        }
+    }
+}
+
+impl Setting {
+    pub fn variable(&self) -> String {
+        format!("PODKV_{}", self.name.replace('-', "_").to_uppercase())
+    }
+
+    fn key(&self) -> String {
+        self.name.replace('-', "_")
+    }
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Everything that `podkv serve` runs on, checked.
+#[derive(Clone, Debug)]
+pub struct ServeConfig {
+    pub node: NodeConfig,
+    /// Every node's name and peer address, this one's too.
+    pub peers: Vec<(String, String)>,
+    pub client_listen: String,
+    pub admin_listen: String,
+    pub log: String,
+    pub log_format: LogFormat,
+}
+
+/// Raw values by setting name, with their sources.
+pub struct Values {
+    flags: BTreeMap<&'static str, String>,
+    variables: BTreeMap<String, String>,
+    file: Option<(PathBuf, toml::Table)>,
+}
+
+impl Values {
+    /// Reads the file if there is one. `variables` is the environment.
+    pub fn read(
+        flags: BTreeMap<&'static str, String>,
+        variables: impl IntoIterator<Item = (String, String)>,
+        file: Option<&Path>,
+    ) -> Result<Self> {
+        let file = file.map(read_file).transpose()?;
+        Ok(Self { flags, variables: variables.into_iter().collect(), file })
+    }
+
+    fn raw(&self, setting: &Setting) -> (String, Source) {
+        if let Some(value) = self.flags.get(setting.name) {
+            return (value.clone(), Source::Flag);
+        }
+        let variable = setting.variable();
+        if let Some(value) = self.variables.get(&variable) {
+            return (value.clone(), Source::Variable(variable));
+        }
+        if let Some((path, table)) = &self.file
+            && let Some(value) = table.get(&setting.key())
+        {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+            return (text, Source::File(path.clone()));
+        }
+        (setting.default.to_string(), Source::Default)
+    }
+
+    fn text(&self, setting: &Setting) -> String {
+        self.raw(setting).0
+    }
+
+    fn parse<T>(&self, setting: &Setting, accepted: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T> {
+        let (value, source) = self.raw(setting);
+        parse(value.trim()).ok_or_else(|| bad(setting, &value, &source, accepted))
+    }
+
+    fn number<T: FromStr>(&self, setting: &Setting, accepted: &str) -> Result<T> {
+        self.parse(setting, accepted, |text| text.parse().ok())
+    }
+
+    fn bytes(&self, setting: &Setting) -> Result<u64> {
+        self.parse(setting, "a size like 64MiB or 1048576", parse_bytes)
+    }
+
+    fn address(&self, setting: &Setting) -> Result<String> {
+        self.parse(setting, "host:port", |text| is_address(text).then(|| text.to_string()))
+    }
+}
+
+fn bad(setting: &Setting, value: &str, source: &Source, accepted: &str) -> Error {
+    Error::new(
+        Reason::Configuration,
+        format!("{} is {value:?}, from {source}; expected {accepted}", setting.name),
+    )
+}
+
+fn read_file(path: &Path) -> Result<(PathBuf, toml::Table)> {
+    let named = |what: &dyn fmt::Display| {
+        Error::new(Reason::Configuration, format!("the settings file {}: {what}", path.display()))
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| named(&error))?;
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| named(&error))?;
+    for key in table.keys() {
+        if !SETTINGS.iter().any(|setting| setting.key() == *key) {
+            let known: Vec<_> = SETTINGS.iter().map(Setting::key).collect();
+            return Err(named(&format!("{key} is not a setting; expected one of {}", known.join(", "))));
+        }
+    }
+    Ok((path.to_path_buf(), table))
+}
+
+impl ServeConfig {
+    /// Parses and checks everything.
+    pub fn from_values(values: &Values) -> Result<Self> {
+        let name = match values.text(&NAME) {
+            name if name.is_empty() => host_name(),
+            name => name,
+        };
+        let storage = values.parse(&STORAGE, "disk or memory", |text| match text {
+            "disk" => Some(StorageConfig::Disk { data_dir: PathBuf::from(values.text(&DATA_DIR)) }),
+            "memory" => Some(StorageConfig::Memory),
+            _ => None,
+        })?;
+        let client_listen = values.address(&CLIENT_LISTEN)?;
+        let peers = values.parse(&PEERS, "a list like podkv-0=host:2380,podkv-1=host:2380", parse_peers)?;
+        let mut node = NodeConfig::new(name, storage);
+        node.peer_listen = values.address(&PEER_LISTEN)?;
+        node.peer_address = or_else(values, &PEER_ADDRESS, || {
+            let mine = peers.iter().find(|(name, _)| *name == node.name);
+            mine.map_or_else(|| node.peer_listen.clone(), |(_, address)| address.clone())
+        })?;
+        node.client_address = or_else(values, &CLIENT_ADDRESS, || client_listen.clone())?;
+        node.replicas = match values.text(&REPLICAS) {
+            text if text.is_empty() => u32::try_from(peers.len().max(1)).unwrap_or(u32::MAX),
+            _ => values.number(&REPLICAS, "a number from 1 up")?,
+        };
+        node.max_voters = values.number(&MAX_VOTERS, "an odd number")?;
+        node.timing = values.parse(&TIMING, "network or fast", |text| match text {
+            "network" => Some(RaftTiming::default()),
+            "fast" => Some(RaftTiming::fast()),
+            _ => None,
+        })?;
+        node.request_timeout = values.parse(&REQUEST_TIMEOUT, "a time like 5s or 500ms", parse_duration)?;
+        node.limits.max_request_bytes = usize_of(values.bytes(&MAX_REQUEST_BYTES)?);
+        node.limits.max_txn_ops = values.number(&MAX_TXN_OPS, "a number")?;
+        node.cache_bytes = usize_of(values.bytes(&CACHE_BYTES)?);
+        node.snapshot_log_bytes = values.bytes(&SNAPSHOT_LOG_BYTES)?;
+        node.log_keep_bytes = values.bytes(&LOG_KEEP_BYTES)?;
+        node.check()?;
+        Ok(Self {
+            node,
+            peers,
+            client_listen,
+            admin_listen: values.address(&ADMIN_LISTEN)?,
+            log: values.text(&LOG),
+            log_format: values.parse(&LOG_FORMAT, "text or json", |text| match text {
+                "text" => Some(LogFormat::Text),
+                "json" => Some(LogFormat::Json),
+                _ => None,
+            })?,
+        })
+    }
+}
+
+fn or_else(values: &Values, setting: &Setting, default: impl FnOnce() -> String) -> Result<String> {
+    if values.text(setting).is_empty() { Ok(default()) } else { values.address(setting) }
+}
+
+fn usize_of(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// `host:port`, with a port that is a number. The host is resolved when it is dialled.
+fn is_address(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
+fn parse_peers(text: &str) -> Option<Vec<(String, String)>> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(|part| {
+            let (name, address) = part.split_once('=')?;
+            is_address(address).then(|| (name.to_string(), address.to_string()))
+        })
+        .collect()
+}
+
+/// `1536`, `64KiB`, `8MiB`, `1GiB`.
+pub fn parse_bytes(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let scale: u64 = match &text[digits.len()..] {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return None,
+    };
+    digits.trim().parse::<u64>().ok()?.checked_mul(scale)
+}
+
+/// `500ms`, `5s`, `2m`, `1h`.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let millis: u64 = match &text[digits.len()..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    digits.trim().parse::<u64>().ok()?.checked_mul(millis).map(Duration::from_millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(flags: &[(&'static str, &str)], variables: &[(&str, &str)], file: Option<&Path>) -> Result<ServeConfig> {
+        let flags = flags.iter().map(|(name, value)| (*name, value.to_string())).collect();
+        let variables = variables.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+        ServeConfig::from_values(&Values::read(flags, variables, file)?)
+    }
+
+    #[test]
+    fn flags_win_over_variables_over_the_file_over_defaults() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "max_voters = 3\nname = \"file-0\"\nmax_txn_ops = 7\n").unwrap();
+        let variables = [("PODKV_NAME", "variable-0"), ("PODKV_MAX_VOTERS", "7")];
+        let config = config(&[("name", "flag-0")], &variables, Some(file.path())).unwrap();
+        assert_eq!(config.node.name, "flag-0");
+        assert_eq!(config.node.max_voters, 7);
+        assert_eq!(config.node.limits.max_txn_ops, 7);
+        assert_eq!(config.node.request_timeout, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_bad_value_names_itself_its_source_and_what_is_accepted() {
+        let error = config(&[("name", "p-0")], &[("PODKV_CACHE_BYTES", "much")], None).unwrap_err();
+        assert_eq!(error.reason(), Reason::Configuration);
+        for part in ["cache-bytes", "\"much\"", "PODKV_CACHE_BYTES", "64MiB"] {
+            assert!(error.text().contains(part), "{part} is missing in {error}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_in_the_file_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "datadir = \"/x\"\n").unwrap();
+        let error = config(&[("name", "p-0")], &[], Some(file.path())).unwrap_err();
+        assert!(error.text().contains("datadir is not a setting"), "{error}");
+    }
+
+    #[test]
+    fn injected_service_variables_are_never_ours_and_change_nothing() {
+        for setting in SETTINGS {
+            let variable = setting.variable();
+            assert!(!variable.contains("_SERVICE_") && !variable.contains("_PORT"), "{variable}");
+        }
+        let injected = [
+            ("PODKV_PORT", "tcp://10.0.0.1:2379"),
+            ("PODKV_SERVICE_HOST", "10.0.0.1"),
+            ("PODKV_PEER_PORT_2380_TCP_ADDR", "10.0.0.1"),
+        ];
+        let config = config(&[("name", "p-0")], &injected, None).unwrap();
+        assert_eq!(config.client_listen, "0.0.0.0:2379");
+    }
+
+    #[test]
+    fn replicas_follow_the_peers() {
+        let config = config(&[("name", "p-1"), ("peers", "p-0=a:1,p-1=b:2,p-2=c:3")], &[], None).unwrap();
+        assert_eq!(config.node.replicas, 3);
+        assert_eq!(config.node.peer_address, "b:2");
+    }
+
+    #[test]
+    fn sizes_and_times_have_units() {
+        assert_eq!(parse_bytes("64KiB"), Some(65_536));
+        assert_eq!(parse_bytes("12"), Some(12));
+        assert_eq!(parse_bytes("12MB"), None);
+        assert_eq!(parse_duration("250ms"), Some(Duration::from_millis(250)));
+        assert_eq!(parse_duration("5"), None);
+    }
+}
