@@ -84,6 +84,8 @@ pub enum FrameKind {
     BackupHeader = 13,
     /// A message between peers that is not one of the above.
     PeerMessage = 14,
+    /// What a node remembers of its peers' starts.
+    PeerBoots = 15,
 }
 
 impl FrameKind {
@@ -107,6 +109,7 @@ impl FrameKind {
             FrameKind::ClusterSettings => "cluster settings",
             FrameKind::BackupHeader => "backup header",
             FrameKind::PeerMessage => "peer message",
+            FrameKind::PeerBoots => "record of peer starts",
         }
     }
 }

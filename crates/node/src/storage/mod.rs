@@ -35,10 +35,10 @@ use bytes::Bytes;
 use podkv_core::{View, ViewError};
 
 pub use error::{StorageError, TransferError};
-pub use memory::{Crash, MemoryDisk};
+pub use memory::{Crash, MemoryDisk, MemoryVolume};
 pub use volume::{Storage, Volume};
 
-pub(crate) use durable_file::{sync_folder, write_durably};
+pub(crate) use durable_file::{read_small, sync_folder, write_durably};
 
 /// One change of the log. A batch of them is written in order, atomically, and synced once.
 #[derive(Clone, Debug)]

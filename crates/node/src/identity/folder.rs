@@ -1,0 +1,291 @@
+//! The node's folder on its volume: the layout, and the lock.
+//!
+//! ```text
+//! <data_dir>/            the mount point; it has a lost+found, so nothing of ours lies here
+//!   podkv/
+//!     LOCK               flock'ed while a process uses the folder
+//!     MARKER             who the volume belongs to: see `marker`
+//!     peers              the starts of other nodes that were seen: see `peers`
+//!     log/               the Raft log
+//!     CURRENT-STATE      which of the following is the state
+//!     state-<n>/         the state
+//!     checkpoint-<n>/    a copy of it, while it is being sent
+//!     staged-<id>/       a copy of another node's, while it is being received
+//! ```
+//!
+//! MARKER is the first file that a node makes. So data without a marker is never "new": it is damaged,
+//! or somebody else's.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use podkv_api::{Error, Reason};
+use rustix::fs::{FlockOperation, flock};
+
+use super::{IdentityFile, MarkerStore};
+use crate::storage::{StorageError, sync_folder, write_durably};
+
+const NODE_FOLDER: &str = "podkv";
+const LOCK: &str = "LOCK";
+pub(crate) const LOG_FOLDER: &str = "log";
+pub(crate) const STATE_POINTER: &str = "CURRENT-STATE";
+pub(crate) const STATE_PREFIX: &str = "state-";
+pub(crate) const CHECKPOINT_PREFIX: &str = "checkpoint-";
+
+/// A node's folder, locked. The lock goes with the last owner, or with the process.
+pub struct DataFolder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl DataFolder {
+    /// Takes `<data_dir>/podkv`, making it if it is not there. Blocking.
+    ///
+    /// Fails with [`Reason::DataFolder`] if it cannot be written, is in use by another process, or
+    /// holds other files; with [`Reason::Corrupt`] if data lies there without a marker. Nothing is
+    /// deleted.
+    pub fn open(data_dir: &Path) -> Result<Self, Error> {
+        make_folder(data_dir)?;
+        let path = data_dir.join(NODE_FOLDER);
+        make_folder(&path)?;
+        let lock = take_lock(&path)?;
+        sync_folder(&path)?;
+        sync_folder(data_dir)?;
+        let folder = Self { path, _lock: lock };
+        folder.refuse_foreign_files()?;
+        Ok(folder)
+    }
+
+    /// The node's own folder, `<data_dir>/podkv`.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The identity files in this folder.
+    pub fn markers(self: &Arc<Self>) -> Arc<dyn MarkerStore> {
+        Arc::new(FileMarkers(self.clone()))
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        fs::read_dir(&self.path)?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect()
+    }
+
+    /// Before there is a marker there is nothing but the lock, and perhaps a marker half-made.
+    fn refuse_foreign_files(&self) -> Result<(), Error> {
+        let marker = IdentityFile::Marker.name();
+        let names = self.names().map_err(|error| unusable(&self.path, &error))?;
+        if names.iter().any(|name| name == marker) {
+            return Ok(());
+        }
+        let half_made = format!("{marker}.tmp");
+        let mut foreign = names;
+        foreign.retain(|name| name != LOCK && *name != half_made);
+        foreign.sort();
+        if foreign.iter().any(|name| is_data(name)) {
+            return Err(missing_marker(
+                &self.path.join(marker).display().to_string(),
+            ));
+        }
+        if foreign.is_empty() {
+            return Ok(());
+        }
+        foreign.truncate(5);
+        Err(Error::new(
+            Reason::DataFolder,
+            format!(
+                "{} holds files that are not podkv's ({}); use another data folder, or move them away",
+                self.path.display(),
+                foreign.join(", ")
+            ),
+        ))
+    }
+}
+
+/// The log or the state.
+fn is_data(name: &str) -> bool {
+    name == LOG_FOLDER || name == STATE_POINTER || name.starts_with(STATE_PREFIX)
+}
+
+/// Data without a marker.
+pub(super) fn missing_marker(marker: &str) -> Error {
+    Error::new(
+        Reason::Corrupt,
+        format!(
+            "{marker} is missing, but there is data of a node beside it. Whoever wrote it may have \
+             promised its vote, so it is not taken for new. Nothing was changed or deleted. If the \
+             volume is another pod's, mount the right one; else give this pod an empty volume: it \
+             rejoins under a new id"
+        ),
+    )
+}
+
+fn make_folder(path: &Path) -> Result<(), Error> {
+    match fs::create_dir_all(path) {
+        Ok(()) => Ok(()),
+        // What `create_dir_all` says of a file that is in the way.
+        Err(error) if path.exists() && !path.is_dir() => Err(Error::new(
+            Reason::DataFolder,
+            format!(
+                "{} is not a folder; name a folder as data folder",
+                path.display()
+            ),
+        )
+        .with_source(error)),
+        Err(error) => Err(unusable(path, &error)),
+    }
+}
+
+fn take_lock(folder: &Path) -> Result<File, Error> {
+    let path = folder.join(LOCK);
+    let lock = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|error| unusable(folder, &error))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::new(
+            Reason::DataFolder,
+            format!(
+                "{} is in use by another process; stop it first, or use another data folder",
+                folder.display()
+            ),
+        )),
+        Err(error) => Err(unusable(&path, &error.into())),
+    }
+}
+
+fn unusable(path: &Path, error: &io::Error) -> Error {
+    let advice = match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "give this user write permission (in a pod: securityContext.fsGroup)"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => "mount the volume writable",
+        io::ErrorKind::NotADirectory => "a part of the path is not a folder; name a folder",
+        io::ErrorKind::StorageFull => "free some space on the volume, or enlarge it",
+        _ => "look at the volume",
+    };
+    let kind = io::Error::new(error.kind(), error.to_string());
+    Error::new(
+        Reason::DataFolder,
+        format!("cannot use {}: {error}; {advice}", path.display()),
+    )
+    .with_source(kind)
+}
+
+struct FileMarkers(Arc<DataFolder>);
+
+impl MarkerStore for FileMarkers {
+    fn load(&self, file: IdentityFile) -> Result<Option<Bytes>, StorageError> {
+        crate::storage::read_small(&self.0.path.join(file.name()), file.max_bytes())
+    }
+
+    fn save(&self, file: IdentityFile, bytes: &[u8]) -> Result<(), StorageError> {
+        write_durably(&self.0.path, file.name(), bytes)
+    }
+
+    fn holds_data(&self) -> Result<bool, StorageError> {
+        let names = self.0.names().map_err(|error| {
+            StorageError::io(format!("listing {}", self.0.path.display()), error)
+        })?;
+        Ok(names.iter().any(|name| is_data(name)))
+    }
+
+    fn describe(&self, file: IdentityFile) -> String {
+        self.0.path.join(file.name()).display().to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(data_dir: &Path) -> Reason {
+        match DataFolder::open(data_dir) {
+            Ok(_) => panic!("{} was accepted", data_dir.display()),
+            Err(error) => {
+                assert!(
+                    error.text().contains(&data_dir.display().to_string()),
+                    "{error}"
+                );
+                error.reason()
+            }
+        }
+    }
+
+    #[test]
+    fn a_new_folder_is_made_below_the_mount_point() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("lost+found")).unwrap();
+        let folder = DataFolder::open(root.path()).unwrap();
+        assert_eq!(folder.path(), root.path().join("podkv"));
+    }
+
+    #[test]
+    fn one_process_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = DataFolder::open(root.path()).unwrap();
+        assert_eq!(reason(root.path()), Reason::DataFolder);
+        drop(folder);
+        DataFolder::open(root.path()).unwrap();
+    }
+
+    #[test]
+    fn a_file_is_no_folder() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert_eq!(reason(&file), Reason::DataFolder);
+        assert_eq!(reason(&file.join("below")), Reason::DataFolder);
+    }
+
+    #[test]
+    fn a_folder_without_write_permission_says_so() {
+        // Nobody may make folders in /sys, root included.
+        let error = DataFolder::open(Path::new("/sys/podkv-test"))
+            .err()
+            .unwrap();
+        assert_eq!(error.reason(), Reason::DataFolder);
+        assert!(error.text().contains("/sys/podkv-test"), "{error}");
+    }
+
+    #[test]
+    fn foreign_files_are_refused_and_stay() {
+        let root = tempfile::tempdir().unwrap();
+        let foreign = root.path().join("podkv/notes.txt");
+        fs::create_dir(root.path().join("podkv")).unwrap();
+        fs::write(&foreign, "mine").unwrap();
+        assert_eq!(reason(root.path()), Reason::DataFolder);
+        assert_eq!(fs::read_to_string(&foreign).unwrap(), "mine");
+    }
+
+    #[test]
+    fn data_without_a_marker_is_never_new() {
+        for data in ["log", "state-1", "CURRENT-STATE"] {
+            let root = tempfile::tempdir().unwrap();
+            fs::create_dir_all(root.path().join("podkv").join(data)).unwrap();
+            assert_eq!(reason(root.path()), Reason::Corrupt, "{data}");
+        }
+    }
+
+    #[test]
+    fn a_marker_half_made_by_the_first_start_is_overwritten() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("podkv")).unwrap();
+        fs::write(root.path().join("podkv/MARKER.tmp"), "half").unwrap();
+        let folder = Arc::new(DataFolder::open(root.path()).unwrap());
+        let markers = folder.markers();
+        assert!(markers.load(IdentityFile::Marker).unwrap().is_none());
+        markers.save(IdentityFile::Marker, b"whole").unwrap();
+        assert_eq!(
+            markers.load(IdentityFile::Marker).unwrap().unwrap(),
+            "whole"
+        );
+    }
+}

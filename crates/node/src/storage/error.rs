@@ -1,0 +1,90 @@
+//! What can go wrong in storage: the disk, or what a peer sent.
+
+use std::fmt::Display;
+use std::path::Path;
+
+use podkv_api::{Error, Reason};
+
+/// A storage failure. It stops the node; it is never an answer to a request.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct StorageError {
+    /// What was being done, on which file, and what a person should do about it.
+    pub what: String,
+    /// True if the bytes are damaged; false if the disk failed or is full.
+    pub corrupt: bool,
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl StorageError {
+    /// The disk failed, is full, or refused.
+    pub fn io(what: impl Into<String>, source: std::io::Error) -> Self {
+        let what = format!("{}: {source}", what.into());
+        let source: Option<Box<dyn std::error::Error + Send + Sync>> = Some(Box::new(source));
+        Self {
+            what,
+            corrupt: false,
+            source,
+        }
+    }
+
+    /// The bytes at `path` are not what was written. The text says what to do, which is the same
+    /// for all of a node's data: nothing on the volume may be repaired by hand, since a node that
+    /// forgot a vote or an entry can split a cluster.
+    pub fn damaged(path: &Path, detail: impl Display) -> Self {
+        Self {
+            what: format!(
+                "{} is damaged: {detail}. Nothing was changed or deleted. Keep a copy of the \
+                 folder if you want to know why, then give this pod an empty volume: it rejoins \
+                 under a new id and copies everything from its peers",
+                path.display()
+            ),
+            corrupt: true,
+            source: None,
+        }
+    }
+
+    /// A caller broke the rules of the store: a defect of ours, not of the disk.
+    pub fn misuse(what: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            corrupt: false,
+            source: None,
+        }
+    }
+}
+
+impl From<StorageError> for std::io::Error {
+    fn from(error: StorageError) -> Self {
+        std::io::Error::other(error)
+    }
+}
+
+impl From<StorageError> for Error {
+    fn from(error: StorageError) -> Self {
+        let reason = if error.corrupt {
+            Reason::Corrupt
+        } else {
+            Reason::Internal
+        };
+        Error::new(reason, error.what.clone()).with_source(error)
+    }
+}
+
+/// Why a checkpoint could not be received or installed.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// What the peer sent cannot be used: a bad name, a wrong offset, a wrong checksum. The state is
+    /// as it was, and the node goes on.
+    #[error("{0}")]
+    Refused(String),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+impl From<TransferError> for std::io::Error {
+    fn from(error: TransferError) -> Self {
+        std::io::Error::other(error)
+    }
+}

@@ -1,0 +1,521 @@
+//! Both stores in memory, with the same semantics: for tests, and to try podkv without a C++ build.
+//!
+//! A [`MemoryDisk`] plays the volume. It outlives the stores that are opened on it, as a disk outlives a
+//! process, so a test can end a node at any moment and start another one on what is left:
+//!
+//! ```text
+//!                        the process dies          the power fails
+//!   log, synced writes   stay                      stay
+//!   log, unsynced        stay (the kernel's)       gone
+//!   state                falls to the last flush   falls to the last flush
+//!   receiving            stays                     gone
+//! ```
+//!
+//! A checkpoint is one file, `records`:
+//!
+//! ```text
+//! 0         8
+//! +---------+  +------------+-----+--------------+-------+
+//! | magic   |  | key length | key | value length | value |   ... in key order
+//! | 8 bytes |  | u32 LE     |     | u32 LE       |       |
+//! +---------+  +------------+-----+--------------+-------+
+//! ```
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use bytes::{Buf, BufMut, Bytes};
+use podkv_core::{Scan, View, ViewError};
+use rpds::RedBlackTreeMapSync;
+
+use super::log_bounds::LogBounds;
+use super::{
+    Checkpoint, CheckpointFile, LogRecovery, LogStore, LogWrite, StagedCheckpoint, StateStore,
+    StateView, StateWrites, Storage, StorageError, TransferError,
+};
+use crate::identity::{IdentityFile, MarkerStore};
+
+/// A persistent map: a copy costs nothing, and shares what does not change. Views are copies.
+type Records = RedBlackTreeMapSync<Bytes, Bytes>;
+
+const CHECKPOINT_FILE: &str = "records";
+const CHECKPOINT_MAGIC: &[u8; 8] = b"podkvmem";
+/// A checkpoint is copied whole a few times: more than this is no case for memory storage.
+const MAX_CHECKPOINT_BYTES: u64 = 4 << 30;
+
+/// What a crash takes with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// `kill -9`: what the process held in memory.
+    Process,
+    /// Also what the kernel had not written to the disk.
+    Power,
+}
+
+/// A volume in memory. Clones are the same volume.
+#[derive(Clone, Default)]
+pub struct MemoryDisk {
+    contents: Arc<Mutex<Contents>>,
+}
+
+#[derive(Default)]
+struct Contents {
+    /// Counts crashes and attachments. Who attached earlier is cut off: that process is dead.
+    boot: u64,
+    log: Log,
+    synced_log: Log,
+    state: Records,
+    flushed_state: Records,
+    identity: BTreeMap<IdentityFile, Bytes>,
+    staged: Option<Arc<MemoryStaged>>,
+}
+
+#[derive(Clone, Default)]
+struct Log {
+    bounds: LogBounds,
+    vote: Option<Bytes>,
+    purged: Option<Bytes>,
+    committed: Option<Bytes>,
+    entries: RedBlackTreeMapSync<u64, Bytes>,
+}
+
+impl MemoryDisk {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Ends the process that uses this disk, if there is one: its stores fail from now on.
+    pub fn crash(&self, crash: Crash) {
+        let mut contents = lock(&self.contents);
+        contents.boot += 1;
+        contents.state = contents.flushed_state.clone();
+        if crash == Crash::Power {
+            contents.log = contents.synced_log.clone();
+            contents.staged = None;
+        }
+    }
+
+    /// Starts a process on this disk. One that used it before is ended as by [`Crash::Process`].
+    pub fn attach(&self) -> MemoryVolume {
+        self.crash(Crash::Process);
+        MemoryVolume {
+            contents: self.contents.clone(),
+            boot: lock(&self.contents).boot,
+        }
+    }
+}
+
+/// One process's way to a [`MemoryDisk`].
+#[derive(Clone)]
+pub struct MemoryVolume {
+    contents: Arc<Mutex<Contents>>,
+    boot: u64,
+}
+
+impl MemoryVolume {
+    pub(super) fn open_stores(&self) -> Storage {
+        Storage {
+            log: Arc::new(MemoryLog(self.clone())),
+            state: Arc::new(MemoryState(self.clone())),
+            markers: self.markers(),
+        }
+    }
+
+    pub(super) fn markers(&self) -> Arc<dyn MarkerStore> {
+        Arc::new(MemoryMarkers(self.clone()))
+    }
+
+    fn live(&self) -> Result<MutexGuard<'_, Contents>, StorageError> {
+        let contents = lock(&self.contents);
+        if contents.boot == self.boot {
+            Ok(contents)
+        } else {
+            Err(StorageError::misuse(
+                "the process that used this memory disk has ended",
+            ))
+        }
+    }
+}
+
+struct MemoryLog(MemoryVolume);
+
+impl LogStore for MemoryLog {
+    fn recover(&self) -> Result<LogRecovery, StorageError> {
+        let contents = self.0.live()?;
+        let log = &contents.log;
+        Ok(LogRecovery {
+            vote: log.vote.clone(),
+            purged: log.purged.clone(),
+            committed: log.committed.clone(),
+            first_index: log.bounds.first(),
+            last_index: log.bounds.last(),
+        })
+    }
+
+    fn write(&self, batch: &[LogWrite]) -> Result<(), StorageError> {
+        let mut contents = self.0.live()?;
+        let mut log = contents.log.clone();
+        for write in batch {
+            log.apply(write)?;
+        }
+        contents.log = log;
+        if batch
+            .iter()
+            .any(|write| !matches!(write, LogWrite::Committed(_)))
+        {
+            contents.synced_log = contents.log.clone();
+        }
+        Ok(())
+    }
+
+    fn read(
+        &self,
+        start: u64,
+        end: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<(u64, Bytes)>, StorageError> {
+        let log = self.0.live()?.log.clone();
+        let Some((start, end)) = log.bounds.clip(start, end) else {
+            return Ok(Vec::new());
+        };
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        for (index, record) in log.entries.range(start..end) {
+            if !entries.is_empty() && bytes + record.len() > max_bytes {
+                break;
+            }
+            bytes += record.len();
+            entries.push((*index, record.clone()));
+        }
+        Ok(entries)
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        0
+    }
+
+    fn is_durable(&self) -> bool {
+        false
+    }
+}
+
+impl Log {
+    fn apply(&mut self, write: &LogWrite) -> Result<(), StorageError> {
+        let before = self.bounds;
+        self.bounds.apply(write)?;
+        match write {
+            LogWrite::Vote(record) => self.vote = Some(record.clone()),
+            LogWrite::Committed(record) => self.committed = Some(record.clone()),
+            LogWrite::Append { index, record } => {
+                self.entries.insert_mut(*index, record.clone());
+            }
+            LogWrite::Purge { upto, record } => {
+                if before.purged.is_none_or(|purged| purged <= *upto) {
+                    self.purged = Some(record.clone());
+                }
+            }
+            LogWrite::TruncateFrom { .. } => {}
+        }
+        // Entries that fell out of the bounds.
+        if let Some((first, last)) = before.entries {
+            for index in first..=last {
+                if !self.bounds.contains(index) {
+                    self.entries.remove_mut(&index);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+struct MemoryView(Records);
+
+impl View for MemoryView {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ViewError> {
+        Ok(self.0.get(key).cloned())
+    }
+
+    fn scan<'a>(&'a self, start: &[u8], end: &[u8], reverse: bool) -> Scan<'a> {
+        if start >= end {
+            return Box::new(std::iter::empty());
+        }
+        let bounds = (
+            Bound::Included(Bytes::copy_from_slice(start)),
+            Bound::Excluded(Bytes::copy_from_slice(end)),
+        );
+        let range = self
+            .0
+            .range::<Bytes, _>(bounds)
+            .map(|(key, value)| Ok((key.clone(), value.clone())));
+        if reverse {
+            Box::new(range.rev())
+        } else {
+            Box::new(range)
+        }
+    }
+}
+
+struct MemoryState(MemoryVolume);
+
+impl StateStore for MemoryState {
+    fn view(&self) -> Arc<dyn StateView> {
+        // A view cannot fail. Of an ended process it shows what the disk holds, and harms nobody.
+        Arc::new(MemoryView(lock(&self.0.contents).state.clone()))
+    }
+
+    fn get_cached(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, ViewError> {
+        Ok(Some(lock(&self.0.contents).state.get(key).cloned()))
+    }
+
+    fn commit(&self, writes: StateWrites) -> Result<(), StorageError> {
+        let mut contents = self.0.live()?;
+        for (key, value) in writes {
+            match value {
+                Some(value) => contents.state.insert_mut(key, value),
+                None => {
+                    contents.state.remove_mut(&key);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), StorageError> {
+        let mut contents = self.0.live()?;
+        contents.flushed_state = contents.state.clone();
+        Ok(())
+    }
+
+    fn get_durable(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        Ok(self.0.live()?.flushed_state.get(key).cloned())
+    }
+
+    fn checkpoint(&self) -> Result<Arc<dyn Checkpoint>, StorageError> {
+        let mut contents = self.0.live()?;
+        // As on a disk: a copy flushes.
+        contents.flushed_state = contents.state.clone();
+        Ok(Arc::new(MemoryCheckpoint {
+            records: contents.state.clone(),
+            file: OnceLock::new(),
+        }))
+    }
+
+    fn stage(
+        &self,
+        id: &str,
+        files: Vec<CheckpointFile>,
+    ) -> Result<Arc<dyn StagedCheckpoint>, TransferError> {
+        let file = match files.as_slice() {
+            [file] if file.name == CHECKPOINT_FILE && file.length <= MAX_CHECKPOINT_BYTES => file,
+            _ => {
+                return Err(TransferError::Refused(format!(
+                    "memory storage takes snapshots of memory storage only: one file \
+                     {CHECKPOINT_FILE:?} of at most {MAX_CHECKPOINT_BYTES} bytes"
+                )));
+            }
+        };
+        let mut contents = self.0.live()?;
+        if let Some(staged) = &contents.staged
+            && staged.id == id
+            && staged.file == *file
+        {
+            return Ok(staged.clone());
+        }
+        let staged = Arc::new(MemoryStaged {
+            id: id.to_owned(),
+            file: file.clone(),
+            bytes: Mutex::default(),
+        });
+        contents.staged = Some(staged.clone());
+        Ok(staged)
+    }
+
+    fn install(&self, staged: Arc<dyn StagedCheckpoint>) -> Result<(), TransferError> {
+        let mut contents = self.0.live()?;
+        let ours = contents.staged.clone().filter(|ours| {
+            let staged = staged.as_any().downcast_ref::<MemoryStaged>();
+            staged.is_some_and(|staged| std::ptr::eq(staged, Arc::as_ptr(ours)))
+        });
+        let Some(staged) = ours else {
+            return Err(TransferError::Refused(
+                "the snapshot is no longer being received".into(),
+            ));
+        };
+        let records = staged.records()?;
+        contents.staged = None;
+        contents.state = records.clone();
+        contents.flushed_state = records;
+        Ok(())
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        0
+    }
+}
+
+struct MemoryCheckpoint {
+    records: Records,
+    file: OnceLock<Bytes>,
+}
+
+impl MemoryCheckpoint {
+    fn file(&self) -> &Bytes {
+        self.file.get_or_init(|| {
+            let mut file = Vec::new();
+            file.extend_from_slice(CHECKPOINT_MAGIC);
+            for (key, value) in &self.records {
+                for part in [key, value] {
+                    // Requests are bounded to megabytes, so lengths fit.
+                    file.put_u32_le(part.len() as u32);
+                    file.extend_from_slice(part);
+                }
+            }
+            file.into()
+        })
+    }
+}
+
+impl Checkpoint for MemoryCheckpoint {
+    fn files(&self) -> Result<Vec<CheckpointFile>, StorageError> {
+        let file = self.file();
+        Ok(vec![CheckpointFile {
+            name: CHECKPOINT_FILE.into(),
+            length: file.len() as u64,
+            crc32c: crc32c::crc32c(file),
+        }])
+    }
+
+    fn read(&self, name: &str, offset: u64, length: usize) -> Result<Bytes, StorageError> {
+        if name != CHECKPOINT_FILE {
+            return Err(StorageError::misuse(format!(
+                "the checkpoint has no file {name:?}"
+            )));
+        }
+        let file = self.file();
+        let start = file.len().min(offset.try_into().unwrap_or(usize::MAX));
+        let end = file.len().min(start.saturating_add(length));
+        Ok(file.slice(start..end))
+    }
+
+    fn view(&self) -> Result<Arc<dyn StateView>, StorageError> {
+        Ok(Arc::new(MemoryView(self.records.clone())))
+    }
+
+    fn path(&self) -> Option<&Path> {
+        None
+    }
+}
+
+struct MemoryStaged {
+    id: String,
+    file: CheckpointFile,
+    bytes: Mutex<Vec<u8>>,
+}
+
+impl MemoryStaged {
+    /// What was received, verified and decoded. Damaged bytes are dropped, to be sent again.
+    fn records(&self) -> Result<Records, TransferError> {
+        let mut bytes = lock(&self.bytes);
+        if bytes.len() as u64 != self.file.length {
+            return Err(TransferError::Refused(format!(
+                "snapshot {} is not complete: {} of {} bytes",
+                self.id,
+                bytes.len(),
+                self.file.length
+            )));
+        }
+        if crc32c::crc32c(&bytes) != self.file.crc32c {
+            bytes.clear();
+            return Err(TransferError::Refused(format!(
+                "snapshot {} arrived damaged and must be sent again",
+                self.id
+            )));
+        }
+        decode(bytes.clone().into()).ok_or_else(|| {
+            TransferError::Refused(format!(
+                "snapshot {} is not a memory checkpoint of this release",
+                self.id
+            ))
+        })
+    }
+}
+
+fn decode(mut file: Bytes) -> Option<Records> {
+    let magic = file.split_first_chunk::<8>().map(|(magic, _)| *magic);
+    if magic.as_ref() != Some(CHECKPOINT_MAGIC) {
+        return None;
+    }
+    file.advance(CHECKPOINT_MAGIC.len());
+    let mut records = Records::new_sync();
+    while !file.is_empty() {
+        let key = decode_part(&mut file)?;
+        records.insert_mut(key, decode_part(&mut file)?);
+    }
+    Some(records)
+}
+
+fn decode_part(file: &mut Bytes) -> Option<Bytes> {
+    let length = file.try_get_u32_le().ok()? as usize;
+    (length <= file.len()).then(|| file.split_to(length))
+}
+
+impl StagedCheckpoint for MemoryStaged {
+    fn offsets(&self) -> Vec<u64> {
+        vec![lock(&self.bytes).len() as u64]
+    }
+
+    fn write(&self, file: usize, offset: u64, data: &[u8]) -> Result<(), TransferError> {
+        let mut bytes = lock(&self.bytes);
+        let (have, length) = (bytes.len() as u64, self.file.length);
+        let end = offset.checked_add(data.len() as u64);
+        if file != 0 || offset != have || end.is_none_or(|end| end > length) {
+            return Err(TransferError::Refused(format!(
+                "snapshot {}: {} bytes sent for offset {offset} of file {file}; file 0 has {have} of {length}",
+                self.id,
+                data.len()
+            )));
+        }
+        bytes.extend_from_slice(data);
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        lock(&self.bytes).len() as u64 == self.file.length
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}
+
+struct MemoryMarkers(MemoryVolume);
+
+impl MarkerStore for MemoryMarkers {
+    fn load(&self, file: IdentityFile) -> Result<Option<Bytes>, StorageError> {
+        Ok(self.0.live()?.identity.get(&file).cloned())
+    }
+
+    fn save(&self, file: IdentityFile, bytes: &[u8]) -> Result<(), StorageError> {
+        let bytes = Bytes::copy_from_slice(bytes);
+        self.0.live()?.identity.insert(file, bytes);
+        Ok(())
+    }
+
+    fn holds_data(&self) -> Result<bool, StorageError> {
+        let contents = self.0.live()?;
+        let log = &contents.log;
+        let log_is_empty = log.vote.is_none() && log.bounds == LogBounds::default();
+        Ok(!log_is_empty || !contents.state.is_empty())
+    }
+
+    fn describe(&self, file: IdentityFile) -> String {
+        format!("{} of the memory disk", file.name())
+    }
+}
+
+/// Nothing that these locks guard is left half-changed by a panic: each is set in one assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,622 @@
+//! The state over RocksDB: no write-ahead log of its own, because the Raft log is it.
+//!
+//! ```text
+//! CURRENT-STATE        frame: the name of the folder that holds the state
+//! state-<n>/           the database; a new <n> for each checkpoint that is installed
+//! checkpoint-<n>/      a copy by hard links, while somebody holds it
+//! staged-<id>/         a checkpoint on its way in: see `staging`
+//! ```
+//!
+//! **Durability.** A commit lands in memory. RocksDB writes whole memtables out, in order, each batch
+//! in one of them: after a crash the state is as it was after *some* commit, complete. Which one,
+//! [`StateStore::get_durable`] tells. The caller keeps the log from there on.
+//!
+//! **Installing.** Every step leaves the old state or the new one:
+//!
+//! ```text
+//! verify, fsync files  →  rename to state-<n+1>, fsync  →  open it  →  CURRENT-STATE, durably  →  swap
+//!         old                        old                     old           │     new
+//! ```
+//!
+//! Views that were taken before keep the old database open. Its folder goes when the last of them does,
+//! or, after a crash, when the state is opened again.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+
+use bytes::Bytes;
+use podkv_core::codec::{FrameKind, frame, unframe};
+use podkv_core::{Scan, View, ViewError};
+use rocksdb::{
+    BlockBasedOptions, Cache, DB, DBCompressionType, ErrorKind, IteratorMode, Options, ReadOptions,
+    ReadTier, WriteBatch, WriteOptions,
+};
+use self_cell::self_cell;
+
+use super::durable_file::{TEMPORARY, folder_bytes, read_small, sync_folder, write_durably};
+use super::rocks::{self, remove_folder};
+use super::staging::{StagedFolder, crc32c_of};
+use super::{
+    Checkpoint, CheckpointFile, StagedCheckpoint, StateStore, StateView, StateWrites, StorageError,
+    TransferError,
+};
+use crate::identity::{CHECKPOINT_PREFIX, DataFolder, STATE_POINTER, STATE_PREFIX};
+
+const MAX_POINTER_BYTES: usize = 256;
+/// One call of [`Checkpoint::read`] returns at most this.
+const MAX_READ_BYTES: usize = 8 << 20;
+
+fn options(cache: &Cache) -> Options {
+    let mut options = rocks::base_options();
+    // A flush is what makes the state durable, so what is in memory is what is replayed at start:
+    // at most three of these, about a second of it.
+    options.set_write_buffer_size(32 << 20);
+    options.set_max_write_buffer_number(3);
+    options.set_target_file_size_base(64 << 20);
+    options.set_max_bytes_for_level_base(256 << 20);
+    // Keeps the space that superseded values take near a tenth, whatever the size of the state.
+    options.set_level_compaction_dynamic_level_bytes(true);
+    options.set_compression_type(DBCompressionType::Lz4);
+    // Enough for 32 GiB of tables without closing any; pods often have 1024 for everything.
+    options.set_max_open_files(512);
+
+    let mut table = BlockBasedOptions::default();
+    table.set_block_size(16 << 10);
+    table.set_block_cache(cache);
+    // Most reads are of one key; without a filter each would look into every level.
+    table.set_bloom_filter(10.0, false);
+    // Filters and indexes count against the cache, so that its size is the memory we take.
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_cache_index_and_filter_blocks_with_high_priority(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    options.set_block_based_table_factory(&table);
+    options
+}
+
+/// One database, and its folder.
+struct Generation {
+    // Fields drop in this order: the database is closed before its folder may go.
+    database: DB,
+    folder: Arc<OwnedFolder>,
+    /// Checksums of tables that are known. Tables never change, and their names are used once.
+    table_checksums: Mutex<BTreeMap<String, (u64, u32)>>,
+}
+
+impl Generation {
+    fn open(folder: Arc<OwnedFolder>, options: &Options) -> Result<Self, StorageError> {
+        Ok(Self {
+            database: rocks::open(&folder.path, options)?,
+            folder,
+            table_checksums: Mutex::default(),
+        })
+    }
+
+    fn failure(&self, doing: &str, error: rocksdb::Error) -> StorageError {
+        rocks::failure(&self.folder.path, doing, error)
+    }
+
+    fn view_failure(&self, error: rocksdb::Error) -> ViewError {
+        let what = format!(
+            "reading the state in {}: {error}",
+            self.folder.path.display()
+        );
+        ViewError::storage(what, error)
+    }
+}
+
+/// A folder that is removed with its last user, if it has been doomed.
+struct OwnedFolder {
+    path: PathBuf,
+    doomed: AtomicBool,
+}
+
+impl OwnedFolder {
+    fn new(path: PathBuf, doomed: bool) -> Arc<Self> {
+        let doomed = AtomicBool::new(doomed);
+        Arc::new(Self { path, doomed })
+    }
+}
+
+impl Drop for OwnedFolder {
+    fn drop(&mut self) {
+        if *self.doomed.get_mut()
+            && let Err(error) = remove_folder(&self.path)
+        {
+            // It only takes space, and the next start tries again.
+            tracing::warn!(%error, "an old state folder stays for now");
+        }
+    }
+}
+
+type DatabaseSnapshot<'a> = rocksdb::Snapshot<'a>;
+
+self_cell!(
+    /// A snapshot together with the database that it points into.
+    struct OwnedSnapshot {
+        owner: Arc<Generation>,
+        #[covariant]
+        dependent: DatabaseSnapshot,
+    }
+);
+
+/// A view of the state. Dropping the last one of a replaced state removes its folder, which blocks.
+struct RocksView {
+    snapshot: OwnedSnapshot,
+    fill_cache: bool,
+}
+
+impl RocksView {
+    fn new(generation: Arc<Generation>, fill_cache: bool) -> Self {
+        let snapshot = OwnedSnapshot::new(generation, |generation| generation.database.snapshot());
+        Self {
+            snapshot,
+            fill_cache,
+        }
+    }
+
+    fn read_options(&self) -> ReadOptions {
+        let mut options = ReadOptions::default();
+        options.fill_cache(self.fill_cache);
+        options
+    }
+}
+
+impl View for RocksView {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ViewError> {
+        self.snapshot.with_dependent(|generation, snapshot| {
+            snapshot
+                .get_pinned_opt(key, self.read_options())
+                .map(|value| value.map(|value| Bytes::copy_from_slice(&value)))
+                .map_err(|error| generation.view_failure(error))
+        })
+    }
+
+    fn scan<'a>(&'a self, start: &[u8], end: &[u8], reverse: bool) -> Scan<'a> {
+        if start >= end {
+            return Box::new(std::iter::empty());
+        }
+        let mut options = self.read_options();
+        options.set_iterate_lower_bound(start);
+        options.set_iterate_upper_bound(end);
+        let mode = if reverse {
+            IteratorMode::End
+        } else {
+            IteratorMode::Start
+        };
+        let generation = self.snapshot.borrow_owner();
+        let items = self.snapshot.borrow_dependent().iterator_opt(mode, options);
+        Box::new(items.map(|item| {
+            item.map(|(key, value)| (Bytes::from(key), Bytes::from(value)))
+                .map_err(|error| generation.view_failure(error))
+        }))
+    }
+}
+
+/// See the module.
+pub(crate) struct RocksState {
+    current: RwLock<Arc<Generation>>,
+    /// Commits and installs, one at a time: a commit never lands in a state that is being replaced.
+    writing: Mutex<()>,
+    staging: Mutex<Option<Arc<StagedFolder>>>,
+    options: Options,
+    next_checkpoint: AtomicU64,
+    folder: Arc<DataFolder>,
+}
+
+impl RocksState {
+    /// Opens the state in `folder`, with a block cache of `cache_bytes`. Makes a new one only if
+    /// `may_create`. Removes what an earlier process left half-done.
+    pub fn open(
+        folder: Arc<DataFolder>,
+        cache_bytes: usize,
+        may_create: bool,
+    ) -> Result<Self, StorageError> {
+        let root = folder.path();
+        let options = options(&Cache::new_lru_cache(cache_bytes));
+        let name = match read_pointer(root)? {
+            Some(name) => name,
+            None => {
+                let name = first_state(root, &options, may_create)?;
+                write_pointer(root, &name)?;
+                name
+            }
+        };
+        let path = root.join(&name);
+        if !path.is_dir() {
+            let detail = format!("the state folder that {STATE_POINTER} names is missing");
+            return Err(StorageError::damaged(&path, detail));
+        }
+        let generation = Generation::open(OwnedFolder::new(path, false), &options)?;
+        remove_leftovers(root, &name)?;
+        Ok(Self {
+            current: RwLock::new(Arc::new(generation)),
+            writing: Mutex::default(),
+            staging: Mutex::default(),
+            options,
+            next_checkpoint: AtomicU64::new(1),
+            folder,
+        })
+    }
+
+    fn root(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn current(&self) -> Arc<Generation> {
+        let current = self.current.read();
+        current.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Step 2 of an install: the verified files become a state folder.
+    fn promote(&self, staged: &StagedFolder) -> Result<PathBuf, StorageError> {
+        let name = format!("{STATE_PREFIX}{}", next_state_number(self.root())?);
+        let path = self.root().join(name);
+        rocks::rename(&staged.files_folder(), &path)?;
+        sync_folder(staged.folder())?;
+        sync_folder(self.root())?;
+        Ok(path)
+    }
+
+    /// Step 3: open it. A peer's files that are no database are the peer's fault, not our disk's.
+    fn open_promoted(&self, path: PathBuf) -> Result<Generation, TransferError> {
+        // Doomed until the pointer names it.
+        let folder = OwnedFolder::new(path, true);
+        match DB::open(&self.options, &folder.path) {
+            Ok(database) => Ok(Generation {
+                database,
+                folder,
+                table_checksums: Mutex::default(),
+            }),
+            Err(error) if error.kind() == ErrorKind::IOError => {
+                Err(rocks::failure(&folder.path, "opening a received snapshot", error).into())
+            }
+            Err(error) => Err(TransferError::Refused(format!(
+                "the snapshot is not a state database of this release: {error}"
+            ))),
+        }
+    }
+
+    /// Step 4: from here on a restart finds the new state.
+    fn point_to(&self, generation: &Generation) -> Result<(), StorageError> {
+        let name = generation.folder.path.file_name();
+        let name = name.and_then(|name| name.to_str()).ok_or_else(|| {
+            StorageError::misuse("a state folder of ours has a name that is not UTF-8")
+        })?;
+        // If this fails, the pointer may name either. Then neither folder may go.
+        generation.folder.doomed.store(false, Ordering::Release);
+        write_pointer(self.root(), name)
+    }
+
+    /// Step 5: new readers get the new state.
+    fn swap(&self, generation: Generation) {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut *current, Arc::new(generation));
+        old.folder.doomed.store(true, Ordering::Release);
+        drop(current);
+        // Dropped outside the lock: closing a database takes time.
+        drop(old);
+    }
+}
+
+impl StateStore for RocksState {
+    fn view(&self) -> Arc<dyn StateView> {
+        Arc::new(RocksView::new(self.current(), true))
+    }
+
+    fn get_cached(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, ViewError> {
+        let generation = self.current();
+        let mut options = ReadOptions::default();
+        options.set_read_tier(ReadTier::BlockCache);
+        match generation.database.get_pinned_opt(key, &options) {
+            Ok(value) => Ok(Some(value.map(|value| Bytes::copy_from_slice(&value)))),
+            Err(error) if error.kind() == ErrorKind::Incomplete => Ok(None),
+            Err(error) => Err(generation.view_failure(error)),
+        }
+    }
+
+    fn commit(&self, writes: StateWrites) -> Result<(), StorageError> {
+        let _writing = lock(&self.writing);
+        let mut batch = WriteBatch::default();
+        for (key, value) in writes {
+            match value {
+                Some(value) => batch.put(key, value),
+                None => batch.delete(key),
+            }
+        }
+        let mut how = WriteOptions::default();
+        how.disable_wal(true);
+        let generation = self.current();
+        generation
+            .database
+            .write_opt(batch, &how)
+            .map_err(|error| generation.failure("writing the state", error))
+    }
+
+    fn flush(&self) -> Result<(), StorageError> {
+        let generation = self.current();
+        generation
+            .database
+            .flush()
+            .map_err(|error| generation.failure("flushing the state", error))
+    }
+
+    fn get_durable(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        let generation = self.current();
+        let mut options = ReadOptions::default();
+        options.set_read_tier(ReadTier::Persisted);
+        generation
+            .database
+            .get_opt(key, &options)
+            .map(|value| value.map(Bytes::from))
+            .map_err(|error| generation.failure("reading the durable state", error))
+    }
+
+    fn checkpoint(&self) -> Result<Arc<dyn Checkpoint>, StorageError> {
+        let generation = self.current();
+        let number = self.next_checkpoint.fetch_add(1, Ordering::Relaxed);
+        let path = self.root().join(format!("{CHECKPOINT_PREFIX}{number}"));
+        let folder = OwnedFolder::new(path, true);
+        // Flushes first, since there is no write-ahead log to copy; commits go on meanwhile.
+        rocksdb::checkpoint::Checkpoint::new(&generation.database)
+            .and_then(|checkpoint| checkpoint.create_checkpoint(&folder.path))
+            .map_err(|error| generation.failure("making a checkpoint", error))?;
+        Ok(Arc::new(RocksCheckpoint {
+            lengths: list_files(&folder.path)?,
+            folder,
+            files: OnceLock::new(),
+            reading: Mutex::default(),
+            origin: generation,
+            options: self.options.clone(),
+        }))
+    }
+
+    fn stage(
+        &self,
+        id: &str,
+        files: Vec<CheckpointFile>,
+    ) -> Result<Arc<dyn StagedCheckpoint>, TransferError> {
+        let mut staging = lock(&self.staging);
+        if let Some(staged) = &*staging {
+            if staged.is(id, &files) {
+                return Ok(staged.clone());
+            }
+            staged.close();
+        }
+        let staged = Arc::new(StagedFolder::begin(self.root(), id, files)?);
+        *staging = Some(staged.clone());
+        Ok(staged)
+    }
+
+    fn install(&self, staged: Arc<dyn StagedCheckpoint>) -> Result<(), TransferError> {
+        let mut staging = lock(&self.staging);
+        let ours = staging.clone().filter(|ours| {
+            let staged = staged.as_any().downcast_ref::<StagedFolder>();
+            staged.is_some_and(|staged| std::ptr::eq(staged, Arc::as_ptr(ours)))
+        });
+        let Some(staged) = ours else {
+            return Err(TransferError::Refused(
+                "the snapshot is no longer being received".into(),
+            ));
+        };
+        staged.verify()?;
+        staged.close();
+        *staging = None;
+        let _writing = lock(&self.writing);
+        let generation = self.open_promoted(self.promote(&staged)?)?;
+        self.point_to(&generation)?;
+        self.swap(generation);
+        remove_folder(staged.folder())?;
+        Ok(())
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        folder_bytes(&self.current().folder.path)
+    }
+}
+
+struct RocksCheckpoint {
+    folder: Arc<OwnedFolder>,
+    lengths: Vec<(String, u64)>,
+    files: OnceLock<Vec<CheckpointFile>>,
+    /// Held while checksums are computed or the copy is opened, so that it is done once.
+    reading: Mutex<Option<Arc<Generation>>>,
+    /// Remembers the checksums of the tables that the next checkpoint will share with this one.
+    origin: Arc<Generation>,
+    options: Options,
+}
+
+impl RocksCheckpoint {
+    fn checksums(&self) -> Result<Vec<CheckpointFile>, StorageError> {
+        let known = lock(&self.origin.table_checksums).clone();
+        let mut tables = BTreeMap::new();
+        let mut files = Vec::with_capacity(self.lengths.len());
+        for (name, length) in &self.lengths {
+            let is_table = name.ends_with(".sst");
+            let crc32c = match known.get(name) {
+                Some((known_length, crc32c)) if is_table && known_length == length => *crc32c,
+                _ => {
+                    let path = self.folder.path.join(name);
+                    let file = File::open(&path).map_err(|error| {
+                        StorageError::io(format!("opening {}", path.display()), error)
+                    })?;
+                    crc32c_of(&file, &path)?
+                }
+            };
+            if is_table {
+                tables.insert(name.clone(), (*length, crc32c));
+            }
+            files.push(CheckpointFile {
+                name: name.clone(),
+                length: *length,
+                crc32c,
+            });
+        }
+        // Tables that are gone are forgotten with this.
+        *lock(&self.origin.table_checksums) = tables;
+        Ok(files)
+    }
+}
+
+impl Checkpoint for RocksCheckpoint {
+    fn files(&self) -> Result<Vec<CheckpointFile>, StorageError> {
+        let _reading = lock(&self.reading);
+        if let Some(files) = self.files.get() {
+            return Ok(files.clone());
+        }
+        let files = self.checksums()?;
+        Ok(self.files.get_or_init(|| files).clone())
+    }
+
+    fn read(&self, name: &str, offset: u64, length: usize) -> Result<Bytes, StorageError> {
+        let Some((name, available)) = self.lengths.iter().find(|(known, _)| known == name) else {
+            return Err(StorageError::misuse(format!(
+                "the checkpoint has no file {name:?}"
+            )));
+        };
+        let available = available.saturating_sub(offset);
+        let length = (length.min(MAX_READ_BYTES) as u64).min(available) as usize;
+        let path = self.folder.path.join(name);
+        let mut bytes = vec![0; length];
+        File::open(&path)
+            .and_then(|file| file.read_exact_at(&mut bytes, offset))
+            .map_err(|error| StorageError::io(format!("reading {}", path.display()), error))?;
+        Ok(bytes.into())
+    }
+
+    fn view(&self) -> Result<Arc<dyn StateView>, StorageError> {
+        let mut opened = lock(&self.reading);
+        let generation = match &*opened {
+            Some(generation) => generation.clone(),
+            None => {
+                let path = &self.folder.path;
+                // Read-only: the files are being sent, and must stay as they are.
+                let database = DB::open_for_read_only(&self.options, path, false)
+                    .map_err(|error| rocks::failure(path, "opening a checkpoint", error))?;
+                let generation = Arc::new(Generation {
+                    database,
+                    folder: self.folder.clone(),
+                    table_checksums: Mutex::default(),
+                });
+                *opened = Some(generation.clone());
+                generation
+            }
+        };
+        // Who reads a checkpoint reads all of it, once.
+        Ok(Arc::new(RocksView::new(generation, false)))
+    }
+
+    fn path(&self) -> Option<&Path> {
+        Some(&self.folder.path)
+    }
+}
+
+fn read_pointer(root: &Path) -> Result<Option<String>, StorageError> {
+    let path = root.join(STATE_POINTER);
+    let Some(bytes) = read_small(&path, MAX_POINTER_BYTES)? else {
+        return Ok(None);
+    };
+    let name = unframe(FrameKind::Pointer, &bytes, MAX_POINTER_BYTES)
+        .map_err(|error| StorageError::damaged(&path, error))?;
+    match std::str::from_utf8(&name) {
+        Ok(name) if state_number(name).is_some() => Ok(Some(name.to_owned())),
+        _ => Err(StorageError::damaged(&path, "it names no state folder")),
+    }
+}
+
+fn write_pointer(root: &Path, name: &str) -> Result<(), StorageError> {
+    write_durably(
+        root,
+        STATE_POINTER,
+        &frame(FrameKind::Pointer, name.as_bytes()),
+    )
+}
+
+/// There is no pointer: make the first state, or go on where making it was interrupted.
+fn first_state(root: &Path, options: &Options, may_create: bool) -> Result<String, StorageError> {
+    let first = format!("{STATE_PREFIX}1");
+    let existing = state_folders(root)?;
+    let pointer = root.join(STATE_POINTER);
+    if !may_create {
+        return Err(StorageError::damaged(&pointer, "the file is missing"));
+    }
+    match existing.as_slice() {
+        [] => {
+            rocks::create(root, &first, options, |_| Ok(()))?;
+            Ok(first)
+        }
+        // The folder appears complete, then the pointer: the process ended in between.
+        [only] if *only == first => Ok(first),
+        several => {
+            let detail = format!(
+                "the file is missing, but there is {}",
+                several.join(" and ")
+            );
+            Err(StorageError::damaged(&pointer, detail))
+        }
+    }
+}
+
+fn state_number(name: &str) -> Option<u64> {
+    name.strip_prefix(STATE_PREFIX)?.parse().ok()
+}
+
+fn names(root: &Path) -> Result<Vec<String>, StorageError> {
+    let failed = |error| StorageError::io(format!("listing {}", root.display()), error);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(root).map_err(failed)? {
+        if let Ok(name) = entry.map_err(failed)?.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn state_folders(root: &Path) -> Result<Vec<String>, StorageError> {
+    let mut names = names(root)?;
+    names.retain(|name| state_number(name).is_some());
+    Ok(names)
+}
+
+fn next_state_number(root: &Path) -> Result<u64, StorageError> {
+    let folders = state_folders(root)?;
+    let highest = folders.iter().filter_map(|name| state_number(name)).max();
+    Ok(highest.map_or(1, |highest| highest + 1))
+}
+
+/// Removes states other than the current one, checkpoints, and folders that were being made. What was
+/// being received stays, to go on with.
+fn remove_leftovers(root: &Path, current: &str) -> Result<(), StorageError> {
+    for name in names(root)? {
+        let base = name.strip_suffix(TEMPORARY).unwrap_or(&name);
+        let is_state = state_number(base).is_some();
+        let is_checkpoint = base.starts_with(CHECKPOINT_PREFIX);
+        if (is_state && name != current) || is_checkpoint {
+            tracing::info!(folder = %root.join(&name).display(), "removing a left-over folder");
+            remove_folder(&root.join(&name))?;
+        }
+    }
+    Ok(())
+}
+
+fn list_files(folder: &Path) -> Result<Vec<(String, u64)>, StorageError> {
+    names(folder)?
+        .into_iter()
+        .map(|name| {
+            let path = folder.join(&name);
+            let metadata = fs::metadata(&path).map_err(|error| {
+                StorageError::io(format!("looking at {}", path.display()), error)
+            })?;
+            Ok((name, metadata.len()))
+        })
+        .collect()
+}
+
+/// Nothing that these locks guard is left half-changed by a panic: each is set in one assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,113 @@
+//! A node's volume, and the stores on it.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use podkv_api::Error;
+
+use super::{LogStore, MemoryDisk, MemoryVolume, StateStore, StorageError};
+use crate::config::StorageConfig;
+use crate::identity::{DataFolder, Identity, MarkerStore, Phase};
+
+/// Everything that a node keeps.
+#[derive(Clone)]
+pub struct Storage {
+    pub log: Arc<dyn LogStore>,
+    pub state: Arc<dyn StateStore>,
+    pub markers: Arc<dyn MarkerStore>,
+}
+
+/// Where a node keeps things. Holding one keeps other processes out; so do the stores opened on it.
+#[derive(Clone)]
+pub enum Volume {
+    Disk(Arc<DataFolder>),
+    Memory(MemoryVolume),
+}
+
+impl Volume {
+    /// Takes the volume that the settings name. Blocking.
+    pub fn open(config: &StorageConfig) -> Result<Self, Error> {
+        match config {
+            StorageConfig::Disk { data_dir } => Self::disk(data_dir),
+            StorageConfig::Memory => Ok(Self::memory(&MemoryDisk::new())),
+        }
+    }
+
+    /// Takes a disk in memory; whoever used it before is ended, as by `kill -9`.
+    pub fn memory(disk: &MemoryDisk) -> Self {
+        Self::Memory(disk.attach())
+    }
+
+    /// Takes the folder `data_dir` and locks it. Blocking.
+    #[cfg(feature = "rocksdb")]
+    pub fn disk(data_dir: &Path) -> Result<Self, Error> {
+        Ok(Self::Disk(Arc::new(DataFolder::open(data_dir)?)))
+    }
+
+    /// This build has no disk storage.
+    #[cfg(not(feature = "rocksdb"))]
+    pub fn disk(data_dir: &Path) -> Result<Self, Error> {
+        Err(Error::new(
+            podkv_api::Reason::Configuration,
+            format!(
+                "storage on disk in {} needs the feature `rocksdb`, which this build lacks; \
+                 rebuild with it, or use memory storage",
+                data_dir.display()
+            ),
+        ))
+    }
+
+    /// The identity files. Open the [`Identity`] with them before the stores.
+    pub fn markers(&self) -> Arc<dyn MarkerStore> {
+        match self {
+            Self::Disk(folder) => folder.markers(),
+            Self::Memory(volume) => volume.markers(),
+        }
+    }
+
+    /// Opens the log and the state; `cache_bytes` is the size of the state's block cache. Blocking,
+    /// and after a crash as long as it takes to read the tail of the log.
+    ///
+    /// Databases are created only for a node that is still virgin: one that has promised anything to
+    /// its peers, and has lost its log, must not go on.
+    pub fn open_stores(
+        &self,
+        identity: &Identity,
+        cache_bytes: usize,
+    ) -> Result<Storage, StorageError> {
+        match self {
+            Self::Disk(folder) => {
+                let may_create = matches!(identity.phase(), Phase::Virgin);
+                open_disk(folder, cache_bytes, may_create)
+            }
+            Self::Memory(volume) => Ok(volume.open_stores()),
+        }
+    }
+}
+
+#[cfg(feature = "rocksdb")]
+fn open_disk(
+    folder: &Arc<DataFolder>,
+    cache_bytes: usize,
+    may_create: bool,
+) -> Result<Storage, StorageError> {
+    use super::{rocks_log::RocksLog, rocks_state::RocksState};
+    Ok(Storage {
+        log: Arc::new(RocksLog::open(folder.clone(), may_create)?),
+        state: Arc::new(RocksState::open(folder.clone(), cache_bytes, may_create)?),
+        markers: folder.markers(),
+    })
+}
+
+#[cfg(not(feature = "rocksdb"))]
+fn open_disk(
+    folder: &Arc<DataFolder>,
+    _cache_bytes: usize,
+    _may_create: bool,
+) -> Result<Storage, StorageError> {
+    // `Volume::disk` refuses before this, so only a hand-made folder gets here.
+    Err(StorageError::misuse(format!(
+        "storage on disk in {} needs the feature `rocksdb`",
+        folder.path().display()
+    )))
+}
