@@ -6,6 +6,18 @@
 //!
 //! The service is up before the node belongs to anything. What answers behind it is plugged in as
 //! the node comes to life: founding first, then raft, then the node's own calls.
+//!
+//! ```text
+//!   out: PeerPool ─ Lane ─► PeerLane::get ─► gRPC client     header(): PeerHeaders
+//!   in:  PeerServer ─► PeerService ─► Gate ─► (Admit) ─► RaftCalls | NodeCalls | FoundingCalls
+//! ```
+
+pub(crate) mod gate;
+pub(crate) mod header;
+pub(crate) mod pool;
+pub(crate) mod server;
+pub(crate) mod service;
+pub(crate) mod settings;
 
 use std::pin::Pin;
 

@@ -50,7 +50,10 @@ pub struct ByteStream {
 impl ByteStream {
     /// `remote` is for people: the address at the other end, as far as it is known.
     pub fn new(io: impl Duplex + 'static, remote: impl Into<String>) -> Self {
-        Self { io: Box::new(io), remote: remote.into() }
+        Self {
+            io: Box::new(io),
+            remote: remote.into(),
+        }
     }
 
     /// The address at the other end. For logs: a peer is known by the id in its header.
@@ -61,7 +64,9 @@ impl ByteStream {
 
 impl std::fmt::Debug for ByteStream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ByteStream").field("remote", &self.remote).finish_non_exhaustive()
+        f.debug_struct("ByteStream")
+            .field("remote", &self.remote)
+            .finish_non_exhaustive()
     }
 }
 
@@ -130,7 +135,10 @@ impl Listener {
         local_address: String,
         incoming: impl Stream<Item = ByteStream> + Send + 'static,
     ) -> Self {
-        Self { local_address, incoming: incoming.boxed() }
+        Self {
+            local_address,
+            incoming: incoming.boxed(),
+        }
     }
 
     /// Where it listens, with the real port.
@@ -150,7 +158,9 @@ impl Stream for Listener {
 
 impl std::fmt::Debug for Listener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Listener").field("local_address", &self.local_address).finish_non_exhaustive()
+        f.debug_struct("Listener")
+            .field("local_address", &self.local_address)
+            .finish_non_exhaustive()
     }
 }
 
@@ -182,9 +192,19 @@ mod tests {
 
     #[test]
     fn an_address_is_host_and_port() {
-        assert_eq!(split_address("podkv-0.podkv.ns.:2380").unwrap(), ("podkv-0.podkv.ns.", 2380));
+        assert_eq!(
+            split_address("podkv-0.podkv.ns.:2380").unwrap(),
+            ("podkv-0.podkv.ns.", 2380)
+        );
         assert_eq!(split_address("[::1]:0").unwrap(), ("::1", 0));
-        for bad in ["podkv-0", ":2380", "host:", "host:70000", "::1:2380", "[::1:2380"] {
+        for bad in [
+            "podkv-0",
+            ":2380",
+            "host:",
+            "host:70000",
+            "::1:2380",
+            "[::1:2380",
+        ] {
             let error = split_address(bad).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{bad}");
         }

@@ -1,0 +1,171 @@
+//! Who may speak to this node.
+//!
+//! Each check stands for one way in which a call can come from the wrong past or go to the wrong place:
+//!
+//! | check | what it keeps out | reason |
+//! | --- | --- | --- |
+//! | protocol version, feature range | a release that cannot understand this one | `Unsupported` |
+//! | group | a group that this node does not hold | `Unsupported` |
+//! | target | a call that reached a pod which took over the address of another | `WrongTarget` |
+//! | cluster | another cluster, reached through a reused name | `WrongCluster` |
+//! | incarnation | a survivor of before a recovery from a lost majority, or the reverse | `WrongIncarnation` |
+//! | sender | a second node with *my* id: a copied volume | `RewoundVolume` |
+//! | boot counter and nonce | a sender whose volume was rewound or copied | `RewoundVolume` |
+//!
+//! What is *not* checked: whether the sender is in my membership. Membership may be known there first, and
+//! a node that fell behind must hear from members it has never heard of.
+
+use std::sync::Arc;
+
+use podkv_api::{ClusterId, Error, Incarnation, MemberId, Reason, Result};
+use podkv_proto::peer as wire;
+
+use super::header::{FEATURES, GROUP, PROTOCOL_VERSION};
+use crate::identity::Identity;
+
+/// Which calls are allowed to what kind of sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Who are you? The target need not be known, nor a cluster.
+    Hello,
+    /// Reserve, join: to a known target, from a node that need not belong to anything.
+    Founding,
+    /// Everything else: from a member, in the name of its cluster.
+    Cluster,
+}
+
+/// Who makes a call, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sender {
+    pub(crate) id: MemberId,
+    /// What the sender is a member of. Always set in [`Scope::Cluster`].
+    pub(crate) cluster: Option<(ClusterId, Incarnation)>,
+}
+
+/// Checks the header of every call.
+#[derive(Clone)]
+pub(crate) struct Gate {
+    identity: Arc<Identity>,
+}
+
+impl Gate {
+    pub(crate) fn new(identity: Arc<Identity>) -> Self {
+        Self { identity }
+    }
+
+    /// Who sends this, or why it is refused. A node that is not a member yet lets any cluster pass
+    /// here: founding decides whom it follows.
+    pub(crate) fn check(&self, header: Option<&wire::PeerHeader>, scope: Scope) -> Result<Sender> {
+        let header = header
+            .ok_or_else(|| Error::new(Reason::InvalidArgument, "the call carries no header"))?;
+        check_release(header)?;
+        self.check_target(header, scope)?;
+        let cluster = self.check_cluster(header, scope)?;
+        let id = self.check_sender(header)?;
+        Ok(Sender { id, cluster })
+    }
+
+    /// Checks the header of an answer, as far as an answer has one: its sender must be known by id.
+    pub(crate) fn check_answer(&self, header: Option<&wire::PeerHeader>) -> Result<MemberId> {
+        let header = header
+            .ok_or_else(|| Error::new(Reason::InvalidArgument, "the answer carries no header"))?;
+        check_release(header)?;
+        self.check_sender(header)
+    }
+
+    fn check_target(&self, header: &wire::PeerHeader, scope: Scope) -> Result<()> {
+        let me = self.identity.node_id();
+        let target = MemberId(header.target_id);
+        let not_known = target == MemberId(0) && scope == Scope::Hello;
+        if target == me || not_known {
+            return Ok(());
+        }
+        Err(Error::new(
+            Reason::WrongTarget,
+            format!("the call is for {target}; this node is {me}"),
+        ))
+    }
+
+    fn check_cluster(
+        &self,
+        header: &wire::PeerHeader,
+        scope: Scope,
+    ) -> Result<Option<(ClusterId, Incarnation)>> {
+        let theirs = (
+            ClusterId(header.cluster_id),
+            Incarnation(header.incarnation),
+        );
+        if theirs.0 == ClusterId(0) {
+            return match scope {
+                Scope::Hello | Scope::Founding => Ok(None),
+                Scope::Cluster => Err(Error::new(
+                    Reason::WrongCluster,
+                    "the sender belongs to no cluster; only hello, reserve and join may come from it",
+                )),
+            };
+        }
+        let Some(mine) = self.identity.cluster() else {
+            return Ok(Some(theirs));
+        };
+        if theirs.0 != mine.0 {
+            let text = format!(
+                "the sender belongs to cluster {}, this node to {}",
+                theirs.0, mine.0
+            );
+            return Err(Error::new(Reason::WrongCluster, text));
+        }
+        if theirs.1 != mine.1 {
+            let text = format!(
+                "the sender is in incarnation {} of cluster {}, this node in {}",
+                theirs.1, mine.0, mine.1
+            );
+            return Err(Error::new(Reason::WrongIncarnation, text));
+        }
+        Ok(Some(theirs))
+    }
+
+    fn check_sender(&self, header: &wire::PeerHeader) -> Result<MemberId> {
+        let id = MemberId(header.sender_id);
+        if id == MemberId(0) {
+            return Err(Error::new(
+                Reason::InvalidArgument,
+                "the sender names no id",
+            ));
+        }
+        if id != self.identity.node_id() {
+            self.identity
+                .observe_peer(id, header.boot_counter, header.boot_nonce)?;
+        } else if header.boot_nonce != self.identity.boot_nonce() {
+            // Saying hello to oneself, through a name that leads back, is harmless. This is not that.
+            let text = format!("two nodes run under id {id}: one has a copy of the other's volume");
+            return Err(Error::new(Reason::RewoundVolume, text));
+        }
+        Ok(id)
+    }
+}
+
+fn check_release(header: &wire::PeerHeader) -> Result<()> {
+    if header.protocol_version != PROTOCOL_VERSION {
+        let text = format!(
+            "the sender speaks peer protocol {}, this node {PROTOCOL_VERSION}",
+            header.protocol_version
+        );
+        return Err(Error::new(Reason::Unsupported, text));
+    }
+    let overlap = header.feature_min <= *FEATURES.end() && *FEATURES.start() <= header.feature_max;
+    if !overlap {
+        let text = format!(
+            "the sender supports feature levels {} to {}, this node {} to {}",
+            header.feature_min,
+            header.feature_max,
+            FEATURES.start(),
+            FEATURES.end()
+        );
+        return Err(Error::new(Reason::Unsupported, text));
+    }
+    if header.group_id != GROUP {
+        let text = format!("this node holds group {GROUP}, not {}", header.group_id);
+        return Err(Error::new(Reason::Unsupported, text));
+    }
+    Ok(())
+}

@@ -1,0 +1,287 @@
+//! Kept channels to other nodes.
+//!
+//! One connection per member and *lane*, so that what must be quick never queues behind what is big:
+//! a heartbeat behind 4 MiB of snapshot on one TCP connection would arrive after the election.
+//!
+//! ```text
+//!   PeerPool ── member ──┬── Control     votes, founding, admin, read index
+//!                        ├── Append      log entries, pipelined
+//!                        ├── Heartbeat   one small message at a time
+//!                        ├── Snapshot    files
+//!                        └── Forward     proposals to the leader
+//! ```
+//!
+//! A channel is dialed when it is first needed, and dialed again — with the name resolved afresh — when its
+//! user says [`PeerLane::broken`] or the member's address changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hyper_util::rt::TokioIo;
+use podkv_api::{Error, MemberId, Reason};
+use podkv_proto::peer as wire;
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+
+use super::header::PeerHeaders;
+use super::settings::PeerSettings;
+use crate::membership::PeerAddress;
+use crate::transport::Transport;
+
+/// The gRPC client of a peer, with its limits set.
+pub(crate) type PeerClient = wire::peer_client::PeerClient<Channel>;
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lane {
+    Control,
+    Append,
+    Heartbeat,
+    Snapshot,
+    Forward,
+}
+
+const LANES: usize = 5;
+
+/// Why there is no channel to a peer. All of these may pass: try again later.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PeerError {
+    #[error("peer address {address:?} is not host:port")]
+    Address {
+        address: String,
+        source: tonic::transport::Error,
+    },
+    #[error("could not connect to peer at {address}")]
+    Dial {
+        address: String,
+        source: tonic::transport::Error,
+    },
+    #[error("peer at {address} did not answer within {after:?}")]
+    Timeout {
+        address: String,
+        after: std::time::Duration,
+    },
+}
+
+impl From<PeerError> for Error {
+    fn from(error: PeerError) -> Self {
+        Error::new(Reason::Unreachable, error.to_string()).with_source(error)
+    }
+}
+
+/// The kept channels of a node. Clones share them.
+#[derive(Clone)]
+pub(crate) struct PeerPool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    transport: Arc<dyn Transport>,
+    headers: PeerHeaders,
+    settings: PeerSettings,
+    members: Mutex<BTreeMap<MemberId, Arc<Target>>>,
+    /// Numbers the channels, so that one who reports a broken channel cannot drop its successor.
+    next_channel: AtomicU64,
+}
+
+struct Target {
+    id: MemberId,
+    address: Mutex<String>,
+    lanes: [Slot; LANES],
+}
+
+#[derive(Default)]
+struct Slot {
+    kept: Mutex<Option<Kept>>,
+    /// One dials, the others wait for it.
+    dialing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone)]
+struct Kept {
+    number: u64,
+    address: String,
+    client: PeerClient,
+}
+
+impl PeerPool {
+    pub(crate) fn new(
+        transport: Arc<dyn Transport>,
+        headers: PeerHeaders,
+        settings: PeerSettings,
+    ) -> Self {
+        let shared = Shared {
+            transport,
+            headers,
+            settings,
+            members: Mutex::default(),
+            next_channel: AtomicU64::new(1),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// The way to a member. Dials nothing yet. `address` replaces the one from before on every lane:
+    /// membership knows best, and the newest membership calls last.
+    pub(crate) fn client(&self, target: MemberId, address: &PeerAddress, lane: Lane) -> PeerLane {
+        let target = lock(&self.shared.members)
+            .entry(target)
+            .or_insert_with(|| {
+                let address = Mutex::new(address.peer_address.clone());
+                Arc::new(Target {
+                    id: target,
+                    address,
+                    lanes: Default::default(),
+                })
+            })
+            .clone();
+        lock(&target.address).clone_from(&address.peer_address);
+        PeerLane {
+            shared: self.shared.clone(),
+            target,
+            lane,
+            used: AtomicU64::new(0),
+        }
+    }
+
+    /// Forgets everybody else. Calls that are under way go on.
+    pub(crate) fn retain(&self, members: &BTreeSet<MemberId>) {
+        lock(&self.shared.members).retain(|id, _| members.contains(id));
+    }
+
+    /// A channel of one's own to an address whose node is not known yet, to say hello. Not kept.
+    pub(crate) async fn dial(&self, address: &str) -> Result<PeerClient, PeerError> {
+        self.shared.dial(address).await
+    }
+
+    /// What a call to `target` carries; [`MemberId`] 0 where it is not known yet.
+    pub(crate) fn header(&self, target: MemberId) -> wire::PeerHeader {
+        self.shared.headers.to(target)
+    }
+}
+
+impl Shared {
+    async fn dial(&self, address: &str) -> Result<PeerClient, PeerError> {
+        let settings = &self.settings;
+        // The authority is for proxies and logs on the way; the connector knows where to go.
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|source| PeerError::Address {
+                address: address.into(),
+                source,
+            })?
+            .connect_timeout(settings.dial_timeout)
+            .initial_stream_window_size(settings.stream_window_bytes)
+            .initial_connection_window_size(settings.connection_window_bytes)
+            .http2_keep_alive_interval(settings.keepalive_interval)
+            .keep_alive_timeout(settings.keepalive_timeout)
+            .keep_alive_while_idle(true);
+        let transport = self.transport.clone();
+        let place = address.to_string();
+        // Called again by the channel itself when its connection was lost: resolves afresh then, too.
+        let connector = service_fn(move |_: Uri| {
+            let (transport, place) = (transport.clone(), place.clone());
+            async move { transport.dial(&place).await.map(TokioIo::new) }
+        });
+        let after = settings.dial_timeout;
+        let channel = timeout(after, endpoint.connect_with_connector(connector))
+            .await
+            .map_err(|_| PeerError::Timeout {
+                address: address.into(),
+                after,
+            })?
+            .map_err(|source| PeerError::Dial {
+                address: address.into(),
+                source,
+            })?;
+        Ok(PeerClient::new(channel)
+            .max_decoding_message_size(settings.max_message_bytes)
+            .max_encoding_message_size(settings.max_message_bytes))
+    }
+}
+
+/// The way to one member, for one purpose.
+pub(crate) struct PeerLane {
+    shared: Arc<Shared>,
+    target: Arc<Target>,
+    lane: Lane,
+    /// The number of the channel that this handle got last; 0 is none.
+    used: AtomicU64,
+}
+
+impl Clone for PeerLane {
+    fn clone(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            target: self.target.clone(),
+            lane: self.lane,
+            used: AtomicU64::new(self.used.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+impl PeerLane {
+    /// The kept channel, or a new one. Cancel-safe. Fails within [`PeerSettings::dial_timeout`] of its
+    /// turn; of several that wait, one dials.
+    pub(crate) async fn get(&self) -> Result<PeerClient, PeerError> {
+        if let Some(client) = self.kept() {
+            return Ok(client);
+        }
+        let slot = self.slot();
+        let _turn = slot.dialing.lock().await;
+        if let Some(client) = self.kept() {
+            return Ok(client);
+        }
+        let address = lock(&self.target.address).clone();
+        let client = self.shared.dial(&address).await?;
+        let number = self.shared.next_channel.fetch_add(1, Ordering::Relaxed);
+        *lock(&slot.kept) = Some(Kept {
+            number,
+            address,
+            client: client.clone(),
+        });
+        self.used.store(number, Ordering::Relaxed);
+        Ok(client)
+    }
+
+    /// What every call, and the first message of every stream, carries. Built afresh each time:
+    /// the node may have become a member since.
+    pub(crate) fn header(&self) -> wire::PeerHeader {
+        self.shared.headers.to(self.target.id)
+    }
+
+    /// Forgets the channel that this handle got last, so that the next [`get`](Self::get) dials afresh. Has no
+    /// effect on a newer channel.
+    pub(crate) fn broken(&self) {
+        let used = self.used.load(Ordering::Relaxed);
+        lock(&self.slot().kept).take_if(|kept| kept.number == used);
+    }
+
+    pub(crate) fn target(&self) -> MemberId {
+        self.target.id
+    }
+
+    /// The kept channel, if it leads to where the member is now.
+    fn kept(&self) -> Option<PeerClient> {
+        let mut slot = lock(&self.slot().kept);
+        let address = lock(&self.target.address);
+        let kept = slot.as_ref()?;
+        if kept.address != *address {
+            *slot = None;
+            return None;
+        }
+        self.used.store(kept.number, Ordering::Relaxed);
+        Some(kept.client.clone())
+    }
+
+    fn slot(&self) -> &Slot {
+        &self.target.lanes[self.lane as usize]
+    }
+}
+
+/// These locks guard single assignments: a panic cannot leave one half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
