@@ -1,0 +1,4 @@
+//! What the whole-process tests, the demo and the tour share.
+
+pub mod demo;
+pub mod process;

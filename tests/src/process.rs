@@ -1,0 +1,289 @@
+//! podkv nodes as child processes, for tests that kill them.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use podkv_api::{Error, NodeStatus, Reason, Store as _};
+use podkv_client::Client;
+
+/// The podkv binary of this tree, built if it is not up to date.
+///
+/// # Panics
+/// If it does not build.
+pub fn podkv_binary() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace");
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let built = Command::new(cargo)
+            .args(["build", "--quiet", "--locked", "-p", "podkv-server", "--bin", "podkv"])
+            .current_dir(root)
+            .status()
+            .expect("cargo runs");
+        assert!(built.success(), "the podkv binary does not build");
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        target.join("debug/podkv")
+    })
+}
+
+/// Ports that nobody listens on right now. Each node takes three.
+pub fn free_ports(count: usize) -> Vec<u16> {
+    let held: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("loopback has free ports")).collect();
+    held.iter().map(|listener| listener.local_addr().expect("it is bound").port()).collect()
+}
+
+/// Where one node listens and lives.
+#[derive(Clone, Debug)]
+pub struct NodeSpec {
+    pub name: String,
+    pub data_dir: PathBuf,
+    pub client: String,
+    pub peer: String,
+    pub admin: String,
+    pub peers: String,
+    pub extra: Vec<String>,
+}
+
+impl NodeSpec {
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(podkv_binary());
+        command
+            .arg("serve")
+            .arg(format!("--name={}", self.name))
+            .arg(format!("--data-dir={}", self.data_dir.display()))
+            .arg(format!("--client-listen={}", self.client))
+            .arg(format!("--peer-listen={}", self.peer))
+            .arg(format!("--admin-listen={}", self.admin))
+            .arg(format!("--peers={}", self.peers))
+            .arg("--timing=fast")
+            .args(&self.extra)
+            // The environment of whoever runs the tests is not part of the test.
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        command
+    }
+}
+
+/// A running node. Killed when dropped.
+pub struct NodeProcess {
+    child: Child,
+    /// What it wrote to standard error, for the message of a failed test.
+    log: Arc<Mutex<Vec<String>>>,
+    reader: Option<std::thread::JoinHandle<()>>,
+}
+
+impl NodeProcess {
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("the podkv binary starts");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let stderr = child.stderr.take().expect("standard error is piped");
+        let sink = log.clone();
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                sink.lock().expect("no writer panics").push(line);
+            }
+        });
+        Self { child, log, reader: Some(reader) }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub fn kill(&mut self) {
+        // It may be dead already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+    }
+
+    /// SIGTERM, and waits for the exit code.
+    pub fn terminate(&mut self) -> Option<i32> {
+        self.signal(rustix::process::Signal::TERM);
+        self.wait()
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        if let Some(pid) = pid {
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+
+    /// Waits until it ends by itself.
+    pub fn wait(&mut self) -> Option<i32> {
+        let code = self.child.wait().ok().and_then(|status| status.code());
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        code
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    pub fn log(&self) -> String {
+        self.log.lock().expect("no writer panics").join("\n")
+    }
+}
+
+impl Drop for NodeProcess {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Nodes as processes on loopback, each with a folder of its own.
+pub struct ProcessCluster {
+    pub specs: Vec<NodeSpec>,
+    pub nodes: Vec<Option<NodeProcess>>,
+    pub folder: tempfile::TempDir,
+}
+
+impl ProcessCluster {
+    /// Starts `count` nodes and waits until all serve.
+    pub async fn start(count: usize) -> Self {
+        Self::start_with(count, &[]).await
+    }
+
+    /// With extra arguments for every node.
+    pub async fn start_with(count: usize, extra: &[&str]) -> Self {
+        let mut cluster = Self::prepare(count, extra);
+        for index in 0..count {
+            cluster.restart(index);
+        }
+        for index in 0..count {
+            cluster.wait_ready(index).await;
+        }
+        cluster
+    }
+
+    /// Lays out nodes and starts none.
+    pub fn prepare(count: usize, extra: &[&str]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let ports = free_ports(3 * count);
+        let address = |index: usize, offset: usize| format!("127.0.0.1:{}", ports[3 * index + offset]);
+        let peers: Vec<String> = (0..count).map(|index| format!("podkv-{index}={}", address(index, 1))).collect();
+        let specs: Vec<NodeSpec> = (0..count)
+            .map(|index| NodeSpec {
+                name: format!("podkv-{index}"),
+                data_dir: folder.path().join(format!("podkv-{index}")),
+                client: address(index, 0),
+                peer: address(index, 1),
+                admin: address(index, 2),
+                peers: peers.join(","),
+                extra: extra.iter().map(ToString::to_string).collect(),
+            })
+            .collect();
+        let nodes = specs.iter().map(|_| None).collect();
+        Self { specs, nodes, folder }
+    }
+
+    /// Starts a node that is not running.
+    pub fn restart(&mut self, index: usize) {
+        let spec = &self.specs[index];
+        std::fs::create_dir_all(&spec.data_dir).expect("the data folder can be made");
+        self.nodes[index] = Some(NodeProcess::start(spec.command()));
+    }
+
+    pub fn kill(&mut self, index: usize) {
+        if let Some(mut node) = self.nodes[index].take() {
+            node.kill();
+        }
+    }
+
+    pub fn endpoints(&self) -> Vec<String> {
+        self.specs.iter().map(|spec| spec.client.clone()).collect()
+    }
+
+    /// A client that knows every node.
+    pub async fn client(&self) -> Client {
+        Client::builder()
+            .endpoints(self.endpoints())
+            .deadline(Duration::from_secs(5))
+            .connect()
+            .await
+            .expect("a client needs no node to be built")
+    }
+
+    /// A client that stays on one node.
+    pub async fn client_of(&self, index: usize) -> Client {
+        Client::builder()
+            .endpoints([self.specs[index].client.clone()])
+            .fixed(true)
+            .deadline(Duration::from_secs(5))
+            .connect()
+            .await
+            .expect("a client needs no node to be built")
+    }
+
+    pub async fn status(&self, index: usize) -> Result<NodeStatus, Error> {
+        let client = self.client_of(index).await;
+        let status = client.status().await;
+        client.close().await;
+        status
+    }
+
+    /// Waits until the node answers a linearizable read.
+    ///
+    /// # Panics
+    /// If it does not within 30 s; with the node's log.
+    pub async fn wait_ready(&mut self, index: usize) {
+        let client = self.client_of(index).await;
+        let ready = async {
+            while client.get("").await.is_err_and(|error| error.reason() != Reason::EmptyKey) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(30), ready).await.is_ok();
+        client.close().await;
+        if !in_time {
+            let log = self.nodes[index].as_ref().map(NodeProcess::log).unwrap_or_default();
+            panic!("{} is not ready; its log:\n{log}", self.specs[index].name);
+        }
+    }
+
+    /// The index of the leader: among those that claim to lead, the one with the highest term.
+    pub async fn leader(&self) -> Option<usize> {
+        let mut best: Option<(u64, usize)> = None;
+        for index in 0..self.specs.len() {
+            if self.nodes[index].is_none() {
+                continue;
+            }
+            if let Ok(status) = self.status(index).await
+                && status.leader == Some(status.header.member)
+                && best.is_none_or(|(term, _)| status.header.term > term)
+            {
+                best = Some((status.header.term, index));
+            }
+        }
+        best.map(|(_, index)| index)
+    }
+
+    /// Waits until one node leads.
+    ///
+    /// # Panics
+    /// If none does within 30 s.
+    pub async fn wait_leader(&self) -> usize {
+        let found = async {
+            loop {
+                if let Some(index) = self.leader().await {
+                    return index;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), found).await.expect("a leader within 30 s")
+    }
+}

@@ -1,0 +1,116 @@
+//! The "never" rules of `ARCHITECTURE.md`, as far as a test can see them.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+/// The crates that `package` is built with, itself included.
+fn dependencies(package: &str, arguments: &[&str]) -> BTreeSet<String> {
+    let output = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--offline", "--edges", "normal", "--prefix", "none", "--package", package])
+        .args(arguments)
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter_map(|line| line.split_whitespace().next()).map(String::from).collect()
+}
+
+fn assert_without(package: &str, arguments: &[&str], forbidden: &[&str]) {
+    let dependencies = dependencies(package, arguments);
+    for name in forbidden {
+        assert!(!dependencies.contains(*name), "{package} {arguments:?} is built with {name}");
+    }
+}
+
+fn rust_files(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+fn sources(folder: &str) -> Vec<(PathBuf, String)> {
+    let mut files = Vec::new();
+    rust_files(&root().join(folder), &mut files);
+    files.into_iter().map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect()
+}
+
+/// Lines that are no comment.
+fn code_lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| !line.trim_start().starts_with("//"))
+}
+
+#[test]
+fn core_is_pure() {
+    let forbidden = ["tokio", "rand", "getrandom", "openraft", "rocksdb", "tonic", "podkv-node", "podkv-client", "podkv-proto"];
+    assert_without("podkv-core", &[], &forbidden);
+}
+
+#[test]
+fn api_knows_no_implementation() {
+    assert_without("podkv-api", &[], &["tonic", "prost", "openraft", "rocksdb", "podkv-core", "podkv-node", "podkv-client"]);
+    assert_without("podkv-api", &["--no-default-features"], &["tokio", "rand"]);
+}
+
+#[test]
+fn client_never_sees_core_or_node() {
+    assert_without("podkv-client", &[], &["podkv-core", "podkv-node", "openraft", "rocksdb"]);
+}
+
+#[test]
+fn without_its_feature_the_node_needs_no_cplusplus() {
+    assert_without("podkv-node", &["--no-default-features", "--features", "testing"], &["rocksdb", "librocksdb-sys"]);
+    assert_without("podkv-tests", &["--no-default-features"], &["rocksdb", "librocksdb-sys"]);
+}
+
+#[test]
+fn openraft_stays_in_its_folder() {
+    for (path, text) in sources("crates") {
+        if path.starts_with(root().join("crates/node/src/raft")) {
+            continue;
+        }
+        let named = code_lines(&text).any(|line| line.contains("openraft::"));
+        assert!(!named, "{} names openraft; its one adapter is crates/node/src/raft", path.display());
+    }
+}
+
+#[test]
+fn bincode_stays_in_core() {
+    for (path, text) in sources("crates") {
+        if path.starts_with(root().join("crates/core")) {
+            continue;
+        }
+        // Records of the node derive through core's re-export.
+        let named = code_lines(&text).any(|line| line.contains("bincode::") && !line.contains("podkv_core::bincode"));
+        assert!(!named, "{} names bincode; core's codec is its one home", path.display());
+    }
+}
+
+#[test]
+fn no_file_outgrows_a_reader() {
+    for folder in ["crates", "tests"] {
+        for (path, text) in sources(folder) {
+            let is_test = path.components().any(|part| part.as_os_str() == "tests") && folder == "crates";
+            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap().lines().count();
+            assert!(is_test || code <= 620, "{} has {code} lines without its tests: it has found a second job", path.display());
+        }
+    }
+}
+
+#[test]
+fn crate_names_say_something() {
+    for entry in std::fs::read_dir(root().join("crates")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(!["utils", "util", "common", "types", "misc", "helpers"].contains(&name.as_str()), "{name}");
+    }
+}
