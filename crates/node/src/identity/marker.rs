@@ -4,10 +4,10 @@
 //! positional record:
 //!
 //! ```text
-//! +--------+---------+------+--------------+-------+---------+
-//! | format | node id | name | boot counter | phase | refused |
-//! | u32    | u64     | str  | u64          | enum  | [u64]   |
-//! +--------+---------+------+--------------+-------+---------+
+//! +--------+---------+------+--------------+-------+---------+-----------+
+//! | format | node id | name | boot counter | phase | refused | founding  |
+//! | u32    | u64     | str  | u64          | enum  | [u64]   | proposal? |
+//! +--------+---------+------+--------------+-------+---------+-----------+
 //!
 //! phase 0 virgin     belongs to nothing, has promised nothing
 //!       1 reserved   has accepted a proposal: cluster, replicas, [name, id, peer, client, voter]
@@ -87,6 +87,9 @@ pub(crate) struct Marker {
     pub phase: Phase,
     /// Clusters whose proposals were accepted and released. Never accepted again.
     pub refused: Vec<ClusterId>,
+    /// Of a member: the proposal through which it became one. A proposer that crashed between becoming a
+    /// member and initialising its log goes on from it.
+    pub founding: Option<Proposal>,
 }
 
 #[derive(Encode, Decode)]
@@ -98,25 +101,24 @@ struct MarkerV1 {
     boot_counter: u64,
     phase: PhaseV1,
     refused: Vec<u64>,
+    founding: Option<ProposalV1>,
 }
 
 #[derive(Encode, Decode)]
 #[bincode(crate = "podkv_core::bincode")]
 enum PhaseV1 {
     Virgin,
-    Reserved {
-        cluster: u64,
-        replicas: u32,
-        founders: Vec<FounderV1>,
-    },
-    Member {
-        cluster: u64,
-        incarnation: u64,
-    },
-    Retired {
-        cluster: u64,
-        incarnation: u64,
-    },
+    Reserved(ProposalV1),
+    Member { cluster: u64, incarnation: u64 },
+    Retired { cluster: u64, incarnation: u64 },
+}
+
+#[derive(Encode, Decode)]
+#[bincode(crate = "podkv_core::bincode")]
+struct ProposalV1 {
+    cluster: u64,
+    replicas: u32,
+    founders: Vec<FounderV1>,
 }
 
 #[derive(Encode, Decode)]
@@ -138,6 +140,7 @@ impl Marker {
             boot_counter: self.boot_counter,
             phase: PhaseV1::from(&self.phase),
             refused: self.refused.iter().map(|cluster| cluster.0).collect(),
+            founding: self.founding.as_ref().map(ProposalV1::from),
         };
         codec::encode_frame(FrameKind::Marker, &record)
     }
@@ -167,6 +170,7 @@ impl Marker {
             boot_counter: record.boot_counter,
             phase: record.phase.into(),
             refused: record.refused.into_iter().map(ClusterId).collect(),
+            founding: record.founding.map(Proposal::from),
         })
     }
 }
@@ -192,11 +196,7 @@ impl From<&Phase> for PhaseV1 {
     fn from(phase: &Phase) -> Self {
         match phase {
             Phase::Virgin => Self::Virgin,
-            Phase::Reserved(proposal) => Self::Reserved {
-                cluster: proposal.cluster.0,
-                replicas: proposal.replicas,
-                founders: proposal.founders.iter().map(FounderV1::from).collect(),
-            },
+            Phase::Reserved(proposal) => Self::Reserved(ProposalV1::from(proposal)),
             Phase::Member {
                 cluster,
                 incarnation,
@@ -219,15 +219,7 @@ impl From<PhaseV1> for Phase {
     fn from(phase: PhaseV1) -> Self {
         match phase {
             PhaseV1::Virgin => Self::Virgin,
-            PhaseV1::Reserved {
-                cluster,
-                replicas,
-                founders,
-            } => Self::Reserved(Proposal {
-                cluster: ClusterId(cluster),
-                replicas,
-                founders: founders.into_iter().map(Founder::from).collect(),
-            }),
+            PhaseV1::Reserved(proposal) => Self::Reserved(proposal.into()),
             PhaseV1::Member {
                 cluster,
                 incarnation,
@@ -242,6 +234,26 @@ impl From<PhaseV1> for Phase {
                 cluster: ClusterId(cluster),
                 incarnation: Incarnation(incarnation),
             },
+        }
+    }
+}
+
+impl From<&Proposal> for ProposalV1 {
+    fn from(proposal: &Proposal) -> Self {
+        Self {
+            cluster: proposal.cluster.0,
+            replicas: proposal.replicas,
+            founders: proposal.founders.iter().map(FounderV1::from).collect(),
+        }
+    }
+}
+
+impl From<ProposalV1> for Proposal {
+    fn from(proposal: ProposalV1) -> Self {
+        Self {
+            cluster: ClusterId(proposal.cluster),
+            replicas: proposal.replicas,
+            founders: proposal.founders.into_iter().map(Founder::from).collect(),
         }
     }
 }
@@ -290,7 +302,7 @@ mod tests {
         let (cluster, incarnation) = (ClusterId(9), Incarnation(2));
         [
             Phase::Virgin,
-            Phase::Reserved(proposal),
+            Phase::Reserved(proposal.clone()),
             Phase::Member {
                 cluster,
                 incarnation,
@@ -304,6 +316,10 @@ mod tests {
             node: MemberId(7),
             name: "podkv-0".into(),
             boot_counter: 3,
+            founding: match &phase {
+                Phase::Member { .. } => Some(proposal.clone()),
+                _ => None,
+            },
             phase,
             refused: vec![ClusterId(5)],
         })
@@ -360,6 +376,7 @@ mod tests {
             boot_counter: 1,
             phase: PhaseV1::Virgin,
             refused: Vec::new(),
+            founding: None,
         };
         let bytes = codec::encode_frame(FrameKind::Marker, &record);
         let error = Marker::decode(&bytes, "MARKER").unwrap_err();

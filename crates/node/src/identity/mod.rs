@@ -87,6 +87,7 @@ impl Identity {
                 boot_counter: 0,
                 phase: Phase::Virgin,
                 refused: Vec::new(),
+                founding: None,
             },
         };
         if marker.name != name {
@@ -154,6 +155,11 @@ impl Identity {
         }
     }
 
+    /// The proposal through which this node became a member; `None` if it joined, or is none.
+    pub fn founding(&self) -> Option<Proposal> {
+        self.marker().founding.clone()
+    }
+
     /// True if this node accepted that cluster once and released it.
     pub fn refuses(&self, cluster: ClusterId) -> bool {
         self.marker().refused.contains(&cluster)
@@ -212,6 +218,7 @@ impl Identity {
         };
         self.transition(|marker| match &marker.phase {
             Phase::Reserved(proposal) if proposal.cluster == cluster => {
+                marker.founding = Some(proposal.clone());
                 marker.phase = member;
                 Ok(true)
             }
