@@ -1,0 +1,158 @@
+//! What operators do: members, leadership, the nodes' own views, snapshots.
+//!
+//! Changes of the membership carry no session. They are sent again only while it is certain that they
+//! were not executed; else the error says that the outcome is unknown, and [`Store::members`] tells.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use podkv_api::{Header, LeaderHint, Member, MemberId, NodeStatus, Result};
+#[cfg(doc)]
+use podkv_api::Store;
+use podkv_proto::convert;
+use podkv_proto::v1;
+use podkv_proto::v1::cluster_client::ClusterClient;
+use tokio::time::Instant;
+
+use crate::client::Client;
+use crate::core::{Answered, Plan};
+use crate::directory::ask_status;
+use crate::endpoint::Endpoint;
+use crate::failure::corrupt;
+use crate::snapshot::{self, SnapshotStream};
+
+/// A node that is to join, as a learner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewMember {
+    pub id: MemberId,
+    /// The pod's name.
+    pub name: String,
+    /// `host:port` for peers.
+    pub peer_address: String,
+    /// `host:port` for clients.
+    pub client_address: String,
+}
+
+impl Client {
+    /// Adds a node as a learner. Returns the members then.
+    pub async fn add_member(&self, member: NewMember) -> Result<Vec<Member>> {
+        let request = v1::AddMemberRequest {
+            id: member.id.0,
+            name: member.name,
+            peer_address: member.peer_address,
+            client_address: member.client_address,
+        };
+        self.change_members(move |mut client| {
+            let request = request.clone();
+            async move { client.add_member(request).await }
+        })
+        .await
+    }
+
+    /// Makes a learner that has caught up a voter. Returns the members then.
+    pub async fn promote_member(&self, id: MemberId) -> Result<Vec<Member>> {
+        let request = v1::PromoteMemberRequest { id: id.0 };
+        self.change_members(move |mut client| async move { client.promote_member(request).await })
+            .await
+    }
+
+    /// Removes a member for good: its id never comes back. Returns the members then.
+    pub async fn remove_member(&self, id: MemberId) -> Result<Vec<Member>> {
+        let request = v1::RemoveMemberRequest { id: id.0 };
+        self.change_members(move |mut client| async move { client.remove_member(request).await })
+            .await
+    }
+
+    async fn change_members<F>(
+        &self,
+        send: impl Fn(ClusterClient<tonic::transport::Channel>) -> F + Send + Sync,
+    ) -> Result<Vec<Member>>
+    where
+        F: Future<Output = Result<tonic::Response<v1::MembersResponse>, tonic::Status>> + Send,
+    {
+        let core = self.core();
+        core.call(Plan::ADMIN, core.deadline(), |endpoint, until| {
+            let sent = send(ClusterClient::new(endpoint.channel()));
+            async move { members(endpoint.unary(until, sent).await?) }
+        })
+        .await
+    }
+
+    /// Hands leadership to a voter, or to the one that is furthest if `None`. Returns who leads then.
+    pub async fn transfer_leadership(&self, to: Option<MemberId>) -> Result<MemberId> {
+        let request = v1::TransferLeadershipRequest {
+            to: to.map_or(0, |member| member.0),
+        };
+        let core = self.core();
+        core.call(Plan::ADMIN, core.deadline(), |endpoint, until| async move {
+            let mut client = ClusterClient::new(endpoint.channel());
+            let answer = endpoint
+                .unary(until, client.transfer_leadership(request))
+                .await?;
+            let header = convert::header(answer.header).map_err(|error| corrupt(error.to_string()))?;
+            let leader = convert::optional_member_id(answer.leader_id)
+                .ok_or_else(|| corrupt("leadership was transferred to nobody"))?;
+            core.endpoints.hinted(&LeaderHint {
+                member: leader,
+                client_address: String::new(),
+            });
+            Ok((header, leader))
+        })
+        .await
+    }
+
+    /// The members as the answering node knows them, without asking the leader. With
+    /// [`Client::at`], the view of one node.
+    pub async fn local_members(&self) -> Result<Vec<Member>> {
+        let core = self.core();
+        core.call(Plan::LOCAL, core.deadline(), |endpoint, until| {
+            ask_members(endpoint, until, true)
+        })
+        .await
+    }
+
+    /// How every node is, by the address that it was asked at. Those that do not answer within an
+    /// attempt's time have their error.
+    pub async fn statuses(&self) -> Vec<(String, Result<NodeStatus>)> {
+        let core = self.core();
+        join_all(core.endpoints.nodes().into_iter().map(|endpoint| async move {
+            let status = ask_status(core, &endpoint).await;
+            let status = status.map_err(|failure| failure.error);
+            (endpoint.address().to_owned(), status)
+        }))
+        .await
+    }
+
+    /// The addresses in use: the members' own once they are learned, else the given ones.
+    pub fn endpoints(&self) -> Vec<String> {
+        let nodes = self.core().endpoints.nodes();
+        nodes
+            .iter()
+            .map(|endpoint| endpoint.address().to_owned())
+            .collect()
+    }
+
+    /// Who leads, as far as this client knows.
+    pub fn leader(&self) -> Option<LeaderHint> {
+        self.core().endpoints.leader()
+    }
+
+    /// The whole state at one revision, as `podkv snapshot restore` takes it.
+    pub async fn snapshot(&self) -> Result<SnapshotStream> {
+        snapshot::save(self).await
+    }
+}
+
+pub(crate) async fn ask_members(
+    endpoint: Arc<Endpoint>,
+    until: Instant,
+    local: bool,
+) -> Answered<Vec<Member>> {
+    let mut client = ClusterClient::new(endpoint.channel());
+    let sent = client.members(v1::MembersRequest { local });
+    members(endpoint.unary(until, sent).await?)
+}
+
+fn members(answer: v1::MembersResponse) -> Answered<Vec<Member>> {
+    <(Header, Vec<Member>)>::try_from(answer).map_err(|error| corrupt(error.to_string()))
+}

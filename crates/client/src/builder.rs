@@ -1,0 +1,130 @@
+//! How a client is made.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use podkv_api::{Result, Store};
+
+use crate::client::Client;
+use crate::settings::{Settings, bad};
+
+/// Settings of a client to be. Durations and sizes of 0 are refused.
+#[derive(Clone, Debug, Default)]
+pub struct Builder {
+    pub(crate) endpoints: Vec<String>,
+    pub(crate) services: Vec<String>,
+    pub(crate) settings: Settings,
+}
+
+impl Builder {
+    /// Any nodes of the cluster, as `host:port`. One that answers is enough: the others are learned.
+    #[must_use]
+    pub fn endpoints(mut self, endpoints: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.endpoints
+            .extend(endpoints.into_iter().map(Into::into));
+        self
+    }
+
+    /// A name that resolves to the addresses of many nodes, as a headless service does:
+    /// `podkv-headless.ns.svc.cluster.local.:2379`. Resolved again whenever the client looks around.
+    /// End it with a dot: it spares the search domains.
+    #[must_use]
+    pub fn service(mut self, service: impl Into<String>) -> Self {
+        self.services.push(service.into());
+        self
+    }
+
+    /// Ask only what was given here; do not learn the members' own addresses. For tunnels, and to
+    /// speak with one node.
+    #[must_use]
+    pub fn fixed(mut self, fixed: bool) -> Self {
+        self.settings.fixed = fixed;
+        self
+    }
+
+    /// A call that has no answer by then fails. 5 s unless set.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.settings.deadline = deadline;
+        self
+    }
+
+    /// How long one node may take before another is asked; keep it above an election. 2 s unless set.
+    #[must_use]
+    pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.attempt_timeout = timeout;
+        self
+    }
+
+    /// How long a connection may take. 1 s unless set.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.connect_timeout = timeout;
+        self
+    }
+
+    /// The wait between attempts, doubled from the first to the second, with jitter. 25 ms and 1 s unless
+    /// set.
+    #[must_use]
+    pub fn backoff(mut self, min: Duration, max: Duration) -> Self {
+        self.settings.backoff_min = min;
+        self.settings.backoff_max = max;
+        self
+    }
+
+    /// How often the client looks for members and leader when nothing goes wrong. 10 s unless set.
+    #[must_use]
+    pub fn refresh_interval(mut self, interval: Duration) -> Self {
+        self.settings.refresh_interval = interval;
+        self
+    }
+
+    /// How long the nodes keep this client's session when they hear nothing of it. At least twice the
+    /// deadline; 60 s unless set.
+    #[must_use]
+    pub fn session_ttl(mut self, ttl: Duration) -> Self {
+        self.settings.session_ttl = ttl;
+        self
+    }
+
+    /// How many calls may wait for room on one node's stream; more wait outside. 1024 unless set.
+    #[must_use]
+    pub fn queue(mut self, calls: usize) -> Self {
+        self.settings.queue = calls;
+        self
+    }
+
+    /// The largest answer that is accepted, in bytes. 64 MiB unless set.
+    #[must_use]
+    pub fn max_response_bytes(mut self, bytes: usize) -> Self {
+        self.settings.max_response_bytes = bytes;
+        self
+    }
+
+    /// Makes the client without waiting for an answer: calls connect as they need. Must be called
+    /// inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Reason::Configuration`](podkv_api::Reason::Configuration), naming the setting.
+    pub fn build(self) -> Result<Client> {
+        self.settings.check()?;
+        if self.endpoints.is_empty() && self.services.is_empty() {
+            return Err(bad("no endpoints; expected host:port, or a service".into()));
+        }
+        if let Some(service) = self.services.iter().find(|name| !name.contains(':')) {
+            return Err(bad(format!("service {service:?}; expected name:port")));
+        }
+        Client::start(self.endpoints, self.services, self.settings, Arc::default())
+    }
+
+    /// Makes the client, and waits until a node answers.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build), and those of [`Store::status`] when no node answers within the
+    /// deadline.
+    pub async fn connect(self) -> Result<Client> {
+        let client = self.build()?;
+        client.status().await?;
+        Ok(client)
+    }
+}

@@ -1,0 +1,207 @@
+//! One address: its HTTP/2 channel, its health by results, and the streams kept on it.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use podkv_api::{Error, MemberId, Reason, Result};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+use crate::failure::{Failure, closed};
+use crate::lease::KeepAlives;
+use crate::pipe::Pipe;
+use crate::settings::{
+    CONNECTION_WINDOW, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW, Settings, bad,
+};
+
+/// What every task of a client is made with.
+#[derive(Clone, Debug)]
+pub(crate) struct Runtime {
+    pub settings: Arc<Settings>,
+    pub tasks: TaskTracker,
+    pub stop: CancellationToken,
+}
+
+impl Runtime {
+    /// Spawns a task that ends, at the latest, when the client does.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled_owned(task).await;
+        });
+    }
+}
+
+/// Runs the tasks of connections. With it, closing a client closes its connections, also those
+/// that a forgotten stream still holds.
+#[derive(Clone)]
+struct Connections(Runtime);
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Connections {
+    fn execute(&self, task: F) {
+        self.0.spawn(task);
+    }
+}
+
+#[derive(Debug, Default)]
+struct Health {
+    /// Failures since the last success.
+    failures: u32,
+    /// Not before then, if it failed.
+    retry_at: Option<Instant>,
+}
+
+pub(crate) struct Endpoint {
+    address: String,
+    channel: Channel,
+    runtime: Runtime,
+    health: Mutex<Health>,
+    /// Who answered last; 0 is nobody yet.
+    member: AtomicU64,
+    pipe: Mutex<Option<Pipe>>,
+    keep_alives: Mutex<Option<KeepAlives>>,
+}
+
+impl Endpoint {
+    /// Dials nothing yet. The name is resolved on each dial.
+    pub fn new(address: &str, runtime: &Runtime) -> Result<Self> {
+        Ok(Self {
+            address: address.to_owned(),
+            channel: channel(address, runtime)?,
+            runtime: runtime.clone(),
+            health: Mutex::default(),
+            member: AtomicU64::new(0),
+            pipe: Mutex::default(),
+            keep_alives: Mutex::default(),
+        })
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    pub fn member(&self) -> Option<MemberId> {
+        match self.member.load(Ordering::Relaxed) {
+            0 => None,
+            id => Some(MemberId(id)),
+        }
+    }
+
+    /// It answered, as this member.
+    pub fn answered(&self, member: MemberId) {
+        self.member.store(member.0, Ordering::Relaxed);
+        self.healthy();
+    }
+
+    /// It answered.
+    pub fn healthy(&self) {
+        let mut health = lock(&self.health);
+        health.failures = 0;
+        health.retry_at = None;
+    }
+
+    /// It did not answer, or is going away. What fails together counts once: a burst of calls that lose
+    /// one connection must not look like a long outage.
+    pub fn failed(&self, now: Instant) {
+        let mut health = lock(&self.health);
+        if health.retry_at.is_some_and(|at| at > now) {
+            return;
+        }
+        health.failures = health.failures.saturating_add(1);
+        health.retry_at = Some(now + self.runtime.settings.backoff(health.failures));
+    }
+
+    /// `None` if it may be asked now.
+    pub fn retry_at(&self, now: Instant) -> Option<Instant> {
+        lock(&self.health).retry_at.filter(|at| *at > now)
+    }
+
+    /// The operation stream, opened if there is none.
+    pub fn pipe(&self) -> Pipe {
+        let mut slot = lock(&self.pipe);
+        match &*slot {
+            Some(pipe) if !pipe.is_closed() => pipe.clone(),
+            _ => slot
+                .insert(Pipe::open(self.channel(), &self.runtime))
+                .clone(),
+        }
+    }
+
+    /// The keep-alive stream, opened if there is none.
+    pub fn keep_alives(&self) -> KeepAlives {
+        let mut slot = lock(&self.keep_alives);
+        match &*slot {
+            Some(stream) if !stream.is_closed() => stream.clone(),
+            _ => slot
+                .insert(KeepAlives::open(self.channel(), &self.runtime))
+                .clone(),
+        }
+    }
+
+    /// Awaits one RPC until the attempt ends.
+    pub async fn unary<T>(
+        &self,
+        until: Instant,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Failure> {
+        tokio::select! {
+            () = self.runtime.stop.cancelled() => Err(Failure::lost(closed())),
+            answer = timeout_at(until, call) => match answer {
+                Ok(Ok(response)) => Ok(response.into_inner()),
+                Ok(Err(status)) => Err(Failure::from_status(&status)),
+                Err(_elapsed) => Err(Failure::lost(no_answer())),
+            },
+        }
+    }
+
+
+    pub fn max_response_bytes(&self) -> usize {
+        self.runtime.settings.max_response_bytes
+    }
+}
+
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.address)
+    }
+}
+
+pub(crate) fn no_answer() -> Error {
+    Error::new(
+        Reason::DeadlineExceeded,
+        "the node did not answer within an attempt's time",
+    )
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that holds one of these locks panics half-way through a change.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn channel(address: &str, runtime: &Runtime) -> Result<Channel> {
+    let expected = || bad(format!("endpoint {address:?}; expected host:port"));
+    let (host, port) = address.rsplit_once(':').ok_or_else(expected)?;
+    if host.is_empty() || !port.parse::<u16>().is_ok_and(|port| port != 0) {
+        return Err(expected());
+    }
+    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| expected().with_source(error))?;
+    Ok(endpoint
+        .executor(Connections(runtime.clone()))
+        .connect_timeout(runtime.settings.connect_timeout)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .connect_lazy())
+}

@@ -1,0 +1,140 @@
+//! The attempts of one call: whom to ask, how long to wait in between, when to stop.
+//!
+//! The first round asks every endpoint at once, one after the other. Each further round waits for a
+//! backoff that grows, so that an outage is met by a few attempts a second and not by a busy loop.
+
+use std::sync::Arc;
+
+use podkv_api::{Error, ErrorKind, Reason};
+use tokio::time::{Instant, sleep_until};
+
+use crate::endpoint::{Endpoint, Runtime};
+use crate::endpoints::{Endpoints, Pick, Route};
+use crate::failure::{Failure, Fate, closed};
+
+/// One attempt: ask this endpoint, until then.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    pub endpoint: Arc<Endpoint>,
+    pub until: Instant,
+}
+
+pub(crate) struct Attempts {
+    endpoints: Arc<Endpoints>,
+    runtime: Runtime,
+    route: Route,
+    /// `None`: for as long as somebody waits.
+    deadline: Option<Instant>,
+    /// In this round.
+    asked: Vec<Arc<Endpoint>>,
+    rounds: u32,
+    count: u32,
+    last: Option<Error>,
+}
+
+impl Attempts {
+    pub fn new(
+        endpoints: &Arc<Endpoints>,
+        runtime: &Runtime,
+        route: Route,
+        deadline: Option<Instant>,
+    ) -> Self {
+        Self {
+            endpoints: endpoints.clone(),
+            runtime: runtime.clone(),
+            route,
+            deadline,
+            asked: Vec::new(),
+            rounds: 0,
+            count: 0,
+            last: None,
+        }
+    }
+
+    /// The next attempt. `None` when the deadline has passed or the client is closed.
+    pub async fn next(&mut self) -> Option<Attempt> {
+        loop {
+            let now = Instant::now();
+            if self.runtime.stop.is_cancelled() || self.deadline.is_some_and(|at| now >= at) {
+                return None;
+            }
+            let pick = self.endpoints.pick(self.route, &self.asked, now);
+            let rest_until = match pick {
+                Pick::Ask(endpoint) => {
+                    self.count += 1;
+                    self.asked.push(endpoint.clone());
+                    let until = now + self.runtime.settings.attempt_timeout;
+                    let until = self.deadline.map_or(until, |deadline| until.min(deadline));
+                    return Some(Attempt { endpoint, until });
+                }
+                Pick::Exhausted | Pick::Rest(None) => {
+                    self.rounds += 1;
+                    now + self.runtime.settings.backoff(self.rounds)
+                }
+                Pick::Rest(Some(at)) => at,
+            };
+            self.asked.clear();
+            self.endpoints.mark_stale();
+            let until = self.deadline.map_or(rest_until, |at| rest_until.min(at));
+            tokio::select! {
+                () = self.runtime.stop.cancelled() => return None,
+                () = sleep_until(until) => {}
+            }
+        }
+    }
+
+    /// From now on it goes on for as long as somebody waits.
+    pub fn forget_deadline(&mut self) {
+        self.deadline = None;
+    }
+
+    pub fn succeeded(&self, attempt: &Attempt) {
+        attempt.endpoint.healthy();
+    }
+
+    /// Learns from a failure: about the endpoint's health, and about who leads.
+    pub fn failed(&mut self, attempt: &Attempt, failure: &Failure) {
+        let endpoint = &attempt.endpoint;
+        let error = &failure.error;
+        let is_about_node = error.reason() == Reason::NodeNotReady;
+        match failure.fate {
+            Fate::Refused if !is_about_node => endpoint.healthy(),
+            Fate::NotSent | Fate::Lost | Fate::Refused => {
+                endpoint.failed(Instant::now());
+                self.endpoints.not_leading(endpoint);
+                self.endpoints.mark_stale();
+            }
+        }
+        if matches!(error.reason(), Reason::NotLeader | Reason::NoLeader) {
+            self.endpoints.not_leading(endpoint);
+            self.endpoints.mark_stale();
+        }
+        if let Some(leader) = error.leader() {
+            self.endpoints.hinted(leader);
+        }
+        self.last = Some(failure.error.clone());
+    }
+
+    /// What to say when [`Attempts::next`] gave `None`.
+    pub fn exhausted(&self) -> Error {
+        if self.runtime.stop.is_cancelled() {
+            return closed();
+        }
+        let after = self.runtime.settings.deadline;
+        let count = self.count;
+        match &self.last {
+            // What the nodes say about themselves tells more than "too late".
+            Some(last) if last.kind() == ErrorKind::Exhausted => last.clone(),
+            Some(last) => Error::new(
+                Reason::DeadlineExceeded,
+                format!("no success within {after:?} and {count} attempts; the last one: {last}"),
+            )
+            .with_leader(last.leader().cloned())
+            .with_source(last.clone()),
+            None => Error::new(
+                Reason::Unreachable,
+                format!("no endpoint is known after {after:?}: does the service's name resolve?"),
+            ),
+        }
+    }
+}
