@@ -36,6 +36,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         .open_files(CLIENT_FACING)?
         .file_descriptor_set();
     let out_dir = std::env::var("OUT_DIR")?;
-    std::fs::write(Path::new(&out_dir).join("podkv.v1.bin"), reflected.encode_to_vec())?;
+    std::fs::write(
+        Path::new(&out_dir).join("podkv.v1.bin"),
+        reflected.encode_to_vec(),
+    )?;
     Ok(())
 }

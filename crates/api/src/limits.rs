@@ -22,6 +22,9 @@ impl Limits {
     pub const DEFAULT_MAX_TXN_DEPTH: usize = 8;
     /// Keys are indexed several times over; values are the place for data.
     pub const DEFAULT_MAX_KEY_BYTES: usize = 64 * 1024;
+    /// The largest answer that is sent in one message; a client accepts a little more than that. Larger
+    /// ranges are streamed in chunks.
+    pub const MAX_ANSWER_BYTES: usize = 16 << 20;
     /// About 285 years: etcd's bound, in milliseconds.
     pub const MAX_TTL_MS: u64 = 9_000_000_000_000;
     /// Shorter than an election takes, a lease would expire before its holder could renew it.

@@ -1,1 +1,20 @@
+//! What a node shows to the network. It decides nothing about data.
+//!
+//! ```text
+//!   grpc-client ──► server (connections, drain) ──► api: convert, call, convert ──► Node
+//!   http-admin  ──► admin (probes, metrics) ─────────────────────────────────────► Node::health, status
+//! ```
+//!
+//! Two ways to use it:
+//! - [`Server`] and [`AdminServer`] listen and own their connections: the `podkv` binary;
+//! - [`api::routes`] is a set of gRPC services to mount in a server of your own, and
+//!   [`admin::answer`] answers one probe: an application that embeds a node.
 
+pub mod admin;
+pub mod api;
+mod connections;
+mod server;
+
+pub use admin::AdminServer;
+pub use api::ApiSettings;
+pub use server::{Server, ServerBuilder, ServerSettings};

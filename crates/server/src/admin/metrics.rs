@@ -1,0 +1,195 @@
+//! What a node knows of itself, as Prometheus text. Read at each scrape; nothing is kept.
+
+use std::fmt::{Display, Write};
+use std::time::Duration;
+
+use podkv_api::{MemberRole, NodeStatus, Store};
+use podkv_node::{Health, Node};
+
+/// A scrape must not hang on a disk that does.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The page. Without a node there is only that it has not started.
+pub(super) async fn render(node: Option<&Node>) -> String {
+    let mut page = Page::default();
+    let Some(node) = node else {
+        page.gauge(
+            "started",
+            "1 once storage is open and the log is replayed",
+            0,
+        );
+        return page.0;
+    };
+    let health = node.health().borrow().clone();
+    page.health(&health);
+    page.gauge(
+        "is_leader",
+        "1 if this node leads, as far as it knows",
+        u8::from(node.is_leader()),
+    );
+    page.members(node);
+    let status = tokio::time::timeout(STATUS_TIMEOUT, Store::status(node)).await;
+    let readable = matches!(status, Ok(Ok(_)));
+    page.gauge(
+        "status_readable",
+        "1 if the node could read its own state",
+        u8::from(readable),
+    );
+    if let Ok(Ok(status)) = status {
+        page.status(&status);
+    }
+    page.0
+}
+
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
+        self.family(name, help);
+        self.sample(name, "", value);
+    }
+
+    fn family(&mut self, name: &str, help: &str) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            self.0,
+            "# HELP podkv_{name} {help}\n# TYPE podkv_{name} gauge"
+        );
+    }
+
+    fn sample(&mut self, name: &str, labels: &str, value: impl Display) {
+        let _ = writeln!(self.0, "podkv_{name}{labels} {value}");
+    }
+
+    fn health(&mut self, health: &Health) {
+        let flag = u8::from;
+        self.gauge(
+            "started",
+            "1 once storage is open and the log is replayed",
+            flag(health.started),
+        );
+        self.gauge(
+            "ready",
+            "1 while the node should get traffic",
+            flag(health.ready),
+        );
+        self.gauge(
+            "draining",
+            "1 while the node prepares to stop",
+            flag(health.draining),
+        );
+    }
+
+    fn members(&mut self, node: &Node) {
+        let members = node.members_known();
+        self.family("members", "Members of the cluster, as this node knows them");
+        for (role, label) in [
+            (MemberRole::Voter, "voter"),
+            (MemberRole::Learner, "learner"),
+        ] {
+            let count = members.iter().filter(|member| member.role == role).count();
+            self.sample("members", &format!("{{role=\"{label}\"}}"), count);
+        }
+    }
+
+    fn status(&mut self, status: &NodeStatus) {
+        let header = &status.header;
+        self.family("info", "Always 1; who this node is");
+        let labels = format!(
+            "{{name=\"{}\",version=\"{}\",cluster=\"{}\",member=\"{}\"}}",
+            escaped(&status.name),
+            escaped(&status.version),
+            header.cluster,
+            header.member
+        );
+        self.sample("info", &labels, 1);
+        let has_leader = u8::from(status.leader.is_some());
+        self.gauge("has_leader", "1 if this node knows a leader", has_leader);
+        self.gauge(
+            "durable",
+            "0 on memory storage: acknowledged writes may be lost",
+            u8::from(status.durable),
+        );
+        let seconds = status.clock_ms as f64 / 1000.0;
+        self.gauge(
+            "cluster_clock_seconds",
+            "The replicated clock of leases and TTLs",
+            seconds,
+        );
+        for (name, help, value) in [
+            (
+                "incarnation",
+                "Rises at each recovery from a lost majority",
+                header.incarnation.0,
+            ),
+            ("term", "The Raft term", header.term),
+            (
+                "revision",
+                "The newest revision of this node's state",
+                header.revision,
+            ),
+            (
+                "compacted_revision",
+                "The oldest readable revision",
+                status.compacted_revision,
+            ),
+            ("keys", "Keys in the latest revision", status.keys),
+            (
+                "committed_index",
+                "The newest log index known to be committed",
+                status.committed_index,
+            ),
+            (
+                "applied_index",
+                "The newest log index in the state",
+                status.applied_index,
+            ),
+            (
+                "first_log_index",
+                "The first log index held",
+                status.first_log_index,
+            ),
+            (
+                "last_log_index",
+                "The last log index held",
+                status.last_log_index,
+            ),
+            (
+                "snapshot_index",
+                "The log index that the newest snapshot covers",
+                status.snapshot_index,
+            ),
+            (
+                "disk_bytes",
+                "Bytes on the volume: log and state",
+                status.disk_bytes,
+            ),
+        ] {
+            self.gauge(name, help, value);
+        }
+    }
+}
+
+/// A label's value: backslash, quote and line feed are escaped.
+fn escaped(value: &str) -> String {
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_node_that_is_not_there_has_not_started() {
+        assert!(render(None).await.ends_with("\npodkv_started 0\n"));
+    }
+
+    #[test]
+    fn labels_cannot_break_the_page() {
+        assert_eq!(escaped("a\"b\\c\nd"), "a\\\"b\\\\c\\nd");
+    }
+}

@@ -1,0 +1,71 @@
+//! Cluster: members, status, changes of membership.
+
+use podkv_api::{Member, Store};
+use podkv_node::Node;
+use podkv_proto::convert;
+use podkv_proto::v1;
+use tonic::{Request, Response, Status};
+
+use super::calls::answer;
+
+pub(super) struct Cluster(pub Node);
+
+#[tonic::async_trait]
+impl v1::cluster_server::Cluster for Cluster {
+    async fn members(
+        &self,
+        request: Request<v1::MembersRequest>,
+    ) -> Result<Response<v1::MembersResponse>, Status> {
+        let members = if request.into_inner().local {
+            Ok(self.0.members_known())
+        } else {
+            self.0.members().await
+        };
+        answer(members.map(|members| (self.0.header(), members)))
+    }
+
+    async fn status(
+        &self,
+        _request: Request<v1::StatusRequest>,
+    ) -> Result<Response<v1::StatusResponse>, Status> {
+        answer(Store::status(&self.0).await)
+    }
+
+    async fn add_member(
+        &self,
+        request: Request<v1::AddMemberRequest>,
+    ) -> Result<Response<v1::MembersResponse>, Status> {
+        let member = Member::try_from(request.into_inner())?;
+        answer(self.0.add_member(member).await)
+    }
+
+    async fn promote_member(
+        &self,
+        request: Request<v1::PromoteMemberRequest>,
+    ) -> Result<Response<v1::MembersResponse>, Status> {
+        let id = convert::member_id(request.into_inner().id)?;
+        answer(self.0.promote_member(id).await)
+    }
+
+    async fn remove_member(
+        &self,
+        request: Request<v1::RemoveMemberRequest>,
+    ) -> Result<Response<v1::MembersResponse>, Status> {
+        let id = convert::member_id(request.into_inner().id)?;
+        answer(self.0.remove_member(id).await)
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<v1::TransferLeadershipRequest>,
+    ) -> Result<Response<v1::TransferLeadershipResponse>, Status> {
+        let to = convert::optional_member_id(request.into_inner().to);
+        let moved = self.0.transfer_leadership(to).await;
+        answer(
+            moved.map(|(header, leader)| v1::TransferLeadershipResponse {
+                header: Some(header.into()),
+                leader_id: leader.0,
+            }),
+        )
+    }
+}

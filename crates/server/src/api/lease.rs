@@ -1,0 +1,109 @@
+//! Lease: grant, revoke, keep alive, look.
+
+use std::pin::Pin;
+
+use futures_util::stream::once;
+use futures_util::{Stream, StreamExt};
+use podkv_api::{Error, Store};
+use podkv_proto::convert;
+use podkv_proto::v1;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::calls::{Call, Calls, answer};
+use super::draining::{draining, goodbye, refuse_if_draining};
+
+/// Keep-alives of one stream that are under way at once. The node renews what arrives together in one
+/// command, so a client with many leases must not wait for one after the other.
+const KEEP_ALIVES_AT_ONCE: usize = 256;
+
+pub(super) struct Lease(pub Calls);
+
+#[tonic::async_trait]
+impl v1::lease_server::Lease for Lease {
+    async fn grant(
+        &self,
+        request: Request<v1::LeaseGrantRequest>,
+    ) -> Result<Response<v1::LeaseGrantResponse>, Status> {
+        let call = Call::of(request, &self.0.settings)?;
+        answer(
+            self.0
+                .lease_grant(call.message, &call.caller, call.timeout)
+                .await,
+        )
+    }
+
+    async fn revoke(
+        &self,
+        request: Request<v1::LeaseRevokeRequest>,
+    ) -> Result<Response<v1::LeaseRevokeResponse>, Status> {
+        let call = Call::of(request, &self.0.settings)?;
+        answer(
+            self.0
+                .lease_revoke(call.message, &call.caller, call.timeout)
+                .await,
+        )
+    }
+
+    type KeepAliveStream =
+        Pin<Box<dyn Stream<Item = Result<v1::LeaseKeepAliveResponse, Status>> + Send>>;
+
+    async fn keep_alive(
+        &self,
+        request: Request<Streaming<v1::LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::KeepAliveStream>, Status> {
+        refuse_if_draining(&self.0.node)?;
+        let (calls, health) = (self.0.clone(), self.0.node.health());
+        let answers = request
+            .into_inner()
+            .take_until(draining(health.clone()))
+            .map(move |request| keep_alive(calls.clone(), request))
+            .buffered(KEEP_ALIVES_AT_ONCE);
+        // A client that said all gets a plain end; one that is cut off is told why.
+        let last = once(async move { health.borrow().draining })
+            .filter_map(|is_draining| async move { is_draining.then(|| Err(goodbye())) });
+        Ok(Response::new(Box::pin(answers.chain(last))))
+    }
+
+    async fn status(
+        &self,
+        request: Request<v1::LeaseStatusRequest>,
+    ) -> Result<Response<v1::LeaseStatusResponse>, Status> {
+        let call = Call::of(request, &self.0.settings)?;
+        let id = convert::lease_id(call.message.id)?;
+        let read = self.0.node.lease_status(id, call.message.keys);
+        answer(self.0.within(call.timeout, read).await)
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::LeaseListRequest>,
+    ) -> Result<Response<v1::LeaseListResponse>, Status> {
+        let call = Call::of(request, &self.0.settings)?;
+        let ids = self.0.within(call.timeout, self.0.node.leases()).await;
+        answer(ids.map(|ids| v1::LeaseListResponse {
+            header: Some(self.0.node.header().into()),
+            ids: ids.into_iter().map(|id| id.0).collect(),
+        }))
+    }
+}
+
+async fn keep_alive(
+    calls: Calls,
+    request: Result<v1::LeaseKeepAliveRequest, Status>,
+) -> Result<v1::LeaseKeepAliveResponse, Status> {
+    let id = request?.id;
+    match convert::lease_id(id) {
+        Ok(lease) => {
+            let result = calls.node.lease_keep_alive(lease).await;
+            Ok(v1::LeaseKeepAliveResponse::new(lease, result))
+        }
+        Err(malformed) => {
+            let error = Some((&Error::from(malformed)).into());
+            Ok(v1::LeaseKeepAliveResponse {
+                id,
+                error,
+                ..Default::default()
+            })
+        }
+    }
+}

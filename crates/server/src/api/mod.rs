@@ -1,0 +1,145 @@
+//! The native API, `podkv.v1`, over a [`Node`].
+//!
+//! A handler is convert, call, convert. What a call *means* is the node's; what it looks like on the
+//! wire is `podkv_proto::convert`'s. Here is what remains: deadlines, the size of answers, streams and
+//! their end, and the [pipe](pipe).
+//!
+//! Streams that would never end by themselves follow the node's health: when it drains, they end, and
+//! the client goes on elsewhere.
+
+mod calls;
+mod cluster;
+mod deadline;
+mod draining;
+mod health;
+mod kv;
+mod lease;
+mod oversized;
+mod pipe;
+mod session;
+mod snapshot;
+mod watch;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use podkv_api::Limits;
+use podkv_node::Node;
+use podkv_proto::v1;
+use podkv_proto::v1::cluster_server::ClusterServer;
+use podkv_proto::v1::kv_server::KvServer;
+use podkv_proto::v1::lease_server::LeaseServer;
+use podkv_proto::v1::session_server::SessionServer;
+use podkv_proto::v1::snapshot_server::SnapshotServer;
+use podkv_proto::v1::watch_server::WatchServer;
+use tonic::service::{Routes, RoutesBuilder};
+use tower::util::MapResponseLayer;
+
+use self::calls::Calls;
+
+/// How the API treats its callers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiSettings {
+    /// How many operations of one pipe may be unanswered. Enough to fill a log entry by itself; small
+    /// enough that one client does not take all of a node's room.
+    pub pipe_credits: u32,
+    /// After it was told to go away, how long a pipe still takes operations, so that a client can
+    /// move in its own time.
+    pub pipe_farewell: Duration,
+    /// The largest answer in one message, in bytes. At least the largest request.
+    pub max_answer_bytes: usize,
+    /// A longer deadline is cut to this: what waits takes up room.
+    pub max_deadline: Duration,
+}
+
+impl Default for ApiSettings {
+    fn default() -> Self {
+        Self {
+            pipe_credits: 1024,
+            pipe_farewell: Duration::from_secs(3),
+            max_answer_bytes: Limits::MAX_ANSWER_BYTES,
+            max_deadline: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Beyond keys and values, a request has field tags, lengths and a session stamp; 128 operations of
+/// an etcd client fit as well.
+const REQUEST_OVERHEAD_BYTES: usize = 512 * 1024;
+
+/// Messages of a stream are filled up to about this size: large enough to be cheap, well below the
+/// 4 MiB that gRPC clients accept by default.
+const MESSAGE_BYTES: usize = 1 << 20;
+
+/// Who calls. Without authentication everybody is the same.
+#[derive(Clone, Debug, Default)]
+struct Caller {
+    /// What a session is bound to.
+    identity: Bytes,
+}
+
+impl Caller {
+    fn of<T>(_request: &tonic::Request<T>) -> Self {
+        Self::default()
+    }
+}
+
+/// The largest message that is decoded.
+fn max_request_bytes(node: &Node) -> usize {
+    node.limits().max_request_bytes + REQUEST_OVERHEAD_BYTES
+}
+
+/// Every service for clients, to be mounted in a gRPC server: `podkv.v1`, `grpc.health.v1` and
+/// reflection. [`Server`](crate::Server) does that; so can an application that has a server already.
+pub fn routes(node: Node, settings: ApiSettings) -> Routes {
+    let max_request = max_request_bytes(&node);
+    let max_answer_bytes = settings.max_answer_bytes.max(max_request);
+    let calls = Calls::new(
+        node.clone(),
+        ApiSettings {
+            max_answer_bytes,
+            ..settings
+        },
+    );
+
+    let kv = KvServer::new(kv::Kv(calls.clone())).max_decoding_message_size(max_request);
+    let lease = LeaseServer::new(lease::Lease(calls)).max_decoding_message_size(max_request);
+    let watch = WatchServer::new(watch::Watch(node.clone())).max_decoding_message_size(max_request);
+    let session =
+        SessionServer::new(session::Session(node.clone())).max_decoding_message_size(max_request);
+    let cluster =
+        ClusterServer::new(cluster::Cluster(node.clone())).max_decoding_message_size(max_request);
+    let snapshot = SnapshotServer::new(snapshot::Snapshot(node.clone()))
+        .max_decoding_message_size(max_request);
+
+    let mut routes = Routes::builder();
+    routes
+        .add_service(kv)
+        .add_service(lease)
+        .add_service(watch)
+        .add_service(session);
+    routes
+        .add_service(cluster)
+        .add_service(snapshot)
+        .add_service(health::service(node));
+    add_reflection(&mut routes);
+    let typed = MapResponseLayer::new(move |response| oversized::typed(response, max_request));
+    Routes::from(routes.routes().into_axum_router().layer(typed))
+}
+
+/// Lets tools like grpcurl ask what there is, in the protocol's current and its former version.
+fn add_reflection(routes: &mut RoutesBuilder) {
+    let described = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    match (described().build_v1(), described().build_v1alpha()) {
+        (Ok(current), Ok(former)) => {
+            routes.add_service(current).add_service(former);
+        }
+        // The descriptors are compiled in: only a broken build comes here, and reflection is no
+        // reason not to serve data.
+        (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "no reflection"),
+    }
+}
