@@ -4,6 +4,7 @@
 //! the group), [`peer`] (what nodes say to each other), [`watch`], then [`node`], which ties them
 //! together and implements the store trait.
 
+mod bootstrap;
 pub mod config;
 pub mod discovery;
 pub mod identity;

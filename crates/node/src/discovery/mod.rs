@@ -1,7 +1,7 @@
 //! Where other nodes might be.
 //!
 //! Discovery only *suggests* addresses. Who is a member is decided by committed membership, and who founds
-//! a cluster by [`crate::bootstrap`]: a wrong, stale or missing suggestion can delay either, and change
+//! a cluster by `bootstrap`: a wrong, stale or missing suggestion can delay either, and change
 //! neither.
 
 pub mod fixed;

@@ -9,8 +9,7 @@
 //! | target | a call that reached a pod which took over the address of another | `WrongTarget` |
 //! | cluster | another cluster, reached through a reused name | `WrongCluster` |
 //! | incarnation | a survivor of before a recovery from a lost majority, or the reverse | `WrongIncarnation` |
-//! | sender | a second node with *my* id: a copied volume | `RewoundVolume` |
-//! | boot counter and nonce | a sender whose volume was rewound or copied | `RewoundVolume` |
+//! | boot counter and nonce | a sender whose volume was rewound, or is a copy of another's, mine included | `RewoundVolume` |
 //!
 //! What is *not* checked: whether the sender is in my membership. Membership may be known there first, and
 //! a node that fell behind must hear from members it has never heard of.
@@ -55,22 +54,26 @@ impl Gate {
 
     /// Who sends this, or why it is refused. A node that is not a member yet lets any cluster pass
     /// here: founding decides whom it follows.
-    pub(crate) fn check(&self, header: Option<&wire::PeerHeader>, scope: Scope) -> Result<Sender> {
+    pub(crate) async fn check(
+        &self,
+        header: Option<&wire::PeerHeader>,
+        scope: Scope,
+    ) -> Result<Sender> {
         let header = header
             .ok_or_else(|| Error::new(Reason::InvalidArgument, "the call carries no header"))?;
         check_release(header)?;
         self.check_target(header, scope)?;
         let cluster = self.check_cluster(header, scope)?;
-        let id = self.check_sender(header)?;
+        let id = self.check_sender(header).await?;
         Ok(Sender { id, cluster })
     }
 
     /// Checks the header of an answer, as far as an answer has one: its sender must be known by id.
-    pub(crate) fn check_answer(&self, header: Option<&wire::PeerHeader>) -> Result<MemberId> {
+    pub(crate) async fn check_answer(&self, header: Option<&wire::PeerHeader>) -> Result<MemberId> {
         let header = header
             .ok_or_else(|| Error::new(Reason::InvalidArgument, "the answer carries no header"))?;
         check_release(header)?;
-        self.check_sender(header)
+        self.check_sender(header).await
     }
 
     fn check_target(&self, header: &wire::PeerHeader, scope: Scope) -> Result<()> {
@@ -104,7 +107,7 @@ impl Gate {
                 )),
             };
         }
-        let Some(mine) = self.identity.cluster() else {
+        let Some(mine) = self.identity.membership() else {
             return Ok(Some(theirs));
         };
         if theirs.0 != mine.0 {
@@ -124,21 +127,16 @@ impl Gate {
         Ok(Some(theirs))
     }
 
-    fn check_sender(&self, header: &wire::PeerHeader) -> Result<MemberId> {
+    /// A start that is new is remembered durably, which waits for the disk: off the async threads, and once
+    /// per start of a peer.
+    async fn check_sender(&self, header: &wire::PeerHeader) -> Result<MemberId> {
         let id = MemberId(header.sender_id);
-        if id == MemberId(0) {
-            return Err(Error::new(
-                Reason::InvalidArgument,
-                "the sender names no id",
-            ));
-        }
-        if id != self.identity.node_id() {
-            self.identity
-                .observe_peer(id, header.boot_counter, header.boot_nonce)?;
-        } else if header.boot_nonce != self.identity.boot_nonce() {
-            // Saying hello to oneself, through a name that leads back, is harmless. This is not that.
-            let text = format!("two nodes run under id {id}: one has a copy of the other's volume");
-            return Err(Error::new(Reason::RewoundVolume, text));
+        let (counter, nonce) = (header.boot_counter, header.boot_nonce);
+        if !self.identity.knows_peer(id, counter, nonce) {
+            let identity = self.identity.clone();
+            tokio::task::spawn_blocking(move || identity.observe_peer(id, counter, nonce))
+                .await
+                .map_err(|error| Error::internal("observing a peer failed").with_source(error))??;
         }
         Ok(id)
     }

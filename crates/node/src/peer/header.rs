@@ -32,7 +32,7 @@ impl PeerHeaders {
     /// The header of a call to `target`; [`MemberId`] 0 where it is not known yet. Cluster 0 while the node
     /// is not a member: an acceptance alone makes it part of nothing.
     pub(crate) fn to(&self, target: MemberId) -> wire::PeerHeader {
-        let (cluster, incarnation) = self.identity.cluster().unwrap_or_default();
+        let (cluster, incarnation) = self.identity.membership().unwrap_or_default();
         wire::PeerHeader {
             protocol_version: PROTOCOL_VERSION,
             feature_min: *FEATURES.start(),

@@ -62,7 +62,7 @@ impl PeerService {
     /// Lets a call of the cluster in, and only then makes sure that this node belongs to it. That must come
     /// before Raft, because Raft will vote or append.
     async fn raft(&self, header: Option<&wire::PeerHeader>) -> Result<&dyn RaftCalls, Status> {
-        let sender = self.check(header, Scope::Cluster)?;
+        let sender = self.check(header, Scope::Cluster).await?;
         let raft = bound(&self.slots.raft, "raft")?;
         let admit = bound(&self.slots.admit, "founding")?;
         let (cluster, incarnation) = member(sender)?;
@@ -73,22 +73,26 @@ impl PeerService {
         Ok(raft)
     }
 
-    fn node(&self, header: Option<&wire::PeerHeader>) -> Result<&dyn NodeCalls, Status> {
-        self.check(header, Scope::Cluster)?;
+    async fn node(&self, header: Option<&wire::PeerHeader>) -> Result<&dyn NodeCalls, Status> {
+        self.check(header, Scope::Cluster).await?;
         bound(&self.slots.node, "the node")
     }
 
-    fn founding(
+    async fn founding(
         &self,
         header: Option<&wire::PeerHeader>,
         scope: Scope,
     ) -> Result<&dyn FoundingCalls, Status> {
-        self.check(header, scope)?;
+        self.check(header, scope).await?;
         bound(&self.slots.founding, "founding")
     }
 
-    fn check(&self, header: Option<&wire::PeerHeader>, scope: Scope) -> Result<Sender, Status> {
-        self.gate.check(header, scope).map_err(|error| {
+    async fn check(
+        &self,
+        header: Option<&wire::PeerHeader>,
+        scope: Scope,
+    ) -> Result<Sender, Status> {
+        self.gate.check(header, scope).await.map_err(|error| {
             tracing::debug!(reason = error.reason().name(), %error, ?scope, "refused a peer's call");
             to_status(&error)
         })
@@ -134,7 +138,7 @@ impl wire::peer_server::Peer for PeerService {
         request: Request<wire::HelloRequest>,
     ) -> Result<Response<wire::HelloResponse>, Status> {
         let request = request.into_inner();
-        let calls = self.founding(request.header.as_ref(), Scope::Hello)?;
+        let calls = self.founding(request.header.as_ref(), Scope::Hello).await?;
         calls.hello(request).await.map(Response::new)
     }
 
@@ -143,7 +147,9 @@ impl wire::peer_server::Peer for PeerService {
         request: Request<wire::ReserveRequest>,
     ) -> Result<Response<wire::ReserveResponse>, Status> {
         let request = request.into_inner();
-        let calls = self.founding(request.header.as_ref(), Scope::Founding)?;
+        let calls = self
+            .founding(request.header.as_ref(), Scope::Founding)
+            .await?;
         calls.reserve(request).await.map(Response::new)
     }
 
@@ -152,7 +158,9 @@ impl wire::peer_server::Peer for PeerService {
         request: Request<wire::JoinRequest>,
     ) -> Result<Response<wire::JoinResponse>, Status> {
         let request = request.into_inner();
-        let calls = self.founding(request.header.as_ref(), Scope::Founding)?;
+        let calls = self
+            .founding(request.header.as_ref(), Scope::Founding)
+            .await?;
         calls.join(request).await.map(Response::new)
     }
 
@@ -227,7 +235,7 @@ impl wire::peer_server::Peer for PeerService {
     ) -> Result<Response<Self::ForwardStream>, Status> {
         let mut rest = request.into_inner();
         let first = first(&mut rest).await?;
-        let calls = self.node(first.header.as_ref())?;
+        let calls = self.node(first.header.as_ref()).await?;
         Ok(Response::new(calls.forward(first, rest)))
     }
 
@@ -236,7 +244,7 @@ impl wire::peer_server::Peer for PeerService {
         request: Request<wire::ReadIndexRequest>,
     ) -> Result<Response<wire::ReadIndexResponse>, Status> {
         let request = request.into_inner();
-        let calls = self.node(request.header.as_ref())?;
+        let calls = self.node(request.header.as_ref()).await?;
         calls.read_index(request).await.map(Response::new)
     }
 
@@ -245,7 +253,7 @@ impl wire::peer_server::Peer for PeerService {
         request: Request<wire::AdminRequest>,
     ) -> Result<Response<wire::AdminResponse>, Status> {
         let request = request.into_inner();
-        let calls = self.node(request.header.as_ref())?;
+        let calls = self.node(request.header.as_ref()).await?;
         calls.admin(request).await.map(Response::new)
     }
 }

@@ -1,0 +1,576 @@
+//! What to do next, given what this node has promised and what the others say. Pure.
+//!
+//! Every branch must hold with answers that are old by the time they are used: what an answer proves
+//! is only what its sender had promised when it answered. The module header of [`super`] says why that
+//! is enough.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use podkv_api::{ClusterId, Incarnation, MemberId};
+
+use super::founders::{PodName, choose_voters};
+use crate::discovery::Suggestion;
+use crate::identity::{Founder, Phase, Proposal};
+
+/// What this node is and was told, apart from what it has promised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Me {
+    pub name: PodName,
+    pub id: MemberId,
+    pub peer_address: String,
+    pub client_address: String,
+    /// How many replicas found the cluster together.
+    pub replicas: u32,
+    /// At most this many of them vote; odd.
+    pub max_voters: u32,
+}
+
+/// A suggested peer, and what it said in this round.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    pub suggestion: Suggestion,
+    /// `None` if it was silent, or refused to answer.
+    pub answer: Option<Answer>,
+}
+
+/// A peer's answer to Hello.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub name: String,
+    pub id: MemberId,
+    pub peer_address: String,
+    pub client_address: String,
+    pub replicas: u32,
+    pub said: Said,
+}
+
+/// How far a peer's life has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    Virgin,
+    Reserved {
+        cluster: ClusterId,
+    },
+    Member {
+        cluster: ClusterId,
+        incarnation: Incarnation,
+        leader: Option<MemberId>,
+    },
+    Retired {
+        cluster: ClusterId,
+    },
+}
+
+/// Everything that a decision depends on.
+#[derive(Clone, Debug)]
+pub(crate) struct Situation<'a> {
+    pub me: &'a Me,
+    pub phase: &'a Phase,
+    /// Of a member: the proposal through which it became one.
+    pub founding: Option<&'a Proposal>,
+    /// Clusters that this node has released.
+    pub released: &'a BTreeSet<ClusterId>,
+    /// Founders of this node's own proposal that refuse it for ever.
+    pub refusals: &'a BTreeSet<MemberId>,
+    /// All that discovery suggests, without this node itself.
+    pub peers: &'a [Peer],
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Nothing yet.
+    Wait(Why),
+    /// Draw a cluster id, accept the proposal of these founders durably; then ask the others.
+    Propose { founders: Vec<Founder> },
+    /// Ask these founders of the proposal to accept it.
+    Ask { founders: Vec<Founder> },
+    /// Become a member durably, then initialise Raft. Also if that may have been done already.
+    Initialize(Proposal),
+    /// Take the acceptance of this cluster back, durably and for ever.
+    Release { cluster: ClusterId, because: Gone },
+    /// Ask one of these members, the best first, to be added.
+    Join {
+        cluster: ClusterId,
+        incarnation: Incarnation,
+        via: Vec<Via>,
+    },
+    /// There is nothing to do any more: this node is a member.
+    Member,
+    /// There is nothing to do any more under this id: this node was removed from its cluster.
+    Retired,
+}
+
+/// A member that can take a request to join.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Via {
+    pub id: MemberId,
+    pub peer_address: String,
+}
+
+/// Why a proposal that this node accepted can never become a cluster, or never needs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gone {
+    /// The pod of the proposer's name is another node now, and nobody else became a member.
+    ProposerReplaced,
+    /// The proposer itself no longer holds to it.
+    ProposerWithdrew,
+    /// Of my own proposal: a founder is another node now.
+    FounderReplaced,
+    /// Of my own proposal: a founder refuses it for ever.
+    FounderRefuses,
+    /// Of my own proposal: I expect another number of replicas now.
+    ReplicasChanged,
+    /// Of my own proposal: there is a cluster already.
+    ClusterExists,
+}
+
+/// What a node waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// These suggested peers do not answer.
+    Silent(Vec<String>),
+    /// Nobody suggests or answers to these names of founders.
+    Missing(Vec<String>),
+    /// A peer expects another number of replicas.
+    ReplicasDiffer {
+        name: String,
+        theirs: u32,
+        mine: u32,
+    },
+    /// Two nodes answer to one name; or one id under two names.
+    Ambiguous { name: String },
+    /// A founder has accepted another proposal.
+    ReservedElsewhere { name: String, cluster: ClusterId },
+    /// Not one of the founders, or not the one who proposes.
+    Founding { proposer: String },
+    /// Accepted; the proposer goes on from here.
+    Proposer { name: String, cluster: ClusterId },
+    /// The proposer is another node now, but one of the other founders, silent now, may have voted.
+    Witness {
+        names: Vec<String>,
+        cluster: ClusterId,
+    },
+    /// The proposer is another node now. It alone was to vote, so it may have served alone.
+    SingleVoter { cluster: ClusterId },
+    /// Peers belong to different clusters.
+    SeveralClusters(BTreeSet<ClusterId>),
+    /// Only nodes that were removed from a cluster answer, none that belongs to it.
+    OnlyRetired { cluster: ClusterId },
+    /// There is a cluster, and this node has sworn never to take part in it.
+    Released { cluster: ClusterId },
+    /// There are members of the cluster that only I could have founded, and I have not.
+    OwnPast { cluster: ClusterId },
+}
+
+impl Why {
+    /// True if it takes a person, as far as can be seen from here.
+    pub(crate) fn needs_help(&self) -> bool {
+        matches!(
+            self,
+            Self::ReplicasDiffer { .. }
+                | Self::Ambiguous { .. }
+                | Self::SingleVoter { .. }
+                | Self::SeveralClusters(_)
+                | Self::OnlyRetired { .. }
+                | Self::Released { .. }
+                | Self::OwnPast { .. }
+        )
+    }
+}
+
+/// What to do next.
+pub(crate) fn decide(situation: &Situation<'_>) -> Action {
+    match situation.phase {
+        Phase::Virgin => situation.virgin(),
+        Phase::Reserved(proposal) if situation.is_mine(proposal) => situation.proposer(proposal),
+        Phase::Reserved(proposal) => situation.acceptor(proposal),
+        Phase::Member { .. } => match situation.founding {
+            // It may have crashed before Raft was initialised.
+            Some(proposal) if situation.is_mine(proposal) => Action::Initialize(proposal.clone()),
+            _ => Action::Member,
+        },
+        Phase::Retired { .. } => Action::Retired,
+    }
+}
+
+impl<'a> Situation<'a> {
+    /// Promised nothing: join what exists, or else help to found.
+    fn virgin(&self) -> Action {
+        let clusters = self.clusters();
+        let mut ids = clusters.iter();
+        match (ids.next(), ids.next()) {
+            (None, _) => self.found(),
+            (Some((&cluster, members)), None) => self.join(cluster, members),
+            _ => Action::Wait(Why::SeveralClusters(clusters.into_keys().collect())),
+        }
+    }
+
+    fn join(&self, cluster: ClusterId, members: &[&Answer]) -> Action {
+        if self.released.contains(&cluster) {
+            return Action::Wait(Why::Released { cluster });
+        }
+        let incarnation_of = |answer: &Answer| match answer.said {
+            Said::Member { incarnation, .. } => Some(incarnation),
+            _ => None,
+        };
+        // After a recovery from a lost majority, the past may still answer.
+        let Some(incarnation) = members
+            .iter()
+            .filter_map(|answer| incarnation_of(answer))
+            .max()
+        else {
+            return Action::Wait(Why::OnlyRetired { cluster });
+        };
+        let current = members
+            .iter()
+            .filter(|answer| incarnation_of(answer) == Some(incarnation));
+        let leads = |answer: &Answer| matches!(answer.said, Said::Member { leader: Some(leader), .. } if leader == answer.id);
+        let (leaders, others): (Vec<&Answer>, Vec<&Answer>) =
+            current.copied().partition(|answer| leads(answer));
+        let via = leaders.into_iter().chain(others).map(|answer| Via {
+            id: answer.id,
+            peer_address: answer.peer_address.clone(),
+        });
+        Action::Join {
+            cluster,
+            incarnation,
+            via: via.collect(),
+        }
+    }
+
+    /// Nobody that answers belongs to a cluster. The lowest ordinal proposes one, once it has heard
+    /// everybody.
+    fn found(&self) -> Action {
+        let names = self.me.name.founders(self.me.replicas);
+        match names.first() {
+            Some(first) if *first == self.me.name.to_string() => {}
+            _ => {
+                return Action::Wait(Why::Founding {
+                    proposer: self.me.name.with_ordinal(0),
+                });
+            }
+        }
+        // Whoever is silent may be a member, also one beyond the expected replicas.
+        let silent = self.silent();
+        if !silent.is_empty() {
+            return Action::Wait(Why::Silent(silent));
+        }
+        if let Some(why) = self.disagreement() {
+            return Action::Wait(why);
+        }
+        let (mut founders, mut missing) = (vec![self.me.founder()], Vec::new());
+        for name in names.into_iter().skip(1) {
+            let answer = self.answers_of(&name).next();
+            match answer {
+                Some(answer) => founders.push(answer.founder()),
+                None => missing.push(name),
+            }
+        }
+        if !missing.is_empty() {
+            return Action::Wait(Why::Missing(missing));
+        }
+        choose_voters(&mut founders, self.me.max_voters);
+        Action::Propose { founders }
+    }
+
+    /// What keeps answers from becoming a proposal.
+    fn disagreement(&self) -> Option<Why> {
+        let mut ids = BTreeMap::from([(self.me.id, self.me.name.to_string())]);
+        let mut names = BTreeMap::from([(self.me.name.to_string(), self.me.id)]);
+        for answer in self.answers() {
+            let name = answer.name.clone();
+            // One node may be suggested twice; that is one node still.
+            let same_name = *ids.entry(answer.id).or_insert_with(|| name.clone()) == name;
+            let same_id = *names.entry(name.clone()).or_insert(answer.id) == answer.id;
+            if !same_name || !same_id {
+                return Some(Why::Ambiguous { name });
+            }
+            if answer.replicas != self.me.replicas {
+                let (theirs, mine) = (answer.replicas, self.me.replicas);
+                return Some(Why::ReplicasDiffer { name, theirs, mine });
+            }
+            if let Said::Reserved { cluster } = answer.said {
+                return Some(Why::ReservedElsewhere { name, cluster });
+            }
+        }
+        None
+    }
+
+    /// Holds its own proposal. It alone can initialise it, and has not: it may withdraw at any time.
+    fn proposer(&self, proposal: &Proposal) -> Action {
+        let cluster = proposal.cluster;
+        let clusters = self.clusters();
+        if clusters.contains_key(&cluster) {
+            return Action::Wait(Why::OwnPast { cluster });
+        }
+        let withdraw = |because| Action::Release { cluster, because };
+        if !clusters.is_empty() {
+            return withdraw(Gone::ClusterExists);
+        }
+        if proposal.replicas != self.me.replicas {
+            return withdraw(Gone::ReplicasChanged);
+        }
+        if self.answers_of(&self.me.name.to_string()).next().is_some() {
+            return Action::Wait(Why::Ambiguous {
+                name: self.me.name.to_string(),
+            });
+        }
+        let (mut ask, mut silent, mut elsewhere) = (Vec::new(), Vec::new(), None);
+        for founder in proposal
+            .founders
+            .iter()
+            .filter(|founder| founder.id != self.me.id)
+        {
+            if self.refusals.contains(&founder.id) {
+                return withdraw(Gone::FounderRefuses);
+            }
+            match self.answer_of(founder) {
+                Some(answer) => match answer.said {
+                    Said::Reserved { cluster: accepted } if accepted == cluster => {}
+                    Said::Reserved { cluster } => {
+                        elsewhere = Some(Why::ReservedElsewhere {
+                            name: founder.name.clone(),
+                            cluster,
+                        });
+                    }
+                    _ => ask.push(founder.clone()),
+                },
+                None if self.answers_of(&founder.name).next().is_some() => {
+                    return withdraw(Gone::FounderReplaced);
+                }
+                None => silent.push(founder.name.clone()),
+            }
+        }
+        match elsewhere {
+            _ if !ask.is_empty() => Action::Ask { founders: ask },
+            Some(why) => Action::Wait(why),
+            None if !silent.is_empty() => Action::Wait(Why::Silent(silent)),
+            None => Action::Initialize(proposal.clone()),
+        }
+    }
+
+    /// Has accepted somebody's proposal, and is in its hands: unless it is provably gone.
+    fn acceptor(&self, proposal: &Proposal) -> Action {
+        let cluster = proposal.cluster;
+        let clusters = self.clusters();
+        if let Some(members) = clusters.get(&cluster) {
+            if clusters.len() > 1 {
+                return Action::Wait(Why::SeveralClusters(clusters.into_keys().collect()));
+            }
+            // It was founded. The leader will come, too; asking also helps one that was removed meanwhile.
+            return self.join(cluster, members);
+        }
+        let Some(proposer) = proposal.founders.first() else {
+            // No proposal without founders is ever accepted.
+            return Action::Wait(Why::Missing(Vec::new()));
+        };
+        if let Some(answer) = self.answer_of(proposer) {
+            // It accepted before it asked me. If it holds no such acceptance now, it released it.
+            return match answer.said {
+                Said::Reserved { cluster: still } if still == cluster => {
+                    Action::Wait(Why::Proposer {
+                        name: proposer.name.clone(),
+                        cluster,
+                    })
+                }
+                _ => Action::Release {
+                    cluster,
+                    because: Gone::ProposerWithdrew,
+                },
+            };
+        }
+        if self.answers_of(&proposer.name).next().is_none() {
+            return Action::Wait(Why::Proposer {
+                name: proposer.name.clone(),
+                cluster,
+            });
+        }
+        self.replaced_proposer(proposal, proposer)
+    }
+
+    /// The proposer lost its volume. Before that it may have initialised the cluster, and gathered votes.
+    fn replaced_proposer(&self, proposal: &Proposal, proposer: &Founder) -> Action {
+        let cluster = proposal.cluster;
+        if proposal
+            .founders
+            .iter()
+            .filter(|founder| founder.voter)
+            .count()
+            < 2
+        {
+            return Action::Wait(Why::SingleVoter { cluster });
+        }
+        // Had any of them voted, it would say that it is a member.
+        let is_other = |founder: &&Founder| founder.id != self.me.id && founder.id != proposer.id;
+        let silent: Vec<_> = proposal
+            .founders
+            .iter()
+            .filter(is_other)
+            .filter(|founder| self.answers_of(&founder.name).next().is_none())
+            .map(|founder| founder.name.clone())
+            .collect();
+        if silent.is_empty() {
+            Action::Release {
+                cluster,
+                because: Gone::ProposerReplaced,
+            }
+        } else {
+            Action::Wait(Why::Witness {
+                names: silent,
+                cluster,
+            })
+        }
+    }
+
+    fn is_mine(&self, proposal: &Proposal) -> bool {
+        proposal
+            .founders
+            .first()
+            .is_some_and(|proposer| proposer.id == self.me.id)
+    }
+
+    fn answers(&self) -> impl Iterator<Item = &'a Answer> {
+        self.peers.iter().filter_map(|peer| peer.answer.as_ref())
+    }
+
+    /// Every answer under that name: more than one if a pod was replaced and its past still runs.
+    fn answers_of(&self, name: &str) -> impl Iterator<Item = &'a Answer> {
+        self.answers().filter(move |answer| answer.name == name)
+    }
+
+    /// The answer of exactly that node.
+    fn answer_of(&self, founder: &Founder) -> Option<&'a Answer> {
+        self.answers_of(&founder.name)
+            .find(|answer| answer.id == founder.id)
+    }
+
+    fn silent(&self) -> Vec<String> {
+        self.peers
+            .iter()
+            .filter(|peer| peer.answer.is_none())
+            .map(|peer| match &peer.suggestion.name {
+                Some(name) => format!("{name} at {}", peer.suggestion.peer_address),
+                None => peer.suggestion.peer_address.clone(),
+            })
+            .collect()
+    }
+
+    /// Every cluster that a peer is, or was, a member of, with those who say so.
+    fn clusters(&self) -> BTreeMap<ClusterId, Vec<&'a Answer>> {
+        let mut clusters: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for answer in self.answers() {
+            match answer.said {
+                Said::Member { cluster, .. } | Said::Retired { cluster } => {
+                    clusters.entry(cluster).or_default().push(answer);
+                }
+                Said::Virgin | Said::Reserved { .. } => {}
+            }
+        }
+        clusters
+    }
+}
+
+impl Me {
+    pub(crate) fn founder(&self) -> Founder {
+        Founder {
+            name: self.name.to_string(),
+            id: self.id,
+            peer_address: self.peer_address.clone(),
+            client_address: self.client_address.clone(),
+            voter: false,
+        }
+    }
+}
+
+impl Answer {
+    fn founder(&self) -> Founder {
+        Founder {
+            name: self.name.clone(),
+            id: self.id,
+            peer_address: self.peer_address.clone(),
+            client_address: self.client_address.clone(),
+            voter: false,
+        }
+    }
+}
+
+impl fmt::Display for Gone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ProposerReplaced => {
+                "the proposer's pod is another node now, and none of the founders is a member"
+            }
+            Self::ProposerWithdrew => "the proposer no longer holds to it",
+            Self::FounderReplaced => "one of its founders is another node now",
+            Self::FounderRefuses => "one of its founders refuses it for ever",
+            Self::ReplicasChanged => "another number of replicas is expected now",
+            Self::ClusterExists => "there is a cluster already",
+        })
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Silent(who) => write!(f, "no answer from {}", who.join(", ")),
+            Self::Missing(names) => write!(f, "nothing known of {}", names.join(", ")),
+            Self::ReplicasDiffer { name, theirs, mine } => write!(
+                f,
+                "{name} expects {theirs} replicas and this node {mine}; set the same number on all"
+            ),
+            Self::Ambiguous { name } => {
+                write!(
+                    f,
+                    "more than one node answers to {name} or has its id; one of them must end"
+                )
+            }
+            Self::ReservedElsewhere { name, cluster } => {
+                write!(f, "{name} has accepted to found cluster {cluster}")
+            }
+            Self::Founding { proposer } => {
+                write!(
+                    f,
+                    "for {proposer} to propose a cluster, or for a member to appear"
+                )
+            }
+            Self::Proposer { name, cluster } => {
+                write!(f, "for {name} to found cluster {cluster}, as was accepted")
+            }
+            Self::Witness { names, cluster } => write!(
+                f,
+                "the proposer of cluster {cluster} is gone; before letting go, for {} to say whether \
+                 it was founded",
+                names.join(", ")
+            ),
+            Self::SingleVoter { cluster } => write!(
+                f,
+                "the proposer of cluster {cluster} is gone, and was its only voter; if its volume is lost, \
+                 give this pod an empty one"
+            ),
+            Self::SeveralClusters(clusters) => {
+                let ids: Vec<_> = clusters.iter().map(ToString::to_string).collect();
+                write!(
+                    f,
+                    "peers belong to different clusters ({}); the list of peers reaches where it should not",
+                    ids.join(", ")
+                )
+            }
+            Self::OnlyRetired { cluster } => write!(
+                f,
+                "only nodes that were removed from cluster {cluster} answer; for one of its members"
+            ),
+            Self::Released { cluster } => write!(
+                f,
+                "cluster {cluster} exists, and this node has sworn never to take part in it; give its pod \
+                 an empty volume to join under a new id"
+            ),
+            Self::OwnPast { cluster } => write!(
+                f,
+                "cluster {cluster} exists, though this node, its proposer, has not founded it: its volume \
+                 was put back to an earlier time; give its pod an empty one"
+            ),
+        }
+    }
+}
