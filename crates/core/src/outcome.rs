@@ -151,6 +151,9 @@ impl From<Rejection> for Error {
             }
             Reason::InvalidTtl => "the TTL is zero or too long".into(),
             Reason::TxnTooDeep => "the transaction nests too deep".into(),
+            Reason::InvalidArgument => {
+                "an argument is out of bounds, or would turn back what only goes forward".into()
+            }
             Reason::LeaseNotFound => {
                 "the lease does not exist: it was never granted, was revoked, or expired".into()
             }
