@@ -87,7 +87,8 @@ proptest! {
     }
 }
 
-/// More by `PROPTEST_CASES`, which the nightly run sets.
+/// More by `PROPTEST_CASES`.
+#[allow(clippy::disallowed_methods)] // How long a test runs, not what the core computes.
 fn cases() -> u32 {
     let asked = std::env::var("PROPTEST_CASES");
     asked

@@ -397,7 +397,7 @@ impl Twin {
                 .filter(|event| range.contains(&event.kv.key))
                 .cloned()
                 .map(|event| Event {
-                    prev_kv: event.prev_kv.filter(|_| revision - 1 >= self.compacted),
+                    prev_kv: event.prev_kv.filter(|_| *revision > self.compacted),
                     ..event
                 })
                 .collect();
@@ -715,8 +715,8 @@ fn well_formed_op(op: &Op) -> Ran<()> {
             for compare in &txn.compare {
                 range(&compare.range)?;
             }
-            let ops = txn.then.iter().chain(&txn.or_else);
-            ops.map(well_formed_op).collect()
+            let mut ops = txn.then.iter().chain(&txn.or_else);
+            ops.try_for_each(well_formed_op)
         }
     }
 }
