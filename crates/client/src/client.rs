@@ -276,11 +276,13 @@ impl Store for Client {
         if let Some(lease) = id {
             check_lease(lease)?;
         }
+        // Chosen here, so that a retry is the same request. Positive, as etcd's are.
+        let id = id.unwrap_or_else(|| LeaseId(rand::random_range(1..=i64::MAX)));
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         let send = |endpoint: Arc<Endpoint>, stamp: SessionStamp, until| async move {
             let request = v1::LeaseGrantRequest {
                 ttl_ms,
-                id: convert::lease_to_wire(id),
+                id: id.0,
                 session: Some(stamp.into()),
             };
             let mut client = LeaseClient::new(endpoint.channel());
