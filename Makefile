@@ -1,10 +1,5 @@
 # Every habit has one name. `make verify` never writes; `make fix` does.
 
-# RocksDB is a quarter of an hour of C++. With ccache it is that once per machine, whatever the profile.
-ifneq (,$(shell command -v ccache 2>/dev/null))
-export CC = ccache cc
-export CXX = ccache c++
-endif
 CARGO ?= cargo
 
 .PHONY: help setup build try demo test verify fix audit
@@ -20,9 +15,10 @@ help:
 
 setup:
 	@.ci/setup
+	@.ci/rocksdb
 
 build: setup
-	@.ci/build-with-progress $(CARGO) build --locked --workspace --bins
+	$(CARGO) build --locked --workspace --bins
 
 # No feature that needs C++: this builds in a few minutes.
 try:
