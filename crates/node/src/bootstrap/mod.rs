@@ -416,3 +416,8 @@ impl Bootstrap {
     }
 }
 
+
+#[cfg(test)]
+mod random;
+#[cfg(test)]
+mod scripts;
