@@ -192,3 +192,13 @@ fn a_txn_answer_repeats_no_header() {
     };
     assert_eq!(put.header, None);
 }
+
+/// Other languages write these bytes as well.
+#[test]
+fn a_session_id_is_big_endian() {
+    let wire = convert::session_id_to_wire(SessionId(0x0102));
+    assert_eq!(
+        wire,
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2].as_slice()
+    );
+}
