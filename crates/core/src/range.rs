@@ -113,46 +113,44 @@ fn read(
         return Ok(result);
     }
     let mut keys = Keys::open(view, &request.range, request.reverse, past.then_some(at))?;
-    let mut bytes = 0;
-    let mut cut = request.count_only;
-    while !cut && let Some((key, stored)) = keys.next()? {
-        if request.limit != 0 && result.kvs.len() as u64 >= request.limit {
-            result.more = true;
-            cut = true;
+    let cut = request.count_only || fill(&mut result, &mut keys, request, page.max_bytes, at)?;
+    if page.count {
+        result.count = if cut && !past {
+            counts::count(view, &request.range)?
         } else {
-            let value_bytes = if request.keys_only {
-                0
-            } else {
-                stored.value.len()
-            };
-            bytes += key.len() + value_bytes;
-            if bytes > page.max_bytes && !result.kvs.is_empty() {
-                result.next = Some(rest(request, &result.kvs, at));
-                cut = true;
-            }
-        }
-        if cut {
-            // This key is counted with those that follow it.
-            result.count = 1;
-        } else {
-            let mut kv = stored.key_value(key);
-            if request.keys_only {
-                kv.value = Bytes::new();
-            }
-            result.kvs.push(kv);
-        }
-    }
-    result.count += result.kvs.len() as u64;
-    if !page.count {
-        result.count = 0;
-    } else if cut && past {
-        while keys.next()?.is_some() {
-            result.count += 1;
-        }
-    } else if cut {
-        result.count = counts::count(view, &request.range)?;
+            // The key that did not fit was taken from the stream already.
+            let unread = u64::from(cut && !request.count_only);
+            result.kvs.len() as u64 + unread + keys.count_rest()?
+        };
     }
     Ok(result)
+}
+
+/// Fills a page. True if it ended before the range did: with one more key taken from the stream.
+fn fill(
+    result: &mut RangePage,
+    keys: &mut Keys<'_>,
+    request: &Range,
+    max_bytes: usize,
+    at: Revision,
+) -> Result<bool, ViewError> {
+    let mut bytes = 0;
+    while let Some((key, mut stored)) = keys.next()? {
+        if request.limit != 0 && result.kvs.len() as u64 >= request.limit {
+            result.more = true;
+            return Ok(true);
+        }
+        if request.keys_only {
+            stored.value = Bytes::new();
+        }
+        bytes += key.len() + stored.value.len();
+        if bytes > max_bytes && !result.kvs.is_empty() {
+            result.next = Some(rest(request, &result.kvs, at));
+            return Ok(true);
+        }
+        result.kvs.push(stored.key_value(key));
+    }
+    Ok(false)
 }
 
 /// The part of a request that comes after the keys that were read.
@@ -202,6 +200,15 @@ impl<'a> Keys<'a> {
                 at,
             }),
         })
+    }
+
+    /// How many keys are left. The stream is at its end then.
+    fn count_rest(&mut self) -> Result<u64, ViewError> {
+        let mut rest = 0;
+        while self.next()?.is_some() {
+            rest += 1;
+        }
+        Ok(rest)
     }
 
     fn next(&mut self) -> Result<Option<(Bytes, Stored)>, ViewError> {
