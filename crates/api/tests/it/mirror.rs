@@ -41,8 +41,8 @@ fn assert_true(store: &FakeStore, snapshot: &Snapshot) {
     assert_eq!(snapshot.len(), expected.len());
 }
 
-/// One random step: mostly writes, now and then trouble.
-async fn step(store: &FakeStore, rng: &mut StdRng) {
+/// One random step: mostly writes, now and then trouble. `reader` is the mirror's own handle.
+async fn step(store: &FakeStore, reader: &FakeStore, rng: &mut StdRng) {
     let key = |rng: &mut StdRng| {
         format!(
             "{}{}",
@@ -50,7 +50,7 @@ async fn step(store: &FakeStore, rng: &mut StdRng) {
             rng.random_range(0..9)
         )
     };
-    match rng.random_range(0..20) {
+    match rng.random_range(0..22) {
         0..8 => {
             put(store, &key(rng), &rng.random::<u32>().to_string()).await;
         }
@@ -82,6 +82,8 @@ async fn step(store: &FakeStore, rng: &mut StdRng) {
             let old = store.revision().saturating_sub(5).max(1);
             store.fail(|faults| faults.stale_lists = Some((1, old)));
         }
+        19 => reader.cut(),
+        20 => reader.mend(),
         _ => sleep(ms(rng.random_range(0..3000))).await,
     }
 }
@@ -91,7 +93,8 @@ async fn every_snapshot_is_the_store_at_its_revision() {
     for seed in 0..20 {
         let mut rng = StdRng::seed_from_u64(seed);
         let store = FakeStore::new();
-        let mirror = Arc::new(open(&store).await);
+        let reader = store.client();
+        let mirror = Arc::new(open(&reader).await);
         let follower = tokio::spawn({
             let (mirror, store) = (mirror.clone(), store.clone());
             async move {
@@ -106,12 +109,13 @@ async fn every_snapshot_is_the_store_at_its_revision() {
         });
         let mut last = 0;
         for _ in 0..300 {
-            step(&store, &mut rng).await;
+            step(&store, &reader, &mut rng).await;
             let snapshot = mirror.snapshot();
             assert!(snapshot.revision() >= last, "back in time");
             last = snapshot.revision();
             assert_true(&store, &snapshot);
         }
+        reader.mend();
         let caught_up = timeout(secs(60), mirror.wait_for(store.revision())).await;
         assert_true(&store, &caught_up.expect("the mirror is stuck").unwrap());
         assert!(
@@ -278,18 +282,26 @@ async fn trouble_is_told_and_passes() {
 #[tokio::test(start_paused = true)]
 async fn a_list_from_the_past_is_refused() {
     let store = FakeStore::new();
+    let writer = store.client();
     let old = put(&store, "k/1", "old").await;
     put(&store, "k/1", "new").await;
     let mirror = open(&store).await;
-    store.fail(|faults| faults.stale_lists = Some((2, old)));
-    put(&store, "k/2", "missed").await;
-    store.compact(store.revision()).await.unwrap();
+    store.cut();
+    put(&writer, "k/2", "missed").await;
+    writer.compact(store.revision()).await.unwrap();
+    store.fail(|faults| faults.stale_lists = Some((3, old)));
     store.lose_watches();
+    store.mend();
     let until = Instant::now() + secs(20);
+    let mut refused = false;
     while Instant::now() < until {
         assert_eq!(mirror.get(b"k/1").unwrap().value, "new");
+        refused |= mirror
+            .problem()
+            .is_some_and(|problem| problem.reason() == Reason::TooStale);
         sleep(ms(10)).await;
     }
+    assert!(refused, "no list was from the past");
     assert!(mirror.get(b"k/2").is_some());
 }
 

@@ -63,7 +63,9 @@ async fn one_holder_at_a_time_with_growing_tokens() {
                 }
             });
         }
-        workers.join_all().await;
+        timeout(secs(10_000), workers.join_all())
+            .await
+            .expect("stuck");
     }
 }
 
@@ -83,7 +85,7 @@ async fn the_lock_goes_round_in_order_of_arrival() {
         sleep(ms(10)).await;
     }
     first.unlock().await.unwrap();
-    waiters.join_all().await;
+    timeout(secs(100), waiters.join_all()).await.expect("stuck");
     assert_eq!(*order.lock().unwrap(), (0..10).collect::<Vec<_>>());
     assert!(store.contents().is_empty());
     assert_eq!(store.lease_count(), 0);
@@ -224,7 +226,9 @@ async fn an_unknown_outcome_of_entering_is_resolved() {
         let guard = mutex(&store).lock().await.unwrap();
         let contents = store.contents();
         assert_eq!(contents.len(), 1);
-        assert_eq!(contents[guard.key()].create_revision, guard.fencing_token());
+        let own = &contents[guard.key()];
+        assert_eq!(own.create_revision, guard.fencing_token());
+        assert_eq!(own.version, 1, "it was put twice");
     }
 }
 

@@ -48,7 +48,7 @@ async fn lose(link: Link, cut_after: u64) -> (Instant, Instant) {
         "the key is there still"
     );
 
-    let (taken, _next) = next.await.unwrap();
+    let (taken, _next) = timeout(secs(60), next).await.expect("stuck").unwrap();
     let deleted = store.deleted_at(guard.key()).unwrap();
     assert!(knew < deleted && deleted <= taken);
     (knew, deleted)
@@ -66,7 +66,12 @@ async fn the_holder_knows_before_the_lease_expires() {
         request_delay: secs(2),
         ..Link::default()
     };
-    for link in [Link::default(), late_answer, late_request] {
+    // Late enough to matter, early enough to be cut off before the first renewal.
+    let late_grant = Link {
+        answer_delay: ms(1400),
+        ..Link::default()
+    };
+    for link in [Link::default(), late_answer, late_request, late_grant] {
         for cut_after in (0..30_000).step_by(700) {
             lose(link, cut_after).await;
         }
@@ -88,6 +93,9 @@ async fn the_lock_is_kept_as_long_as_it_is_wanted() {
     store.cut();
     sleep(ms(3500)).await;
     store.mend();
+    assert!(timeout(secs(600), guard.lost()).await.is_err());
+    // One that swallows what is sent does neither: the renewal is sent again.
+    store.fail(|faults| faults.dropped_keep_alives = 1);
     assert!(timeout(secs(600), guard.lost()).await.is_err());
     guard.unlock().await.unwrap();
 }

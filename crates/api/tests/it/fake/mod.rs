@@ -28,6 +28,8 @@ pub struct Faults {
     pub unknown_before: usize,
     /// Before each of so many transactions, another writer touches the first compared key.
     pub storms: usize,
+    /// So many keep-alives are dropped: their callers wait for ever.
+    pub dropped_keep_alives: usize,
     /// So many calls of `watch` fail.
     pub refused_watches: usize,
     /// So many lists are served as of this revision.
@@ -343,6 +345,9 @@ impl Store for FakeStore {
     }
 
     async fn lease_keep_alive(&self, id: LeaseId) -> Result<LeaseStatus> {
+        if self.take_fault(|faults| &mut faults.dropped_keep_alives) {
+            std::future::pending::<()>().await;
+        }
         self.call("lease_keep_alive", |state| state.keep_alive(id))
             .await
     }
