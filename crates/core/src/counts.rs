@@ -13,12 +13,15 @@
 //!
 //! A block is split when it holds more than [`SPLIT_ABOVE`] keys and joined with the next one when
 //! both are small. The counts change in the batch that changes the keys, so they are always exact.
+//!
+//! They are of the present. The count of a past revision is the present one with the changes since
+//! then undone: a list that is read in pages, all at one revision, is never far behind.
 
 use bytes::Bytes;
-use podkv_api::{KeyRange, RangeEnd};
+use podkv_api::{KeyRange, RangeEnd, Revision};
 
 use crate::codec;
-use crate::record::state::CountV1;
+use crate::record::state::{ChangeKindV1, ChangeV1, CountV1};
 use crate::schema;
 use crate::state::State;
 use crate::view::{View, ViewError};
@@ -28,6 +31,9 @@ use crate::view::{View, ViewError};
 const BLOCK_KEYS: u64 = 512;
 const SPLIT_ABOVE: u64 = 2 * BLOCK_KEYS;
 const JOIN_BELOW: u64 = BLOCK_KEYS / 2;
+
+/// A page of the recent past, as of a list that is read in pages, costs at most about this.
+const MAX_UNDONE_CHANGES: usize = 10_000;
 
 /// A block of keys: from `first` up to the first key of the next block.
 struct Block {
@@ -139,6 +145,39 @@ pub(crate) fn count(view: &dyn View, range: &KeyRange) -> Result<u64, ViewError>
         walk(view, (&range.start).max(&block.first), range.end.clone())?
     };
     Ok(total)
+}
+
+/// How many keys a range held at a past revision: what it holds now, with the changes since then
+/// undone. `None` if there are too many of them; then it is cheaper to walk the keys.
+pub(crate) fn count_at(
+    view: &dyn View,
+    range: &KeyRange,
+    at: Revision,
+) -> Result<Option<u64>, ViewError> {
+    let (mut created, mut deleted) = (0, 0);
+    let (start, end) = schema::change_bounds(at.saturating_add(1), Revision::MAX);
+    for (looked_at, item) in view.scan(&start, &end, false).enumerate() {
+        if looked_at == MAX_UNDONE_CHANGES {
+            return Ok(None);
+        }
+        let (change, key): (ChangeV1, _) = codec::decode_record_with_tail("change", &item?.1)?;
+        match change {
+            _ if !range.contains(&key) => {}
+            ChangeV1 {
+                kind: ChangeKindV1::Delete,
+                ..
+            } => deleted += 1,
+            ChangeV1 {
+                superseded: None, ..
+            } => created += 1,
+            _ => {}
+        }
+    }
+    let now = count(view, range)?;
+    (now + deleted)
+        .checked_sub(created)
+        .map(Some)
+        .ok_or_else(|| ViewError::corrupt("more keys were created since a revision than there are"))
 }
 
 /// Counts keys one by one.

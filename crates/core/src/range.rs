@@ -115,12 +115,17 @@ fn read(
     let mut keys = Keys::open(view, &request.range, request.reverse, past.then_some(at))?;
     let cut = request.count_only || fill(&mut result, &mut keys, request, page.max_bytes, at)?;
     if page.count {
-        result.count = if cut && !past {
-            counts::count(view, &request.range)?
-        } else {
-            // The key that did not fit was taken from the stream already.
-            let unread = u64::from(cut && !request.count_only);
-            result.kvs.len() as u64 + unread + keys.count_rest()?
+        result.count = match (cut, past) {
+            (false, _) => result.kvs.len() as u64,
+            (true, false) => counts::count(view, &request.range)?,
+            (true, true) => match counts::count_at(view, &request.range, at)? {
+                Some(count) => count,
+                // The key that did not fit was taken from the stream already.
+                None => {
+                    let unread = u64::from(!request.count_only);
+                    result.kvs.len() as u64 + unread + keys.count_rest()?
+                }
+            },
         };
     }
     Ok(result)

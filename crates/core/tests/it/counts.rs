@@ -107,6 +107,46 @@ fn a_limited_range_does_not_walk_its_keys() {
     assert!(view.1.get() < 11 + 40 + 1_024 + 10, "{}", view.1.get());
 }
 
+/// Of the recent past by undoing changes, of the distant past by walking the keys.
+#[test]
+fn counts_of_the_past_are_exact_near_and_far() {
+    let mut store = Store::new();
+    store.apply((0..3_000).map(put).collect());
+    store.apply(vec![delete(KeyRange::between(name(100), name(200)))]);
+    let (then, before) = (store.meta().revision, store.meta().revision - 1);
+    store.apply((150..160).map(put).collect());
+    store.apply(vec![delete(KeyRange::between(name(300), name(310)))]);
+    let check = |store: &Store| {
+        let view = Counting(&store.view, Cell::new(0));
+        let mut cost = 0;
+        for (from, to, now, at_then, at_before) in [
+            (0, 3_000, 2_900, 2_900, 3_000),
+            (150, 170, 10, 0, 20),
+            (290, 400, 100, 110, 110),
+            (1_000, 1_000, 0, 0, 0),
+        ] {
+            let range = KeyRange::between(name(from), name(to));
+            for (revision, expected) in [(0, now), (then, at_then), (before, at_before)] {
+                let request = Range::new(range.clone()).at(revision);
+                let request = request.limit(1);
+                let page = podkv_core::range(&view, &request, PageLimits::default());
+                assert_eq!(page.unwrap().unwrap().count, expected);
+                let request = request.count_only();
+                assert_eq!(store.range(&request).count, expected);
+                cost = view.1.get();
+            }
+        }
+        cost
+    };
+    let near = check(&store);
+    for value in 0..4 {
+        let put = |number| Command::Put(Put::new(name(number), vec![value])).into();
+        store.apply((400..3_000).map(put).collect());
+    }
+    let far = check(&store);
+    assert!(near < 10_000 && far > 2 * near, "{near} {far}");
+}
+
 #[test]
 fn a_put_of_a_key_that_exists_reads_it_once() {
     let mut store = Store::new();
