@@ -1,0 +1,105 @@
+//! The stream that the user of a watch polls.
+//!
+//! Events are shared between all watchers up to here; the user's own copy is made when the user takes
+//! it, on the user's task: keys and values are shared pointers even then.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+
+use futures_util::Stream;
+use podkv_api::{Event, EventKind, Header, Result, Revision, Watch, WatchMessage};
+
+use super::outbox::{Outbox, Taken};
+use super::{Shared, WatcherId};
+
+/// True if the watch reports this event.
+pub(super) fn wants(watch: &Watch, event: &Event) -> bool {
+    wants_kind(watch, event.kind) && watch.range.contains(&event.kv.key)
+}
+
+pub(super) fn wants_kind(watch: &Watch, kind: EventKind) -> bool {
+    match kind {
+        EventKind::Put => !watch.no_put,
+        EventKind::Delete => !watch.no_delete,
+    }
+}
+
+pub(super) struct Watching {
+    pub id: WatcherId,
+    pub watch: Arc<Watch>,
+    pub outbox: Arc<Outbox>,
+    pub shared: Arc<Shared>,
+}
+
+impl Stream for Watching {
+    type Item = Result<WatchMessage>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let polled = self.outbox.poll(cx, || self.shared.mailbox.signal(self.id));
+        Poll::Ready(match ready!(polled) {
+            None => None,
+            Some(Err(error)) => Some(Err(error)),
+            Some(Ok(taken)) => Some(Ok(self.message(taken))),
+        })
+    }
+}
+
+impl Watching {
+    fn message(&self, taken: Taken) -> WatchMessage {
+        match taken {
+            Taken::Created { start_revision } => {
+                // A start in the future says nothing about the present.
+                WatchMessage::Created { header: self.header(0), start_revision }
+            }
+            Taken::List { revision, kvs } => {
+                WatchMessage::List { header: self.header(revision), revision, kvs }
+            }
+            Taken::Listed { revision } => {
+                WatchMessage::Listed { header: self.header(revision), revision }
+            }
+            Taken::Bookmark { revision } => {
+                WatchMessage::Bookmark { header: self.header(revision), revision }
+            }
+            Taken::Recent(shared) => {
+                let wanted = shared.events.iter().filter(|event| wants(&self.watch, event));
+                let events = wanted.map(|event| self.copy(event)).collect();
+                self.events(shared.revision, events)
+            }
+            Taken::Past(mut past) => {
+                if !self.watch.prev_kv {
+                    past.events.iter_mut().for_each(|event| event.prev_kv = None);
+                }
+                self.events(past.revision, past.events)
+            }
+        }
+    }
+
+    fn copy(&self, event: &Event) -> Event {
+        Event {
+            kind: event.kind,
+            kv: event.kv.clone(),
+            prev_kv: if self.watch.prev_kv { event.prev_kv.clone() } else { None },
+        }
+    }
+
+    fn events(&self, revision: Revision, events: Vec<Event>) -> WatchMessage {
+        WatchMessage::Events { header: self.header(revision), revision, events }
+    }
+
+    /// The node as it is now: while a watcher catches up, the header tells how far it has to go, and
+    /// never runs backwards.
+    fn header(&self, at_least: Revision) -> Header {
+        let header = (self.shared.header)();
+        Header { revision: header.revision.max(at_least), ..header }
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.outbox.dropped();
+        self.shared.open.fetch_sub(1, Ordering::Relaxed);
+        self.shared.mailbox.signal(self.id);
+    }
+}
