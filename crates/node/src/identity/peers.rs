@@ -159,7 +159,7 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let bytes: String = seen().encode().iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(bytes, "");
+        assert_eq!(bytes, "010f0000000004000000eff7817701010746");
         assert_eq!(
             PeerBoots::decode(&seen().encode(), "peers")
                 .unwrap()

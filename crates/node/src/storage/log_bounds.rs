@@ -58,22 +58,20 @@ impl LogBounds {
     }
 
     fn append(&mut self, index: u64) -> Result<(), StorageError> {
-        let expected = match (self.last(), self.purged) {
-            (Some(last), _) => Some(last),
-            (None, purged) => purged,
+        // So that "the index after the last one" always exists.
+        if index == u64::MAX {
+            return Err(StorageError::misuse("log indexes are exhausted"));
         }
-        .map(|before| before.checked_add(1));
-        match expected {
-            Some(Some(next)) if next != index => Err(StorageError::misuse(format!(
-                "appending log index {index}, but the next one is {next}"
-            ))),
-            Some(None) => Err(StorageError::misuse("log indexes are exhausted")),
-            _ => {
-                let first = self.first().unwrap_or(index);
-                self.entries = Some((first, index));
-                Ok(())
-            }
+        if let Some(before) = self.last().or(self.purged)
+            && before.checked_add(1) != Some(index)
+        {
+            return Err(StorageError::misuse(format!(
+                "appending log index {index} after {before}"
+            )));
         }
+        let first = self.first().unwrap_or(index);
+        self.entries = Some((first, index));
+        Ok(())
     }
 
     fn truncate_from(&mut self, from: u64) -> Result<(), StorageError> {

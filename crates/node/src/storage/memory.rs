@@ -218,12 +218,14 @@ impl Log {
             }
             LogWrite::TruncateFrom { .. } => {}
         }
-        // Entries that fell out of the bounds.
         if let Some((first, last)) = before.entries {
-            for index in first..=last {
-                if !self.bounds.contains(index) {
-                    self.entries.remove_mut(&index);
-                }
+            // An append keeps all, and costs nothing here.
+            let (kept_first, kept_end) = match before.intersection(&self.bounds) {
+                Some((kept_first, kept_last)) => (kept_first, kept_last + 1),
+                None => (last + 1, last + 1),
+            };
+            for index in (first..kept_first).chain(kept_end..last + 1) {
+                self.entries.remove_mut(&index);
             }
         }
         Ok(())

@@ -22,6 +22,8 @@ mod rocks;
 mod rocks_log;
 #[cfg(feature = "rocksdb")]
 mod rocks_state;
+#[cfg(all(test, feature = "rocksdb"))]
+mod rocks_tests;
 #[cfg(feature = "rocksdb")]
 mod staging;
 #[cfg(test)]

@@ -77,6 +77,12 @@ fn entries_end() -> Key {
     key(TABLE_ENTRIES + 1, 0)
 }
 
+/// For tests that damage a log.
+#[cfg(test)]
+pub(super) fn entry_key(index: u64) -> impl AsRef<[u8]> {
+    key(TABLE_ENTRIES, index)
+}
+
 fn options() -> Options {
     let mut options = rocks::base_options();
     // The default would drop everything after the first bad record, synced votes included. This one
@@ -316,9 +322,14 @@ impl RocksLog {
         }
     }
 
-    /// Gives whole files of deleted entries back at once, without waiting for a compaction.
+    /// Gives whole files of deleted entries back at once, without waiting for a compaction. `end` is
+    /// the first entry that stays.
     fn drop_files_before(&self, end: u64) {
-        let range = (key(TABLE_ENTRIES, 0), key(TABLE_ENTRIES, end));
+        // RocksDB includes the last key of this range: it must be one that is purged.
+        let Some(last_purged) = end.checked_sub(1) else {
+            return;
+        };
+        let range = (key(TABLE_ENTRIES, 0), key(TABLE_ENTRIES, last_purged));
         if let Err(error) = self.database.delete_file_in_range(range.0, range.1) {
             // The range tombstone is written: compaction will do the same, later.
             tracing::warn!(%error, path = %self.path.display(), "cannot drop purged log files yet");
@@ -446,4 +457,84 @@ fn synced() -> WriteOptions {
 /// Nothing that these locks guard is left half-changed by a panic: each is set in one assignment.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(range: std::ops::RangeInclusive<u64>) -> Vec<LogWrite> {
+        let append = |index: u64| LogWrite::Append {
+            index,
+            record: Bytes::from(index.to_string()),
+        };
+        range.map(append).collect()
+    }
+
+    fn open(root: &tempfile::TempDir) -> RocksLog {
+        try_open(root).unwrap()
+    }
+
+    fn try_open(root: &tempfile::TempDir) -> Result<RocksLog, StorageError> {
+        let folder = Arc::new(DataFolder::open(root.path()).unwrap());
+        let marker = crate::identity::IdentityFile::Marker;
+        folder.markers().save(marker, b"present").unwrap();
+        RocksLog::open(folder, true)
+    }
+
+    /// Moves the entries from `first` on into a table of their own, on the last level.
+    fn settle(log: &RocksLog, first: u64) {
+        log.database.flush().unwrap();
+        log.database
+            .compact_range(Some(key(TABLE_ENTRIES, first)), Some(entries_end()));
+    }
+
+    #[test]
+    fn a_purge_drops_whole_files_but_never_the_entry_after_it() {
+        let root = tempfile::tempdir().unwrap();
+        let log = open(&root);
+        log.write(&entries(1..=10)).unwrap();
+        settle(&log, 1);
+        // One file is purged whole, the next up to its last entry.
+        log.write(&entries(11..=1500)).unwrap();
+        settle(&log, 11);
+        log.write(&entries(1501..=3000)).unwrap();
+        settle(&log, 1501);
+        let tables = log.database.live_files().unwrap().len();
+        assert_eq!(tables, 4, "one of the format record, and three of entries");
+        let upto = 2999;
+        let record = Bytes::from("purged");
+        log.write(&[LogWrite::Purge { upto, record }]).unwrap();
+        let tables = log.database.live_files().unwrap().len();
+        assert_eq!(
+            tables, 2,
+            "the format record, and the entries with the last one"
+        );
+        let left = log.read(3000, 9999, usize::MAX).unwrap();
+        assert_eq!(left, [(3000, Bytes::from("3000"))]);
+        drop(log);
+        let log = open(&root);
+        assert_eq!(log.recover().unwrap().first_index, Some(3000));
+        let left = log.read(3000, 9999, usize::MAX).unwrap();
+        assert_eq!(left, [(3000, Bytes::from("3000"))]);
+    }
+
+    #[test]
+    fn a_newer_format_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let log = open(&root);
+        let newer = [FORMAT + 1];
+        log.database
+            .put(key(TABLE_META, META_FORMAT), newer)
+            .unwrap();
+        drop(log);
+        let error = try_open(&root).err().unwrap();
+        assert!(!error.corrupt && error.what.contains("newer"), "{error}");
+    }
+
+    #[test]
+    fn keys_are_as_drawn() {
+        let golden = [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 2];
+        assert_eq!(key(TABLE_ENTRIES, 0x102), golden);
+    }
 }

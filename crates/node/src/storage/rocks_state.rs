@@ -26,7 +26,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
 use podkv_core::codec::{FrameKind, frame, unframe};
@@ -367,8 +367,8 @@ impl StateStore for RocksState {
         Ok(Arc::new(RocksCheckpoint {
             lengths: list_files(&folder.path)?,
             folder,
-            files: OnceLock::new(),
-            reading: Mutex::default(),
+            files: Mutex::default(),
+            opened: Mutex::default(),
             origin: generation,
             options: self.options.clone(),
         }))
@@ -421,9 +421,10 @@ impl StateStore for RocksState {
 struct RocksCheckpoint {
     folder: Arc<OwnedFolder>,
     lengths: Vec<(String, u64)>,
-    files: OnceLock<Vec<CheckpointFile>>,
-    /// Held while checksums are computed or the copy is opened, so that it is done once.
-    reading: Mutex<Option<Arc<Generation>>>,
+    /// Held while checksums are computed, so that it is done once.
+    files: Mutex<Option<Vec<CheckpointFile>>>,
+    /// Held while the copy is opened, for the same reason.
+    opened: Mutex<Option<Arc<Generation>>>,
     /// Remembers the checksums of the tables that the next checkpoint will share with this one.
     origin: Arc<Generation>,
     options: Options,
@@ -463,12 +464,15 @@ impl RocksCheckpoint {
 
 impl Checkpoint for RocksCheckpoint {
     fn files(&self) -> Result<Vec<CheckpointFile>, StorageError> {
-        let _reading = lock(&self.reading);
-        if let Some(files) = self.files.get() {
-            return Ok(files.clone());
+        let mut known = lock(&self.files);
+        match &*known {
+            Some(files) => Ok(files.clone()),
+            None => {
+                let files = self.checksums()?;
+                *known = Some(files.clone());
+                Ok(files)
+            }
         }
-        let files = self.checksums()?;
-        Ok(self.files.get_or_init(|| files).clone())
     }
 
     fn read(&self, name: &str, offset: u64, length: usize) -> Result<Bytes, StorageError> {
@@ -488,7 +492,7 @@ impl Checkpoint for RocksCheckpoint {
     }
 
     fn view(&self) -> Result<Arc<dyn StateView>, StorageError> {
-        let mut opened = lock(&self.reading);
+        let mut opened = lock(&self.opened);
         let generation = match &*opened {
             Some(generation) => generation.clone(),
             None => {
