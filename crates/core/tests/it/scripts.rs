@@ -96,7 +96,10 @@ impl<'a> Step<'a> {
         match verb.as_str() {
             "clock" => {
                 let word = self.word();
-                store.clock_ms += duration(word.trim_start_matches('+'));
+                match word.strip_prefix('-') {
+                    Some(back) => store.clock_ms -= duration(back),
+                    None => store.clock_ms += duration(word.trim_start_matches('+')),
+                }
                 format!("clock {} ms\n", store.clock_ms)
             }
             "range" => self.show_range(store),
