@@ -1,0 +1,121 @@
+//! What a group looks like from outside, kept up to date from openraft's metrics.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use openraft::{Instant as _, ServerState};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::Fatal;
+use podkv_api::MemberId;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::super::freshness::Freshness;
+use super::super::types::{LogId, members, position};
+use super::{Metrics, Raft};
+use crate::membership::{LogPosition, Members};
+use crate::peer::pool::PeerPool;
+
+/// What this node does in the group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Receives everything, has no vote. Also a node that belongs to nothing yet.
+    #[default]
+    Learner,
+    Follower,
+    Candidate,
+    Leader,
+    /// Raft has ended.
+    Stopped,
+}
+
+impl From<ServerState> for Role {
+    fn from(state: ServerState) -> Self {
+        match state {
+            ServerState::Learner => Role::Learner,
+            ServerState::Follower => Role::Follower,
+            ServerState::Candidate => Role::Candidate,
+            ServerState::Leader => Role::Leader,
+            ServerState::Shutdown => Role::Stopped,
+        }
+    }
+}
+
+/// One node's view of its group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct GroupState {
+    pub term: u64,
+    /// The leader of this term, as far as it is known here. It may have lost its place since.
+    pub leader: Option<MemberId>,
+    pub role: Role,
+    /// The index of the log's last entry.
+    pub last_log: Option<u64>,
+    /// What is known to be committed; the log here may not reach so far yet.
+    pub committed: Option<LogPosition>,
+    pub applied: Option<LogPosition>,
+    pub snapshot: Option<LogPosition>,
+    pub purged: Option<LogPosition>,
+    /// The membership that counts: the last one in the log.
+    pub members: Members,
+    /// It is committed, too.
+    pub members_committed: bool,
+    /// Raft has stopped by itself, and why.
+    pub fatal: Option<String>,
+}
+
+impl GroupState {
+    fn new(metrics: &Metrics) -> Self {
+        let at = |id: &Option<LogId>| id.as_ref().map(position);
+        let membership = &metrics.membership_config;
+        Self {
+            term: metrics.current_term,
+            leader: metrics.current_leader.map(MemberId),
+            role: metrics.state.into(),
+            last_log: metrics.last_log_index,
+            committed: at(&metrics.cluster_committed).max(at(&metrics.local_committed)),
+            applied: at(&metrics.last_applied),
+            snapshot: at(&metrics.snapshot),
+            purged: at(&metrics.purged),
+            members: members(membership),
+            members_committed: membership.log_id()
+                == metrics.committed_membership_config.log_id(),
+            fatal: match &metrics.running_state {
+                Ok(()) | Err(Fatal::Stopped) => None,
+                Err(fatal) => Some(fatal.to_string()),
+            },
+        }
+    }
+}
+
+/// Follows the metrics until raft has ended.
+pub(super) async fn watch(
+    raft: Raft,
+    state: watch::Sender<GroupState>,
+    freshness: Arc<Freshness>,
+    peers: PeerPool,
+) {
+    let mut metrics = raft.metrics();
+    loop {
+        let (new, quorum, ended) = {
+            let metrics = metrics.borrow_and_update();
+            let leads = metrics.state == ServerState::Leader;
+            let quorum = metrics.last_quorum_acked.filter(|_| leads);
+            let quorum = quorum.and_then(|at| Instant::now().checked_sub(at.elapsed()));
+            (GroupState::new(&metrics), quorum, metrics.running_state.is_err())
+        };
+        freshness.quorum(quorum);
+        let members_changed = state.borrow().members.nodes != new.members.nodes;
+        if members_changed && !new.members.nodes.is_empty() {
+            let ids: BTreeSet<MemberId> = new.members.nodes.keys().copied().collect();
+            peers.retain(&ids);
+        }
+        state.send_if_modified(|old| {
+            let changed = *old != new;
+            *old = new;
+            changed
+        });
+        if ended || metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}

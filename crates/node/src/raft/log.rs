@@ -1,0 +1,565 @@
+//! The log: openraft's storage trait over a [`LogStore`].
+//!
+//! ```text
+//!   raft core ── append ──► cache (readable at once) ──► queue ──► writer thread ──► LogStore: one fsync
+//!      ▲                      ▲        ▲                               │
+//!      └── IOFlushed ─────────│────────│───────────────────────────────┤
+//!   replication, apply ── read┘   else from disk       durable end ◄───┘── apply waits for it
+//! ```
+//!
+//! What must hold:
+//! - writes reach the disk in the order of the calls; vote and truncate return after the sync;
+//! - an entry is readable when `append` returns, and `IOFlushed` is called after its sync;
+//! - the committed position only ever rides on a batch that is written anyway, and never names an entry
+//!   that the disk does not hold: openraft refuses to start on that;
+//! - a failed write ends everything: see [`writer`].
+
+mod cache;
+mod counters;
+mod sizes;
+mod writer;
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use futures_util::{Stream, stream};
+use openraft::OptionalSend;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+use self::cache::Cache;
+use self::counters::Counters;
+pub(crate) use self::counters::{Histogram, HistogramSnapshot};
+use self::sizes::Sizes;
+use self::writer::{Job, QUEUE_BYTES, QUEUE_JOBS};
+use super::record;
+use super::types::{TypeConfig, LogEntry, LogId, Vote, log_id, position, weight};
+use crate::membership::LogPosition;
+use crate::storage::{LogRecovery, LogStore, StorageError};
+
+/// A replication request carries about this much: openraft knows no limit in bytes. One entry is
+/// always sent, whatever its size.
+const REPLICATION_BYTES: usize = 1 << 20;
+
+/// Apply and recovery read the log in steps of about this much.
+const READ_BYTES: usize = 4 << 20;
+
+/// Up to where the log is on disk.
+#[derive(Clone, Debug)]
+struct Durable {
+    /// Everything before this index is synced.
+    end: u64,
+    failure: Option<Arc<str>>,
+}
+
+/// What the adapter, its readers and the writer thread share.
+pub(super) struct Shared {
+    store: Arc<dyn LogStore>,
+    state: Mutex<State>,
+    counters: Counters,
+    durable: watch::Sender<Durable>,
+}
+
+struct State {
+    vote: Option<Vote>,
+    purged: Option<LogPosition>,
+    last: Option<LogPosition>,
+    committed: Option<LogPosition>,
+    /// The committed position is not on disk yet.
+    committed_changed: bool,
+    cache: Cache,
+    sizes: Sizes,
+    /// Counts truncations: a read that saw one happen begins again.
+    truncations: u64,
+}
+
+/// Figures about the log.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LogStats {
+    /// The first and last index that the log holds; 0 if it holds none.
+    pub first: u64,
+    pub last: u64,
+    /// Bytes of the entries in the log, about.
+    pub bytes: u64,
+    pub disk_bytes: u64,
+    pub fsyncs: u64,
+    pub batches: u64,
+    pub entries_written: u64,
+    pub bytes_written: u64,
+    /// One write of a batch with its fsync.
+    pub write_latency: HistogramSnapshot,
+}
+
+/// The log of this node. Clones share it.
+#[derive(Clone)]
+pub(super) struct Log {
+    shared: Arc<Shared>,
+    jobs: mpsc::Sender<Job>,
+    room: Arc<Semaphore>,
+}
+
+/// Ends the writer thread.
+pub(super) struct Writer {
+    jobs: mpsc::Sender<Job>,
+    thread: JoinHandle<()>,
+}
+
+impl Writer {
+    /// Writes what is queued, then waits for the thread's end.
+    pub async fn stop(self) {
+        // An error means that the thread has ended.
+        let _ = self.jobs.send(Job::Stop).await;
+        let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
+        if !matches!(joined, Ok(Ok(()))) {
+            tracing::error!("the log's writer thread panicked");
+        }
+    }
+}
+
+impl Log {
+    /// Opens the log, and starts its writer. Blocking.
+    pub fn open(
+        store: Arc<dyn LogStore>,
+        cache_bytes: usize,
+    ) -> Result<(Self, Writer), StorageError> {
+        let state = State::recover(&*store, cache_bytes)?;
+        let end = state.end();
+        let (durable, _) = watch::channel(Durable { end, failure: None });
+        let counters = Counters::default();
+        let shared = Arc::new(Shared { store, state: Mutex::new(state), counters, durable });
+        let (jobs, queue) = mpsc::channel(QUEUE_JOBS);
+        let thread = std::thread::Builder::new()
+            .name("podkv-log".into())
+            .spawn({
+                let shared = shared.clone();
+                move || writer::run(&shared, queue)
+            })
+            .map_err(|error| StorageError {
+                what: "the log's writer thread cannot be started".into(),
+                corrupt: false,
+                source: Some(Box::new(error)),
+            })?;
+        let room = Arc::new(Semaphore::new(QUEUE_BYTES));
+        Ok((Self { shared, jobs: jobs.clone(), room }, Writer { jobs, thread }))
+    }
+
+    /// Waits until everything up to `index` is synced here.
+    pub async fn wait_durable(&self, index: u64) -> io::Result<()> {
+        let mut durable = self.shared.durable.subscribe();
+        let reached = durable
+            .wait_for(|durable| durable.failure.is_some() || durable.end > index)
+            .await
+            .map_err(io::Error::other)?;
+        match &reached.failure {
+            Some(failure) => Err(io::Error::other(&**failure)),
+            None => Ok(()),
+        }
+    }
+
+    /// The last entry that was purged.
+    pub fn purged(&self) -> Option<LogPosition> {
+        self.shared.state().purged
+    }
+
+    /// Up to which index may be purged so that at least `keep_bytes` stay.
+    pub fn purgeable(&self, keep_bytes: u64) -> Option<u64> {
+        self.shared.state().sizes.purgeable(keep_bytes)
+    }
+
+    pub fn stats(&self) -> LogStats {
+        let counters = &self.shared.counters;
+        let (first, last, bytes) = {
+            let state = self.shared.state();
+            let (start, end) = (state.start(), state.end());
+            let range = if start < end { (start, end - 1) } else { (0, 0) };
+            (range.0, range.1, state.sizes.bytes())
+        };
+        LogStats {
+            first,
+            last,
+            bytes,
+            disk_bytes: self.shared.store.disk_bytes(),
+            fsyncs: counters.fsyncs.load(Relaxed),
+            batches: counters.batches.load(Relaxed),
+            entries_written: counters.entries.load(Relaxed),
+            bytes_written: counters.bytes.load(Relaxed),
+            write_latency: counters.write.snapshot(),
+        }
+    }
+
+    pub fn is_durable(&self) -> bool {
+        self.shared.store.is_durable()
+    }
+
+    async fn queue(&self) -> io::Result<mpsc::Permit<'_, Job>> {
+        self.jobs.reserve().await.map_err(|_| stopped())
+    }
+}
+
+fn stopped() -> io::Error {
+    io::Error::other("the log's writer thread has ended")
+}
+
+impl State {
+    fn recover(store: &dyn LogStore, cache_bytes: usize) -> Result<Self, StorageError> {
+        let LogRecovery { vote, purged, committed, first_index, last_index } = store.recover()?;
+        let vote = vote.map(|record| record::decode_vote(&record)).transpose().map_err(damaged)?;
+        let position = |record: Option<bytes::Bytes>| {
+            record.map(|record| record::decode_log_state(&record)).transpose().map_err(damaged)
+        };
+        let (purged, committed) = (position(purged)?, position(committed)?);
+        let mut state = Self {
+            vote,
+            purged,
+            last: purged,
+            committed,
+            committed_changed: false,
+            cache: Cache::default(),
+            sizes: Sizes::recovered(first_index.zip(last_index), store.disk_bytes()),
+            truncations: 0,
+        };
+        if let (Some(first), Some(last)) = (first_index, last_index) {
+            let begin = state.start();
+            if first != begin {
+                return Err(damaged(format!(
+                    "it begins at index {first}, but {begin} is the first that is not purged"
+                )));
+            }
+            let found = store.read(last, last + 1, 0)?.pop().map(|(_, record)| record);
+            let record = found.ok_or_else(|| damaged(format!("its last entry, {last}, is missing")))?;
+            let entry = record::decode_entry(&record).map_err(damaged)?;
+            state.last = Some(super::types::position(&entry.log_id));
+        }
+        state.cache = Cache::new(cache_bytes, state.end());
+        Ok(state)
+    }
+
+    /// The first index that the log may hold.
+    fn start(&self) -> u64 {
+        self.purged.map_or(0, |purged| purged.index + 1)
+    }
+
+    /// One behind the last entry.
+    fn end(&self) -> u64 {
+        self.last.map_or(0, |last| last.index + 1)
+    }
+
+    /// Takes new entries. They must follow the last one.
+    fn append(&mut self, entries: &[LogEntry]) -> io::Result<()> {
+        for entry in entries {
+            let at = position(&entry.log_id);
+            if self.last.is_some_and(|last| at.index != last.index + 1) {
+                let (last, text) = (self.end(), "would leave a hole in the log that ends before");
+                return Err(io::Error::other(format!("entry {at} {text} index {last}")));
+            }
+            self.last = Some(at);
+            self.sizes.append(at.index, weight(entry) as u64);
+            self.cache.push(entry.clone());
+        }
+        Ok(())
+    }
+
+    /// Forgets everything behind `last`.
+    fn truncate(&mut self, last: Option<LogPosition>) -> u64 {
+        let from = last.map_or(0, |last| last.index + 1);
+        self.last = last;
+        self.truncations += 1;
+        self.cache.truncate(from);
+        self.sizes.truncate(from);
+        from
+    }
+
+    fn purge(&mut self, upto: LogPosition) {
+        self.purged = self.purged.max(Some(upto));
+        // It may lie beyond the tail: the log then goes on behind it.
+        if self.last.is_none_or(|last| last.index <= upto.index) {
+            self.last = Some(upto);
+        }
+        self.cache.purge(upto.index);
+        self.sizes.purge(upto.index);
+    }
+}
+
+fn damaged(detail: impl std::fmt::Display) -> StorageError {
+    StorageError {
+        what: format!(
+            "the log is damaged: {detail}. Nothing was changed. Restore this volume, or remove it \
+             and let the node join anew under a new id"
+        ),
+        corrupt: true,
+        source: None,
+    }
+}
+
+/// A part of a read.
+enum Step {
+    /// The cache has the rest, or the next part of it.
+    Cached(Vec<LogEntry>),
+    Disk { start: u64, end: u64, truncations: u64 },
+}
+
+impl Shared {
+    /// A panic while it was held left no half-done change: each is a few assignments.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.durable.borrow().failure.as_deref().map(str::to_owned)
+    }
+
+    fn fail(&self, failure: String) {
+        self.durable.send_modify(|durable| durable.failure = Some(failure.into()));
+    }
+
+    fn durable_end(&self) -> u64 {
+        self.durable.borrow().end
+    }
+
+    /// The disk holds everything before `end`, and nothing behind.
+    fn written(&self, end: u64) {
+        self.state().cache.written(end);
+        self.durable.send_if_modified(|durable| {
+            let changed = durable.end != end;
+            durable.end = end;
+            changed
+        });
+    }
+
+    /// The committed position, if it should be written and names an entry before `end`.
+    fn take_committed(&self, end: u64) -> Option<LogPosition> {
+        let mut state = self.state();
+        let due = state.committed_changed;
+        let committed = state.committed.filter(|committed| due && committed.index < end)?;
+        state.committed_changed = false;
+        Some(committed)
+    }
+
+    fn step(&self, start: u64, end: u64, max_bytes: usize) -> Step {
+        let state = self.state();
+        let (start, end) = (start.max(state.start()), end.min(state.end()));
+        let cached_from = state.cache.first().unwrap_or(state.end());
+        if start < end && start < cached_from {
+            let truncations = state.truncations;
+            return Step::Disk { start, end: end.min(cached_from), truncations };
+        }
+        let mut bytes = 0;
+        let fits = |entry: &&LogEntry| {
+            let first = bytes == 0;
+            bytes += weight(entry);
+            first || bytes <= max_bytes
+        };
+        Step::Cached(state.cache.range(start, end).take_while(fits).cloned().collect())
+    }
+
+    /// The first entries of `start..end` that the log holds: about `max_bytes`, at least one. Empty
+    /// only if the log holds none of them.
+    async fn read(
+        self: &Arc<Self>,
+        start: u64,
+        end: u64,
+        max_bytes: usize,
+    ) -> io::Result<Vec<LogEntry>> {
+        loop {
+            let (from, to, truncations) = match self.step(start, end, max_bytes) {
+                Step::Cached(entries) => return Ok(entries),
+                Step::Disk { start, end, truncations } => (start, end, truncations),
+            };
+            let store = self.store.clone();
+            let read = move || read_disk(&*store, from, to, max_bytes);
+            let entries = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?;
+            // Entries that went away meanwhile are no damage: look again at what is there now.
+            let moved = {
+                let state = self.state();
+                state.truncations != truncations || state.start() > from
+            };
+            match entries {
+                Ok(entries) if !moved => return Ok(entries),
+                Err(error) if !moved => return Err(error.into()),
+                _ => {}
+            }
+        }
+    }
+
+    /// Every entry of the range that the log holds.
+    async fn read_all(self: &Arc<Self>, start: u64, end: u64) -> io::Result<Vec<LogEntry>> {
+        'again: loop {
+            let truncations = self.state().truncations;
+            let mut all: Vec<LogEntry> = Vec::new();
+            let mut next = start;
+            while next < end {
+                let mut entries = self.read(next, end, READ_BYTES).await?;
+                if self.state().truncations != truncations {
+                    // Parts from before and after a truncation do not fit together.
+                    continue 'again;
+                }
+                let Some(last) = entries.last() else { break };
+                next = last.log_id.index + 1;
+                all.append(&mut entries);
+            }
+            return Ok(all);
+        }
+    }
+}
+
+fn read_disk(
+    store: &dyn LogStore,
+    start: u64,
+    end: u64,
+    max_bytes: usize,
+) -> Result<Vec<LogEntry>, StorageError> {
+    let records = store.read(start, end, max_bytes)?;
+    let mut entries = Vec::with_capacity(records.len());
+    for (expected, (index, record)) in (start..).zip(&records) {
+        let entry = record::decode_entry(record).map_err(damaged)?;
+        if *index != expected || entry.log_id.index != expected {
+            let found = entry.log_id.index;
+            return Err(damaged(format!("index {expected} is missing, entry {found} is there")));
+        }
+        entries.push(entry);
+    }
+    if entries.is_empty() {
+        return Err(damaged(format!("index {start} is missing")));
+    }
+    Ok(entries)
+}
+
+/// Reads the log, for replication and apply.
+#[derive(Clone)]
+pub(super) struct Reader(Arc<Shared>);
+
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(start) => start.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(end) => end.saturating_add(1),
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => u64::MAX,
+    };
+    (start, end)
+}
+
+impl RaftLogReader<TypeConfig> for Reader {
+    async fn try_get_log_entries<R: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: R,
+    ) -> Result<Vec<LogEntry>, io::Error> {
+        let (start, end) = bounds(&range);
+        self.0.read_all(start, end).await
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.0.state().vote)
+    }
+
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<LogEntry>, io::Error> {
+        self.0.read(start, end, REPLICATION_BYTES).await
+    }
+
+    /// In steps: after a restart the range may be all that the log holds.
+    async fn entries_stream<R>(
+        &mut self,
+        range: R,
+    ) -> impl Stream<Item = Result<LogEntry, io::Error>> + OptionalSend
+    where
+        R: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (start, end) = bounds(&range);
+        let shared = self.0.clone();
+        let first = (Vec::new().into_iter(), start);
+        stream::try_unfold(first, move |(mut step, next): (std::vec::IntoIter<LogEntry>, u64)| {
+            let shared = shared.clone();
+            async move {
+                if step.len() == 0 && next < end {
+                    step = shared.read(next, end, READ_BYTES).await?.into_iter();
+                }
+                Ok(step.next().map(|entry| {
+                    let next = entry.log_id.index + 1;
+                    (entry, (step, next))
+                }))
+            }
+        })
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for Log {
+    type LogReader = Reader;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let state = self.shared.state();
+        Ok(LogState {
+            last_purged_log_id: state.purged.map(log_id),
+            last_log_id: state.last.map(log_id),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Reader {
+        Reader(self.shared.clone())
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let (done, written) = oneshot::channel();
+        self.queue().await?.send(Job::Vote { record: record::encode_vote(vote), done });
+        written.await.map_err(|_| stopped())??;
+        self.shared.state().vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        let mut state = self.shared.state();
+        state.committed = committed.as_ref().map(position);
+        state.committed_changed = true;
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(self.shared.state().committed.map(log_id))
+    }
+
+    async fn append<I>(&mut self, entries: I, flushed: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = LogEntry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<LogEntry> = entries.into_iter().collect();
+        let bytes: usize = entries.iter().map(weight).sum();
+        let wanted = u32::try_from(bytes.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
+        let room = self.room.clone().acquire_many_owned(wanted).await.map_err(io::Error::other)?;
+        let queue = self.queue().await?;
+        // Nothing is awaited from here on: the cache and the queue hold the same.
+        self.shared.state().append(&entries)?;
+        queue.send(Job::Append { entries, bytes, flushed, room });
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        let (done, written) = oneshot::channel();
+        let queue = self.queue().await?;
+        let from = self.shared.state().truncate(last.as_ref().map(position));
+        queue.send(Job::Truncate { from, done });
+        written.await.map_err(|_| stopped())?
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        let upto = position(&upto);
+        let queue = self.queue().await?;
+        self.shared.state().purge(upto);
+        let record = record::encode_log_state(upto);
+        queue.send(Job::Purge { upto: upto.index, record });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

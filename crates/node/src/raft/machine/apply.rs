@@ -1,0 +1,91 @@
+//! The thread that applies.
+
+use std::io;
+
+use openraft::storage::{ApplyResponder, EntryResponder};
+use podkv_core::{Applier, Effects, Outcome, View};
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::types::{EntryPayload, StoredMembership, TypeConfig, members, position};
+use super::{Reached, Shared, applied_key, membership_key, record};
+
+/// Entries to apply as one batch, in the order of the log.
+pub(super) struct Job {
+    pub batch: Vec<EntryResponder<TypeConfig>>,
+    pub done: oneshot::Sender<io::Result<()>>,
+}
+
+pub(super) fn run(shared: &Shared, mut jobs: mpsc::Receiver<Job>) {
+    while let Some(Job { batch, done }) = jobs.blocking_recv() {
+        let result = apply(shared, batch);
+        if let Err(error) = &result {
+            tracing::error!(%error, "entries cannot be applied; the node stops");
+        }
+        // openraft stops waiting only when it stops.
+        let _ = done.send(result);
+    }
+}
+
+/// A proposer who waits, and what it is told.
+type Answers = Vec<(ApplyResponder<TypeConfig>, Vec<Outcome>)>;
+
+fn apply(shared: &Shared, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
+    let mut reached = shared.reached().clone();
+    let (effects, answers) = {
+        let view = shared.state.view();
+        run_core(&*view, batch, &mut reached)?
+    };
+    let Effects { mut writes, events, meta } = effects;
+    if let Some(at) = reached.position {
+        writes.push((applied_key(), Some(record::encode_applied(at))));
+    }
+    if reached.members.position != shared.reached().members.position {
+        writes.push((membership_key(), Some(record::encode_members(&reached.members))));
+    }
+    shared.state.commit(writes)?;
+
+    let applied = super::Applied {
+        position: reached.position.unwrap_or_default(),
+        revision: meta.revision,
+        compacted_revision: meta.compacted_revision,
+        clock_ms: meta.clock_ms,
+    };
+    *shared.reached() = reached;
+    shared.applied.send_replace(applied.clone());
+    for (responder, outcomes) in answers {
+        responder.send(outcomes);
+    }
+    shared.events.publish(events, applied);
+    Ok(())
+}
+
+/// Runs the pure part over the batch.
+fn run_core(
+    view: &dyn View,
+    batch: Vec<EntryResponder<TypeConfig>>,
+    reached: &mut Reached,
+) -> io::Result<(Effects, Answers)> {
+    let mut applier = Applier::new(view).map_err(io::Error::other)?;
+    let mut answers = Vec::new();
+    for (entry, responder) in batch {
+        let at = position(&entry.log_id);
+        if reached.position.is_some_and(|reached| at.index <= reached.index) {
+            let text = format!("entry {at} is in the state already");
+            return Err(io::Error::other(text));
+        }
+        let outcomes = match entry.payload {
+            EntryPayload::Blank => Vec::new(),
+            EntryPayload::Normal(payload) => {
+                let entry = payload.entry().map_err(io::Error::other)?;
+                applier.apply(entry).map_err(io::Error::other)?
+            }
+            EntryPayload::Membership(membership) => {
+                reached.members = members(&StoredMembership::new(Some(entry.log_id), membership));
+                Vec::new()
+            }
+        };
+        reached.position = Some(at);
+        answers.extend(responder.map(|responder| (responder, outcomes)));
+    }
+    Ok((applier.finish(), answers))
+}

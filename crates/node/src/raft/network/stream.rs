@@ -1,0 +1,251 @@
+//! One kept append stream to a peer.
+//!
+//! openraft replicates in *sessions*: a stream of requests in, one answer for each out, in order. Sessions
+//! of a healthy leader last, heartbeats are a session each. The gRPC stream below outlives them: a session
+//! that got all its answers leaves it behind for the next; one that broke off, or was cancelled, takes it along,
+//! since answers to its requests may still come.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, Stream, StreamExt};
+use openraft::OptionalSend;
+use openraft::errors::{RPCError, Timeout};
+use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
+use podkv_proto::peer as wire;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Response, Status, Streaming};
+
+use super::super::freshness::Freshness;
+use super::super::types::TypeConfig;
+use super::super::wire as convert;
+use super::{Answers, RpcError, malformed, unreachable};
+use crate::peer::pool::{PeerClient, PeerError, PeerLane};
+
+/// Requests that may be unanswered: enough for a long way to the peer, and no more than its openraft
+/// takes in without answering.
+const WINDOW: usize = 64;
+
+/// Requests that may wait for HTTP/2 to take them.
+const SEND_QUEUE: usize = 4;
+
+/// Sessions that end without all their answers before the channel itself is given up. The other end
+/// may only be slow to sync.
+const BAD_SESSIONS: u32 = 3;
+
+/// A stream to the peer.
+struct Kept {
+    requests: mpsc::Sender<wire::AppendRequest>,
+    answers: Incoming,
+    /// The first request, which carries the header, is on its way.
+    greeted: bool,
+}
+
+/// The peer opens its side when it has seen the first request.
+enum Incoming {
+    Opening(BoxFuture<'static, Result<Response<Streaming<wire::AppendResponse>>, Status>>),
+    Open(Streaming<wire::AppendResponse>),
+}
+
+impl Incoming {
+    /// Cancel-safe. Not to be called again after an error.
+    async fn next(&mut self) -> Option<Result<wire::AppendResponse, Status>> {
+        loop {
+            match self {
+                Incoming::Open(answers) => return answers.next().await,
+                Incoming::Opening(call) => match call.await {
+                    Ok(response) => *self = Incoming::Open(response.into_inner()),
+                    Err(status) => return Some(Err(status)),
+                },
+            }
+        }
+    }
+}
+
+type Dialing = BoxFuture<'static, Result<PeerClient, PeerError>>;
+
+pub(super) struct AppendLane {
+    lane: PeerLane,
+    freshness: Arc<Freshness>,
+    kept: Option<Kept>,
+    /// A dial that did not end in time: the next session goes on with it. Began anew each time, a
+    /// slow dial would never end.
+    dialing: Option<Dialing>,
+    bad_sessions: u32,
+}
+
+impl AppendLane {
+    pub fn new(lane: PeerLane, freshness: Arc<Freshness>) -> Self {
+        Self { lane, freshness, kept: None, dialing: None, bad_sessions: 0 }
+    }
+
+    /// Runs one session. `dial_ttl` limits the dial, `timeout` the wait for each answer.
+    pub async fn session<'s, S>(
+        &'s mut self,
+        input: S,
+        dial_ttl: Duration,
+        timeout: Timeout<TypeConfig>,
+    ) -> Result<Answers<'s>, RpcError>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        if self.bad_sessions >= BAD_SESSIONS {
+            self.lane.broken();
+            self.bad_sessions = 0;
+        }
+        let kept = match self.kept.take() {
+            Some(kept) => kept,
+            None => self.open(dial_ttl, &timeout).await?,
+        };
+        // Until its end this counts as a bad one: it may be dropped at any await.
+        self.bad_sessions += 1;
+        let session = Session {
+            lane: self,
+            kept,
+            input: Some(input),
+            unanswered: 0,
+            deadline: Instant::now() + timeout.timeout,
+            timeout,
+        };
+        Ok(futures_util::stream::unfold(Some(session), |session| async {
+            session?.next().await
+        })
+        .boxed())
+    }
+
+    async fn open(
+        &mut self,
+        ttl: Duration,
+        timeout: &Timeout<TypeConfig>,
+    ) -> Result<Kept, RpcError> {
+        let lane = &self.lane;
+        let dial = || {
+            let lane = lane.clone();
+            async move { lane.get().await }.boxed()
+        };
+        let dialing = self.dialing.get_or_insert_with(dial);
+        let Ok(dialed) = tokio::time::timeout(ttl, dialing.as_mut()).await else {
+            return Err(RPCError::Timeout(Timeout { timeout: ttl, ..timeout.clone() }));
+        };
+        self.dialing = None;
+        let mut client = dialed.map_err(|error| unreachable(&error))?;
+        // The handle that was dialed with is gone: this one must know its channel, to report it broken.
+        client = self.lane.get().await.unwrap_or(client);
+        let (requests, queue) = mpsc::channel(SEND_QUEUE);
+        let call = async move { client.append(ReceiverStream::new(queue)).await };
+        Ok(Kept { requests, answers: Incoming::Opening(call.boxed()), greeted: false })
+    }
+}
+
+struct Session<'s, S> {
+    lane: &'s mut AppendLane,
+    kept: Kept,
+    /// `None` when it has ended.
+    input: Option<S>,
+    unanswered: usize,
+    /// When the oldest unanswered request must have its answer.
+    deadline: Instant,
+    timeout: Timeout<TypeConfig>,
+}
+
+enum Event {
+    Answer(Option<Result<wire::AppendResponse, Status>>),
+    Request(AppendEntriesRequest<TypeConfig>),
+    InputEnded,
+    PeerGone,
+    TimedOut,
+}
+
+type Item = Result<StreamAppendResult<TypeConfig>, RpcError>;
+
+impl<S> Session<'_, S>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin,
+{
+    /// The next answer, and the session if it goes on. Sends what there is to send meanwhile.
+    async fn next(mut self) -> Option<(Item, Option<Self>)> {
+        loop {
+            match self.event().await {
+                Event::Request(request) => self.send(request),
+                Event::Answer(Some(Ok(answer))) => return self.answered(answer),
+                Event::Answer(Some(Err(status))) => return self.failed(unreachable(&status)),
+                Event::Answer(None) | Event::PeerGone => {
+                    return self.failed(unreachable(&Status::unavailable("the stream ended")));
+                }
+                Event::InputEnded => self.input = None,
+                // The stream goes, the channel may be sound: see `BAD_SESSIONS`.
+                Event::TimedOut => return Some((Err(self.timeout.into()), None)),
+            }
+            if self.input.is_none() && self.unanswered == 0 {
+                self.lane.bad_sessions = 0;
+                self.lane.kept = Some(self.kept);
+                return None;
+            }
+        }
+    }
+
+    async fn event(&mut self) -> Event {
+        let Self { kept, input, unanswered, deadline, .. } = self;
+        let send = async {
+            match input {
+                Some(input) if *unanswered < WINDOW => {
+                    if kept.requests.reserve().await.is_err() {
+                        return Event::PeerGone;
+                    }
+                    input.next().await.map_or(Event::InputEnded, Event::Request)
+                }
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            // Also without anything unanswered: the end of the stream shows here.
+            answer = kept.answers.next() => Event::Answer(answer),
+            event = send => event,
+            () = tokio::time::sleep_until(*deadline), if *unanswered > 0 => Event::TimedOut,
+        }
+    }
+
+    fn send(&mut self, request: AppendEntriesRequest<TypeConfig>) {
+        let header = (!self.kept.greeted).then(|| self.lane.lane.header());
+        let age = self.lane.freshness.quorum_age_ms();
+        let request = convert::append_to_wire(header, request, age);
+        // There is room: it was waited for, and nobody else sends. If the other end went away, the
+        // answers say so.
+        if self.kept.requests.try_send(request).is_ok() {
+            self.kept.greeted = true;
+        }
+        if self.unanswered == 0 {
+            self.deadline = Instant::now() + self.timeout.timeout;
+        }
+        self.unanswered += 1;
+    }
+
+    fn answered(mut self, answer: wire::AppendResponse) -> Option<(Item, Option<Self>)> {
+        let Some(unanswered) = self.unanswered.checked_sub(1) else {
+            return self.failed(unreachable(&Status::internal("an answer to nothing")));
+        };
+        self.unanswered = unanswered;
+        self.deadline = Instant::now() + self.timeout.timeout;
+        match convert::appended_from_wire(answer) {
+            Ok(Ok(last)) => {
+                self.lane.bad_sessions = 0;
+                Some((Ok(Ok(last)), Some(self)))
+            }
+            // The other end closes the stream with such an answer.
+            Ok(Err(refused)) => {
+                self.lane.bad_sessions = 0;
+                Some((Ok(Err(refused)), None))
+            }
+            Err(error) => self.failed(malformed(error)),
+        }
+    }
+
+    fn failed(self, error: RpcError) -> Option<(Item, Option<Self>)> {
+        self.lane.lane.broken();
+        Some((Err(error), None))
+    }
+}
