@@ -149,3 +149,16 @@ fn a_size_covers_what_is_encoded() {
         assert!(proposal.size() <= encoded + 200);
     }
 }
+
+#[test]
+fn records_of_other_versions_are_refused() {
+    let record = encode_record(&7u64);
+    assert_eq!(decode_record::<u64>("record", &record), Ok(7));
+    let what = "record";
+    let newer = [&[FORMAT_VERSION + 1], &record[1..]].concat();
+    let error = decode_record::<u64>(what, &newer).unwrap_err();
+    assert_eq!(error, CodecError::UnknownVersion { what, version: 2 });
+    let (have, need) = (0, 1);
+    let error = decode_record::<u64>(what, b"").unwrap_err();
+    assert_eq!(error, CodecError::Truncated { what, have, need });
+}
