@@ -1,0 +1,9 @@
+//! The API and the admin port of a real one-node cluster, over real HTTP/2 and sockets on loopback.
+
+mod admin;
+mod calls;
+mod drain;
+mod harness;
+mod malformed;
+mod pipe;
+mod streams;
