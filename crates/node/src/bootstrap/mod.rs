@@ -421,3 +421,5 @@ impl Bootstrap {
 mod random;
 #[cfg(test)]
 mod scripts;
+#[cfg(test)]
+mod tests;

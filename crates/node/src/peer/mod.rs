@@ -77,3 +77,6 @@ pub(crate) trait FoundingCalls: Send + Sync + 'static {
     fn reserve(&self, request: wire::ReserveRequest) -> Reply<'_, wire::ReserveResponse>;
     fn join(&self, request: wire::JoinRequest) -> Reply<'_, wire::JoinResponse>;
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

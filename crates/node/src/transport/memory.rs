@@ -217,8 +217,8 @@ impl MemoryTransport {
             return Way::Cut;
         }
         match network.listeners.get(to) {
-            Some(listener) => Way::Open(listener.clone()),
-            None => Way::Refused(io::Error::new(
+            Some(listener) if !listener.is_closed() => Way::Open(listener.clone()),
+            _ => Way::Refused(io::Error::new(
                 io::ErrorKind::ConnectionRefused,
                 format!("nobody listens at {to}"),
             )),
@@ -534,6 +534,8 @@ mod tests {
             io::ErrorKind::AddrInUse
         );
         drop(listener);
+        let error = a.dial(A).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
         a.listen(A).await.unwrap();
         let any = a.listen("a-0:0").await.unwrap();
         assert_ne!(any.local_address(), "a-0:0");
