@@ -33,6 +33,7 @@ const LOCK: &str = "LOCK";
 pub(crate) const LOG_FOLDER: &str = "log";
 pub(crate) const STATE_POINTER: &str = "CURRENT-STATE";
 pub(crate) const STATE_PREFIX: &str = "state-";
+#[cfg(feature = "rocksdb")]
 pub(crate) const CHECKPOINT_PREFIX: &str = "checkpoint-";
 
 /// A node's folder, locked. The lock goes with the last owner, or with the process.

@@ -30,6 +30,7 @@ use podkv_api::{ClusterId, Error, Incarnation, MemberId, Reason};
 
 pub use files::{IdentityFile, MarkerStore};
 pub use folder::DataFolder;
+#[cfg(feature = "rocksdb")]
 pub(crate) use folder::{CHECKPOINT_PREFIX, LOG_FOLDER, STATE_POINTER, STATE_PREFIX};
 pub use marker::{FOLDER_FORMAT, Founder, Phase, Proposal};
 use marker::Marker;

@@ -624,3 +624,66 @@ fn list_files(folder: &Path) -> Result<Vec<(String, u64)>, StorageError> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::suite::Disk;
+    use super::*;
+    use crate::storage::Storage;
+
+    fn commit(state: &RocksState, at: &'static str) {
+        let writes = vec![(Bytes::from("at"), Some(Bytes::from(at)))];
+        state.commit(writes).unwrap();
+        state.flush().unwrap();
+    }
+
+    fn at(state: &dyn StateStore) -> Bytes {
+        state.view().get(b"at").unwrap().unwrap()
+    }
+
+    /// What a crash at this moment leaves.
+    fn after_a_crash(disk: &mut Disk) -> Storage {
+        disk.take_image();
+        let storage = disk.try_open(false).unwrap();
+        disk.forget_image();
+        storage
+    }
+
+    #[test]
+    fn a_crash_between_any_two_steps_of_an_install_leaves_the_old_or_the_new() {
+        let (_from, source) = Disk::open_new();
+        let writes = vec![(Bytes::from("at"), Some(Bytes::from("new")))];
+        source.state.commit(writes).unwrap();
+        let checkpoint = source.state.checkpoint().unwrap();
+        let files = checkpoint.files().unwrap();
+
+        let mut disk = Disk::empty();
+        drop(disk.try_open(true).unwrap());
+        let state = disk.open_state();
+        commit(&state, "old");
+        state.stage("s1", files.clone()).unwrap();
+        let staged = lock(&state.staging).clone().unwrap();
+        for (index, file) in files.iter().enumerate() {
+            let data = checkpoint.read(&file.name, 0, usize::MAX).unwrap();
+            staged.write(index, 0, &data).unwrap();
+        }
+        assert_eq!(at(&*after_a_crash(&mut disk).state), "old", "received");
+        staged.verify().unwrap();
+        assert_eq!(at(&*after_a_crash(&mut disk).state), "old", "verified");
+        let path = state.promote(&staged).unwrap();
+        assert_eq!(at(&*after_a_crash(&mut disk).state), "old", "promoted");
+        let generation = state.open_promoted(path).unwrap();
+        assert_eq!(at(&*after_a_crash(&mut disk).state), "old", "opened");
+        state.point_to(&generation).unwrap();
+        assert_eq!(at(&*after_a_crash(&mut disk).state), "new", "pointed to");
+        assert_eq!(at(&state), "old", "not swapped yet");
+        state.swap(generation);
+        assert_eq!(at(&*after_a_crash(&mut disk).state), "new", "swapped");
+        assert_eq!(at(&state), "new");
+        commit(&state, "newer");
+        let storage = after_a_crash(&mut disk);
+        assert_eq!(at(&*storage.state), "newer");
+        // What the interrupted install had received can be dropped by the next one.
+        storage.state.stage("s2", files).unwrap();
+    }
+}

@@ -124,22 +124,23 @@ fn a_flipped_bit_in_a_table_stops_the_node() {
 
 #[test]
 fn a_lost_table_or_manifest_or_pointer_is_never_an_empty_log() {
-    let lost: [(&str, fn(&Path) -> PathBuf); 3] = [
-        ("CURRENT", |log| log.join("CURRENT")),
-        ("manifest", |log| {
-            let manifests = fs::read_dir(log).unwrap().map(|e| e.unwrap().path());
-            let is_manifest = |path: &PathBuf| path.to_str().unwrap().contains("MANIFEST");
-            manifests.into_iter().find(is_manifest).unwrap()
-        }),
-        ("folder", |log| log.to_path_buf()),
-    ];
-    for (what, path) in lost {
+    let (_disk, log, _) = nine_writes();
+    let manifest = fs::read_dir(log.parent().unwrap())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .find(|name| name.starts_with("MANIFEST"))
+        .unwrap();
+    for lost in [
+        "log/CURRENT".to_owned(),
+        format!("log/{manifest}"),
+        "log".to_owned(),
+    ] {
         let (disk, _, _) = nine_writes();
-        let path = path(&disk.folder().join("log"));
-        fs::rename(&path, disk.folder().join("lost")).unwrap();
-        assert!(disk.try_open(false).is_err(), "{what}");
-        fs::rename(disk.folder().join("lost"), &path).unwrap();
-        assert_eq!(last_index(&disk).unwrap(), Some(9), "{what} is back");
+        let (place, away) = (disk.folder().join(&lost), disk.folder().join("lost"));
+        fs::rename(&place, &away).unwrap();
+        assert!(disk.try_open(false).is_err(), "{lost}");
+        fs::rename(&away, &place).unwrap();
+        assert_eq!(last_index(&disk).unwrap(), Some(9), "{lost} is back");
     }
 }
 

@@ -1,6 +1,6 @@
 //! One set of tests for both implementations: what a caller may rely on.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -44,7 +44,7 @@ pub(super) struct Disk {
 
 #[cfg(feature = "rocksdb")]
 impl Disk {
-    pub fn folder(&self) -> PathBuf {
+    pub fn folder(&self) -> std::path::PathBuf {
         self.folders.last().unwrap().path().join("podkv")
     }
 
@@ -59,6 +59,20 @@ impl Disk {
         let image = tempfile::tempdir().unwrap();
         copy_folder(self.folders.last().unwrap().path(), image.path());
         self.folders.push(image);
+    }
+
+    /// Goes back to the folder from before [`Disk::take_image`]. The image stays on the disk until the
+    /// test ends.
+    pub fn forget_image(&mut self) {
+        let image = self.folders.pop().unwrap();
+        self.folders.insert(0, image);
+    }
+
+    /// The state alone, with the steps of its installs.
+    pub fn open_state(&self) -> rocks_state::RocksState {
+        let root = self.folders.last().unwrap().path();
+        let folder = crate::identity::DataFolder::open(root).unwrap();
+        rocks_state::RocksState::open(Arc::new(folder), 8 << 20, false).unwrap()
     }
 
     /// Damages the log as no crash does: one entry is gone.
@@ -145,6 +159,7 @@ suite!(
     a_large_purge_deletes_and_leaves_the_rest,
     a_read_is_bounded_in_bytes_but_never_empty,
     a_mistaken_batch_changes_nothing,
+    readers_see_no_damage_while_the_log_changes,
     views_do_not_move,
     scans_are_bounded_on_both_sides,
     what_is_not_flushed_falls_back_to_a_whole_commit,
@@ -358,6 +373,46 @@ fn a_mistaken_batch_changes_nothing<H: Harness>() {
     let storage = harness.crash(storage);
     assert_eq!(indexes(&*storage.log, 1), [1, 2]);
     assert!(storage.log.recover().unwrap().vote.is_none());
+}
+
+fn readers_see_no_damage_while_the_log_changes<H: Harness>() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let mut harness = H::new();
+    let storage = harness.reopen(None);
+    let log = &*storage.log;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let readers = [0, 1].map(|_| {
+            scope.spawn(|| {
+                let mut reads = 0u64;
+                while !done.load(Ordering::Relaxed) {
+                    let recovery = log.recover().unwrap();
+                    let start = recovery.first_index.unwrap_or(1);
+                    let found = indexes(log, start);
+                    let expected: Vec<u64> = (start..start + found.len() as u64).collect();
+                    assert_eq!(found, expected, "no gaps");
+                    reads += 1;
+                }
+                reads
+            })
+        });
+        let mut last = 0;
+        for round in 0..200 {
+            log.write(&(last + 1..=last + 40).map(entry).collect::<Vec<_>>())
+                .unwrap();
+            last += 40;
+            let from = last - 30;
+            log.write(&[LogWrite::TruncateFrom { from }]).unwrap();
+            last = from - 1;
+            if round % 3 == 0 {
+                log.write(&[purge(last - 5)]).unwrap();
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        for reader in readers {
+            assert!(reader.join().unwrap() > 0);
+        }
+    });
 }
 
 fn put(key: &str, value: &str) -> (Bytes, Option<Bytes>) {

@@ -1,0 +1,4 @@
+//! Tests of the node through its public interface: one binary, because each one links RocksDB.
+
+#[cfg(feature = "rocksdb")]
+mod storage;
