@@ -5,15 +5,27 @@ use std::time::Duration;
 
 use podkv_api::{Result, Store};
 
-use crate::client::Client;
+use crate::client::{Client, Parts};
+use crate::dial::{Dialer, Tcp};
 use crate::settings::{Settings, bad};
 
 /// Settings of a client to be. Durations and sizes of 0 are refused.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Builder {
-    pub(crate) endpoints: Vec<String>,
-    pub(crate) services: Vec<String>,
-    pub(crate) settings: Settings,
+    endpoints: Vec<String>,
+    services: Vec<String>,
+    settings: Settings,
+    dialer: Option<Arc<dyn Dialer>>,
+}
+
+impl std::fmt::Debug for Builder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Builder")
+            .field("endpoints", &self.endpoints)
+            .field("services", &self.services)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Builder {
@@ -101,6 +113,13 @@ impl Builder {
         self
     }
 
+    /// How connections are made; TCP unless set.
+    #[must_use]
+    pub fn dialer(mut self, dialer: Arc<dyn Dialer>) -> Self {
+        self.dialer = Some(dialer);
+        self
+    }
+
     /// Makes the client without waiting for an answer: calls connect as they need. Must be called
     /// inside a tokio runtime.
     ///
@@ -114,7 +133,13 @@ impl Builder {
         if let Some(service) = self.services.iter().find(|name| !name.contains(':')) {
             return Err(bad(format!("service {service:?}; expected name:port")));
         }
-        Client::start(self.endpoints, self.services, self.settings, Arc::default())
+        Client::start(Parts {
+            endpoints: self.endpoints,
+            services: self.services,
+            settings: self.settings,
+            dialer: self.dialer.unwrap_or_else(|| Arc::new(Tcp)),
+            fence: Arc::default(),
+        })
     }
 
     /// Makes the client, and waits until a node answers.

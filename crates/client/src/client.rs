@@ -25,11 +25,13 @@ use tokio_util::task::TaskTracker;
 use crate::admin::ask_members;
 use crate::builder::Builder;
 use crate::core::{Answered, Core, Plan};
+use crate::dial::Dialer;
 use crate::directory;
 use crate::endpoint::{Endpoint, Runtime};
 use crate::endpoints::Endpoints;
-use crate::failure::corrupt;
+use crate::failure::{Failure, corrupt};
 use crate::fence::Fence;
+use crate::pipe::is_too_large;
 use crate::scan::{Scan, collect, freshness};
 use crate::session::Sessions;
 use crate::settings::Settings;
@@ -45,6 +47,15 @@ pub struct Client {
     core: Arc<Core>,
     /// Tasks hold the core, handles hold this.
     _stop_on_drop: Arc<DropGuard>,
+}
+
+/// What a client is made of.
+pub(crate) struct Parts {
+    pub endpoints: Vec<String>,
+    pub services: Vec<String>,
+    pub settings: Settings,
+    pub dialer: Arc<dyn Dialer>,
+    pub fence: Arc<Fence>,
 }
 
 impl Client {
@@ -71,31 +82,34 @@ impl Client {
             fixed: true,
             ..(*self.core.runtime.settings).clone()
         };
-        Self::start(vec![endpoint.into()], Vec::new(), settings, self.core.fence.clone())
+        Self::start(Parts {
+            endpoints: vec![endpoint.into()],
+            services: Vec::new(),
+            settings,
+            dialer: self.core.runtime.dialer.clone(),
+            fence: self.core.fence.clone(),
+        })
     }
 
-    pub(crate) fn start(
-        endpoints: Vec<String>,
-        services: Vec<String>,
-        settings: Settings,
-        fence: Arc<Fence>,
-    ) -> Result<Self> {
+    pub(crate) fn start(parts: Parts) -> Result<Self> {
         let runtime = Runtime {
-            settings: Arc::new(settings),
+            settings: Arc::new(parts.settings),
+            dialer: parts.dialer,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
-        let endpoints: Result<Vec<_>> = endpoints
+        let endpoints: Result<Vec<_>> = parts
+            .endpoints
             .iter()
             .map(|address| Endpoint::new(address, &runtime).map(Arc::new))
             .collect();
         let core = Arc::new(Core {
             endpoints: Arc::new(Endpoints::new(endpoints?)),
-            fence,
+            fence: parts.fence,
             sessions: Sessions::default(),
             runtime,
         });
-        core.runtime.spawn(directory::run(core.clone(), services));
+        core.runtime.spawn(directory::run(core.clone(), parts.services));
         Ok(Self {
             _stop_on_drop: Arc::new(core.runtime.stop.clone().drop_guard()),
             core,
@@ -150,7 +164,45 @@ async fn pipe<T>(
     until: Instant,
     answer: fn(pipe_result::Result) -> Answered<T>,
 ) -> Answered<T> {
-    answer(endpoint.pipe().call(operation, until).await?)
+    let result = if is_too_large(&operation) {
+        alone(&endpoint, operation, until).await?
+    } else {
+        endpoint.pipe().call(operation, until).await?
+    };
+    answer(result)
+}
+
+/// An operation as an RPC of its own.
+async fn alone(
+    endpoint: &Endpoint,
+    operation: Operation,
+    until: Instant,
+) -> Result<pipe_result::Result, Failure> {
+    let limit = endpoint.max_response_bytes();
+    let mut client = KvClient::new(endpoint.channel()).max_decoding_message_size(limit);
+    match operation {
+        Operation::Put(put) => {
+            let answer = endpoint.unary(until, client.put(put)).await?;
+            Ok(pipe_result::Result::Put(answer))
+        }
+        Operation::Delete(delete) => {
+            let answer = endpoint.unary(until, client.delete(delete)).await?;
+            Ok(pipe_result::Result::Delete(answer))
+        }
+        Operation::Txn(txn) => {
+            let answer = endpoint.unary(until, client.txn(txn)).await?;
+            Ok(pipe_result::Result::Txn(answer))
+        }
+        Operation::Get(get) => {
+            let answer = endpoint.unary(until, client.get(get)).await?;
+            Ok(pipe_result::Result::Get(answer))
+        }
+        // Its keys alone are larger than any node accepts.
+        Operation::Range(_) => Err(Failure::refused(Error::new(
+            Reason::RequestTooLarge,
+            "the bounds of the range are too large for a request",
+        ))),
+    }
 }
 
 /// Makes the function that takes one kind of result off the operation stream.

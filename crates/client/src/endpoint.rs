@@ -11,6 +11,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
+use crate::dial::{Connector, Dialer};
 use crate::failure::{Failure, closed};
 use crate::lease::KeepAlives;
 use crate::pipe::Pipe;
@@ -19,9 +20,10 @@ use crate::settings::{
 };
 
 /// What every task of a client is made with.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Runtime {
     pub settings: Arc<Settings>,
+    pub dialer: Arc<dyn Dialer>,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
 }
@@ -194,14 +196,17 @@ fn channel(address: &str, runtime: &Runtime) -> Result<Channel> {
     }
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| expected().with_source(error))?;
+    let connector = Connector {
+        address: address.into(),
+        dialer: runtime.dialer.clone(),
+        limit: runtime.settings.connect_timeout,
+    };
     Ok(endpoint
         .executor(Connections(runtime.clone()))
-        .connect_timeout(runtime.settings.connect_timeout)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .connect_lazy())
+        .connect_with_connector_lazy(connector))
 }

@@ -219,6 +219,7 @@ mod tests {
     fn endpoint(address: &str) -> Arc<Endpoint> {
         let runtime = Runtime {
             settings: Arc::default(),
+            dialer: Arc::new(crate::dial::Tcp),
             tasks: Default::default(),
             stop: Default::default(),
         };

@@ -97,7 +97,15 @@ impl Flight {
         loop {
             tokio::select! {
                 asked = queue.recv(), if self.waiting() < limit => match asked {
-                    Some((lease, reply)) => self.join(lease, reply),
+                    Some((lease, reply)) => {
+                        self.join(lease, reply);
+                        // Everybody who is there goes together.
+                        while self.waiting() < limit
+                            && let Ok((lease, reply)) = queue.try_recv()
+                        {
+                            self.join(lease, reply);
+                        }
+                    }
                     None => return Failure::lost(broken()),
                 },
                 permit = outbox.reserve(), if !self.to_send.is_empty() => match permit {

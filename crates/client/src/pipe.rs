@@ -38,9 +38,12 @@ use tonic::{Status, Streaming};
 use crate::endpoint::{Runtime, no_answer};
 use crate::failure::Failure;
 
-/// The most that one message carries, in bytes of operations; a larger operation goes alone. Well under
-/// the 4 MiB that gRPC accepts by default.
-const MAX_BATCH_BYTES: usize = 1 << 20;
+/// The most that one message carries, in bytes of operations. A node accepts its limit on a request plus
+/// half a MiB in one message, whatever that limit is; the rest is for what is around each operation.
+///
+/// An operation that is larger goes as an RPC of its own. A node that finds it too large can then refuse it
+/// alone; on the stream it would have to end the stream, with everybody's operations.
+const MAX_BATCH_BYTES: usize = 448 << 10;
 /// … and in operations: the node works on them concurrently anyway, and a message is decoded whole.
 const MAX_BATCH_OPERATIONS: usize = 1024;
 
@@ -78,6 +81,11 @@ impl Claim {
             .compare_exchange(Self::QUEUED, state, Ordering::AcqRel, Ordering::Acquire)
             .is_ok()
     }
+}
+
+/// True if the operation should be an RPC of its own.
+pub(crate) fn is_too_large(operation: &Operation) -> bool {
+    encoded_len(operation) > MAX_BATCH_BYTES
 }
 
 /// A handle on an operation stream. Cheap to clone; the stream ends when all handles are gone.

@@ -59,7 +59,7 @@ impl Attempts {
                 return None;
             }
             let pick = self.endpoints.pick(self.route, &self.asked, now);
-            let rest_until = match pick {
+            let awake_at = match pick {
                 Pick::Ask(endpoint) => {
                     self.count += 1;
                     self.asked.push(endpoint.clone());
@@ -67,15 +67,16 @@ impl Attempts {
                     let until = self.deadline.map_or(until, |deadline| until.min(deadline));
                     return Some(Attempt { endpoint, until });
                 }
-                Pick::Exhausted | Pick::Rest(None) => {
-                    self.rounds += 1;
-                    now + self.runtime.settings.backoff(self.rounds)
-                }
+                Pick::Exhausted | Pick::Rest(None) => now,
                 Pick::Rest(Some(at)) => at,
             };
             self.asked.clear();
             self.endpoints.mark_stale();
-            let until = self.deadline.map_or(rest_until, |at| rest_until.min(at));
+            // Of this call's own, beside the endpoints' rest: one that answers and then fails, again and
+            // again, is woken by each answer.
+            self.rounds += 1;
+            let until = awake_at.max(now + self.runtime.settings.backoff(self.rounds));
+            let until = self.deadline.map_or(until, |at| until.min(at));
             tokio::select! {
                 () = self.runtime.stop.cancelled() => return None,
                 () = sleep_until(until) => {}

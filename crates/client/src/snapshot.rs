@@ -96,7 +96,7 @@ fn receive(
             return None;
         }
         let next = receiving.next().await;
-        receiving.ended = !matches!(next, Some(Ok(_)));
+        receiving.ended |= !matches!(next, Some(Ok(_)));
         next.map(|item| (item, receiving))
     }))
 }

@@ -1,4 +1,8 @@
-//! A cluster of scripted nodes: the v1 services over a tiny store, on loopback, with faults on demand.
+//! A cluster of scripted nodes: the v1 services over a tiny store, with faults on demand.
+//!
+//! Clients reach the nodes over pipes in memory ([`Network`]): with time paused, bytes on a real socket
+//! would race the clock, because the runtime takes "the kernel is about to deliver" for "idle". What
+//! sockets add (names, refused connections) is tested on loopback, in `endpoints`.
 //!
 //! All nodes share one [`World`], as replicas share one state. What a node does wrong stands in its
 //! [`Faults`].
@@ -11,15 +15,17 @@ use bytes::Bytes;
 use futures_util::Stream;
 use podkv_api::{Error, KeyRange, KeyValue, Reason, Watch, WatchMessage};
 use podkv_proto::convert::{self, to_status};
+use podkv_client::{Client, Connection, Dialer, Dialing};
 use podkv_proto::v1;
 use podkv_proto::v1::pipe_operation::Operation;
 use podkv_proto::v1::pipe_result::Result as Answer;
 use podkv_proto::v1::{
     cluster_server, kv_server, lease_server, session_server, snapshot_server, watch_server,
 };
+use tokio::io::DuplexStream;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 pub const CLUSTER: u64 = 0xc1;
@@ -34,6 +40,8 @@ type Forge = Box<dyn Fn(&mut v1::Header) + Send>;
 pub struct Faults {
     /// Of the next writes: apply it, then break the stream instead of answering.
     pub lose_answers: usize,
+    /// … and forget every session then.
+    pub forget_sessions: bool,
     /// Of the next writes: break the stream without applying.
     pub lose_requests: usize,
     /// Refuse that many operations with this error, before they reach the store.
@@ -143,6 +151,14 @@ impl World {
         let revision = state.history.len() as u64;
         let kvs = state.at(revision, &KeyRange::key(key.to_owned()));
         kvs.into_iter().next()
+    }
+
+    /// How many keys that begin with `prefix` a revision changed.
+    pub fn changes(&self, revision: u64, prefix: &str) -> usize {
+        let state = self.state();
+        let changes = &state.history[revision as usize - 1];
+        let matching = changes.iter().filter(|(key, _)| key.starts_with(prefix.as_bytes()));
+        matching.count()
     }
 
     fn apply(&self, operation: &Operation) -> Result<Answer, Error> {
@@ -403,6 +419,9 @@ impl Node {
             let mut faults = self.faults();
             if faults.lose_answers > 0 {
                 faults.lose_answers -= 1;
+                if faults.forget_sessions {
+                    self.world.expire_sessions();
+                }
                 return None;
             }
         }
@@ -445,8 +464,21 @@ impl kv_server::Kv for Node {
     async fn get(&self, _: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>, Status> {
         Err(Status::unimplemented("the client uses the operation stream"))
     }
-    async fn put(&self, _: Request<v1::PutRequest>) -> Result<Response<v1::PutResponse>, Status> {
-        Err(Status::unimplemented("the client uses the operation stream"))
+    async fn put(
+        &self,
+        request: Request<v1::PutRequest>,
+    ) -> Result<Response<v1::PutResponse>, Status> {
+        // For what is too large for the operation stream.
+        let request = request.into_inner();
+        if request.value.len() > 1 << 20 {
+            let error = Error::new(Reason::RequestTooLarge, "too large");
+            return Err(to_status(&error));
+        }
+        match self.run(&Operation::Put(request)) {
+            Some(Answer::Put(put)) => Ok(Response::new(put)),
+            Some(other) => panic!("{other:?}"),
+            None => Err(broken()),
+        }
     }
     async fn delete(
         &self,
@@ -554,9 +586,11 @@ async fn serve_pipe(node: Node, mut requests: Streaming<v1::PipeRequest>, out: P
             }
             changed = held.changed() => if changed.is_err() { return },
         }
-        let (silent, hold) = (node.faults().silent, node.faults().hold);
-        if silent || (hold && *held.borrow()) {
-            continue;
+        {
+            let faults = node.faults();
+            if faults.silent || (faults.hold && *held.borrow()) {
+                continue;
+            }
         }
         let mut results = std::mem::take(&mut unanswered);
         if node.faults().duplicate {
@@ -1006,17 +1040,79 @@ impl snapshot_server::Snapshot for Node {
     }
 }
 
+/// Pipes to the nodes, by address. Nobody listens anywhere else.
+#[derive(Clone, Default)]
+pub struct Network(Arc<Mutex<HashMap<String, mpsc::UnboundedSender<Accepted>>>>);
+
+type Accepted = std::io::Result<DuplexStream>;
+
+impl Network {
+    fn listen(&self, address: &str) -> mpsc::UnboundedReceiver<Accepted> {
+        let (dialled, accepted) = mpsc::unbounded_channel();
+        self.0.lock().unwrap().insert(address.to_owned(), dialled);
+        accepted
+    }
+}
+
+impl Dialer for Network {
+    fn dial(&self, address: &str) -> Dialing {
+        let listener = self.0.lock().unwrap().get(address).cloned();
+        Box::pin(async move {
+            let (ours, theirs) = tokio::io::duplex(1 << 20);
+            listener
+                .and_then(|listener| listener.send(Ok(theirs)).ok())
+                .ok_or(std::io::ErrorKind::ConnectionRefused)?;
+            Ok(Box::new(ours) as Box<dyn Connection>)
+        })
+    }
+}
+
 /// A running cluster of `n` nodes; node 0 leads.
 pub struct Cluster {
     pub world: Arc<World>,
     pub nodes: Vec<Node>,
+    pub network: Network,
     /// What the nodes say are the members' addresses.
     pub announced: Arc<Mutex<Vec<String>>>,
     servers: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Cluster {
+    /// Nodes that are reached over pipes, as `podkv-N:2379`.
     pub async fn start(n: usize) -> Self {
+        Self::start_on(n, Network::default()).await
+    }
+
+    /// The same, on a network where others are already. Their names must differ.
+    pub async fn start_on(n: usize, network: Network) -> Self {
+        let first = network.0.lock().unwrap().len();
+        let addresses = (first..first + n).map(|place| format!("podkv-{place}:2379"));
+        let mut cluster = Self::describe(addresses.collect(), network);
+        for node in cluster.nodes.clone() {
+            let incoming = UnboundedReceiverStream::new(cluster.network.listen(&node.address));
+            let serving = router(node).serve_with_incoming(incoming);
+            cluster.servers.push(tokio::spawn(async { serving.await.unwrap() }));
+        }
+        cluster
+    }
+
+    /// Nodes on loopback.
+    pub async fn start_on_tcp(n: usize) -> Self {
+        let mut listeners = Vec::new();
+        for _ in 0..n {
+            listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        }
+        let addresses = listeners.iter().map(|one| one.local_addr().unwrap().to_string());
+        let mut cluster = Self::describe(addresses.collect(), Network::default());
+        for (node, listener) in cluster.nodes.clone().into_iter().zip(listeners) {
+            let serving = router(node).serve_with_incoming(TcpListenerStream::new(listener));
+            cluster.servers.push(tokio::spawn(async { serving.await.unwrap() }));
+        }
+        cluster
+    }
+
+    fn describe(addresses: Vec<String>, network: Network) -> Self {
+        let n = addresses.len();
         let world = Arc::new(World {
             state: Mutex::new(State {
                 history: vec![Vec::new()],
@@ -1035,29 +1131,34 @@ impl Cluster {
             revision: watch::Sender::new(1),
             held: watch::Sender::new(false),
         });
-        let announced = Arc::new(Mutex::new(Vec::new()));
-        let mut nodes = Vec::new();
-        let mut servers = Vec::new();
-        for place in 0..n {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let address = listener.local_addr().unwrap().to_string();
-            announced.lock().unwrap().push(address.clone());
-            let node = Node {
-                place,
-                address,
-                world: world.clone(),
-                faults: Arc::default(),
-                addresses: announced.clone(),
-            };
-            servers.push(tokio::spawn(serve(node.clone(), listener)));
-            nodes.push(node);
-        }
+        let announced = Arc::new(Mutex::new(addresses.clone()));
+        let node = |(place, address)| Node {
+            place,
+            address,
+            world: world.clone(),
+            faults: Arc::default(),
+            addresses: announced.clone(),
+        };
+        let nodes = addresses.into_iter().enumerate().map(node).collect();
         Self {
-            world,
+            world: world.clone(),
             nodes,
-            announced,
-            servers,
+            network,
+            announced: announced.clone(),
+            servers: Vec::new(),
         }
+    }
+
+    /// A client of all nodes.
+    pub async fn client(&self) -> Client {
+        self.builder(self.addresses()).connect().await.unwrap()
+    }
+
+    /// A client to be, on this network.
+    pub fn builder(&self, endpoints: Vec<String>) -> podkv_client::Builder {
+        Client::builder()
+            .endpoints(endpoints)
+            .dialer(Arc::new(self.network.clone()))
     }
 
     pub fn addresses(&self) -> Vec<String> {
@@ -1080,7 +1181,7 @@ impl Drop for Cluster {
     }
 }
 
-async fn serve(node: Node, listener: TcpListener) {
+fn router(node: Node) -> tonic::transport::server::Router {
     tonic::transport::Server::builder()
         .add_service(kv_server::KvServer::new(node.clone()))
         .add_service(watch_server::WatchServer::new(node.clone()))
@@ -1088,17 +1189,9 @@ async fn serve(node: Node, listener: TcpListener) {
         .add_service(session_server::SessionServer::new(node.clone()))
         .add_service(cluster_server::ClusterServer::new(node.clone()))
         .add_service(snapshot_server::SnapshotServer::new(node))
-        .serve_with_incoming(TcpListenerStream::new(listener))
-        .await
-        .unwrap();
 }
 
 /// Addresses at which nobody listens.
-pub async fn dead_addresses(n: usize) -> Vec<String> {
-    let mut listeners = Vec::new();
-    for _ in 0..n {
-        listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
-    }
-    let address = |listener: &TcpListener| listener.local_addr().unwrap().to_string();
-    listeners.iter().map(address).collect()
+pub fn dead_addresses(n: usize) -> Vec<String> {
+    (0..n).map(|place| format!("nobody-{place}:2379")).collect()
 }
