@@ -76,6 +76,8 @@ pub struct NodeConfig {
     pub snapshot_interval: Duration,
     /// Keep at least this much log behind the snapshot, for followers that are a little behind.
     pub log_keep_bytes: u64,
+    /// Recent log entries kept in memory, so that followers that are a little behind cost no disk reads.
+    pub log_cache_bytes: usize,
     /// RocksDB's block cache for the state.
     pub cache_bytes: usize,
     /// The watch hub keeps this many bytes of recent events for watchers that fall a little behind.
@@ -101,6 +103,7 @@ impl NodeConfig {
             snapshot_log_bytes: 256 << 20,
             snapshot_interval: Duration::from_secs(3600),
             log_keep_bytes: 64 << 20,
+            log_cache_bytes: 64 << 20,
             cache_bytes: 128 << 20,
             watch_buffer_bytes: 32 << 20,
         }

@@ -5,14 +5,27 @@
 //! together and implements the store trait.
 
 mod bootstrap;
+mod clock;
 pub mod config;
 pub mod discovery;
+mod duties;
+mod health;
 pub mod identity;
 mod membership;
+pub mod node;
+mod own_session;
 mod peer;
+mod query;
 mod raft;
+mod read;
+mod renew;
 pub mod storage;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod transport;
 mod watch;
+mod write;
 
 pub use config::NodeConfig;
+pub use health::Health;
+pub use node::{Node, NodeBuilder, Written};

@@ -8,6 +8,7 @@ use tonic::{Status, Streaming};
 
 use super::admin::from_wire;
 use super::{Inner, Node};
+use crate::membership::LogPosition;
 use crate::peer::{NodeCalls, Reply, ReplyStream};
 use crate::write::serve_forward;
 
@@ -39,7 +40,7 @@ impl NodeCalls for Calls {
         Box::pin(async move {
             let node = self.node()?;
             let term = node.0.group.state().borrow().term;
-            Ok(match node.0.leader_read_index().await {
+            Ok(match node.confirmed_position().await {
                 Ok(position) => wire::ReadIndexResponse {
                     read_log_id: Some(wire::LogId { term: position.term, index: position.index }),
                     refusal: None,
@@ -71,6 +72,18 @@ impl NodeCalls for Calls {
                 },
             })
         })
+    }
+}
+
+impl Node {
+    /// A position that holds everything committed when this was called; as the leader. Followers' readers
+    /// share rounds with this node's own.
+    async fn confirmed_position(&self) -> Result<LogPosition, Error> {
+        if !self.is_leader() {
+            return Err(Error::new(Reason::NotLeader, "this node does not lead"));
+        }
+        let timeout = self.0.config.timing.election_max;
+        Ok(self.0.read_index.linearizable(timeout).await?.position)
     }
 }
 

@@ -20,6 +20,7 @@
 
 mod admin;
 mod calls;
+mod founding;
 mod readiness;
 mod start;
 mod store;
@@ -128,7 +129,7 @@ impl Node {
     }
 
     fn cluster(&self) -> (ClusterId, Incarnation) {
-        self.0.identity.cluster().unwrap_or_default()
+        self.0.identity.membership().unwrap_or_default()
     }
 
     /// The leader that this node knows.

@@ -34,7 +34,7 @@ async fn watch(node: Weak<Inner>) {
         let state = node.0.group.state().borrow().clone();
         let health = if let Some(fatal) = state.fatal {
             Health::not_ready(format!("stopped: {fatal}"))
-        } else if !node.0.identity.is_member() {
+        } else if node.0.identity.membership().is_none() {
             Health::not_ready("not a member of a cluster yet")
         } else if !state.members.contains(node.id()) {
             Health::not_ready("not in the committed membership")

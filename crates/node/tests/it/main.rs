@@ -2,3 +2,6 @@
 
 #[cfg(feature = "rocksdb")]
 mod storage;
+
+#[cfg(feature = "testing")]
+mod cluster;

@@ -168,6 +168,12 @@ where
     /// The next answer, and the session if it goes on. Sends what there is to send meanwhile.
     async fn next(mut self) -> Option<(Item, Option<Self>)> {
         loop {
+            // Looked at first: the input may have ended before the last answer came.
+            if self.input.is_none() && self.unanswered == 0 {
+                self.lane.bad_sessions = 0;
+                self.lane.kept = Some(self.kept);
+                return None;
+            }
             match self.event().await {
                 Event::Request(request) => self.send(request),
                 Event::Answer(Some(Ok(answer))) => return self.answered(answer),
@@ -178,11 +184,6 @@ where
                 Event::InputEnded => self.input = None,
                 // The stream goes, the channel may be sound: see `BAD_SESSIONS`.
                 Event::TimedOut => return Some((Err(self.timeout.into()), None)),
-            }
-            if self.input.is_none() && self.unanswered == 0 {
-                self.lane.bad_sessions = 0;
-                self.lane.kept = Some(self.kept);
-                return None;
             }
         }
     }

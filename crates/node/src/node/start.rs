@@ -1,0 +1,292 @@
+//! From settings to a running node.
+//!
+//! The order matters: identity before the stores (a node that lost its log must not begin a new one), the
+//! peer service before founding (nodes find each other through it), Raft before its calls are served.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use podkv_api::{Error, Header, Limits, Reason, Result};
+use podkv_core::read_meta;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{Inner, Node, readiness};
+use crate::config::NodeConfig;
+use crate::discovery::{Discovery, FixedDiscovery};
+use crate::duties::{LeaderDuties, LogKeeper};
+use crate::health::Health;
+use crate::identity::Identity;
+use crate::own_session::OwnSession;
+use crate::peer::gate::Gate;
+use crate::peer::header::PeerHeaders;
+use crate::peer::pool::PeerPool;
+use crate::peer::server::PeerServer;
+use crate::peer::service::{PeerService, Slots};
+use crate::peer::settings::PeerSettings;
+use crate::query::Query;
+use crate::raft::{Group, GroupParts, GroupState};
+use crate::read::{ReadIndex, ReadIndexParts};
+use crate::renew::Renewals;
+use crate::storage::{Storage, Volume};
+use crate::transport::Transport;
+use crate::transport::tcp::{TcpSettings, TcpTransport};
+use crate::watch::{Tip, WatchHub, WatchSettings};
+use crate::write::{Admission, RouterParts, Writer};
+
+/// Room in an answer for what is not keys and values.
+const ANSWER_OVERHEAD: usize = 512 << 10;
+
+/// A node that is yet to be started. What a test needs to be another is injected here.
+pub struct NodeBuilder {
+    config: NodeConfig,
+    transport: Option<Arc<dyn Transport>>,
+    discovery: Option<Arc<dyn Discovery>>,
+    volume: Option<Volume>,
+}
+
+impl NodeBuilder {
+    pub(super) fn new(config: NodeConfig) -> Self {
+        Self { config, transport: None, discovery: None, volume: None }
+    }
+
+    /// How bytes reach other nodes; TCP by default.
+    pub fn transport(mut self, transport: Arc<dyn Transport>) -> Self {
+        self.transport = Some(transport);
+        self
+    }
+
+    /// Where other nodes might be; nowhere by default.
+    pub fn discovery(mut self, discovery: Arc<dyn Discovery>) -> Self {
+        self.discovery = Some(discovery);
+        self
+    }
+
+    /// The volume, already opened; by default what the configuration names.
+    pub fn volume(mut self, volume: Volume) -> Self {
+        self.volume = Some(volume);
+        self
+    }
+
+    /// Opens the volume, starts to listen for peers, and begins to found, join or rejoin its cluster. Returns
+    /// once the node can be called; it serves when [`Node::health`] says that it is ready.
+    pub async fn start(self) -> Result<Node> {
+        self.config.check()?;
+        let transport = self.transport.unwrap_or_else(|| Arc::new(TcpTransport::new(TcpSettings::default())));
+        let discovery = self.discovery.unwrap_or_else(|| Arc::new(FixedDiscovery::default()));
+        let (identity, storage) = open_volume(&self.config, self.volume).await?;
+
+        let slots = Arc::<Slots>::default();
+        let gate = Gate::new(identity.clone());
+        let service = PeerService::new(gate.clone(), slots.clone());
+        let peer_settings = PeerSettings::default();
+        let listener = transport.listen(&self.config.peer_listen).await.map_err(|error| {
+            Error::new(Reason::Configuration, format!("cannot listen for peers on {}: {error}", self.config.peer_listen))
+                .with_source(error)
+        })?;
+        let server = PeerServer::start(listener, service, &peer_settings);
+        let peers = PeerPool::new(transport, PeerHeaders::new(identity.clone()), peer_settings);
+
+        let parts = Parts { config: self.config, identity, storage, peers };
+        let started = match parts.start().await {
+            Ok(node) => {
+                let peer_address = reachable(&node.0.config, server.local_address());
+                node.join_cluster(&slots, gate, discovery, peer_address).map(|()| node)
+            }
+            Err(error) => Err(error),
+        };
+        match started {
+            Ok(node) => {
+                let stop = node.0.stop.clone();
+                node.0.tasks.spawn(async move {
+                    stop.cancelled().await;
+                    server.shutdown().await;
+                });
+                Ok(node)
+            }
+            Err(error) => {
+                server.shutdown().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// What peers are told to dial. A configured port 0 is replaced by the port that was taken.
+fn reachable(config: &NodeConfig, local_address: &str) -> String {
+    match (config.peer_address.rsplit_once(':'), local_address.rsplit_once(':')) {
+        (Some((host, "0")), Some((_, port))) => format!("{host}:{port}"),
+        _ => config.peer_address.clone(),
+    }
+}
+
+/// Locks the volume, reads who it belongs to, opens the stores. All of it waits for the disk.
+async fn open_volume(config: &NodeConfig, volume: Option<Volume>) -> Result<(Arc<Identity>, Storage)> {
+    let (storage, name, cache_bytes) = (config.storage.clone(), config.name.clone(), config.cache_bytes);
+    let opening = tokio::task::spawn_blocking(move || {
+        let volume = match volume {
+            Some(volume) => volume,
+            None => Volume::open(&storage)?,
+        };
+        let identity = Identity::open(volume.markers(), &name)?;
+        let storage = volume.open_stores(&identity, cache_bytes).map_err(storage_failed)?;
+        Ok((Arc::new(identity), storage))
+    });
+    opening.await.unwrap_or_else(|_| Err(Error::internal("opening the volume did not come to an end")))
+}
+
+fn storage_failed(error: crate::storage::StorageError) -> Error {
+    let reason = if error.corrupt { Reason::Corrupt } else { Reason::Internal };
+    Error::new(reason, error.to_string()).with_source(error)
+}
+
+struct Parts {
+    config: NodeConfig,
+    identity: Arc<Identity>,
+    storage: Storage,
+    peers: PeerPool,
+}
+
+impl Parts {
+    async fn start(self) -> Result<Node> {
+        let Self { config, identity, storage, peers } = self;
+        let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+        let group_state = Arc::<OnceLock<watch::Receiver<GroupState>>>::default();
+        let watches = start_watches(&config, &identity, &storage, group_state.clone()).await?;
+        let group = Group::start(GroupParts {
+            node: identity.node_id(),
+            timing: config.timing.clone(),
+            log: storage.log.clone(),
+            state: storage.state.clone(),
+            peers: peers.clone(),
+            events: Arc::new(watches.clone()),
+            log_cache_bytes: config.log_cache_bytes,
+        })
+        .await?;
+        // Set once, here.
+        let _ = group_state.set(group.state());
+
+        let (clock_sender, clock) = watch::channel(None);
+        let limits = Arc::new(config.limits.clone());
+        let writer = Writer::start(
+            RouterParts {
+                group: group.clone(),
+                peers: peers.clone(),
+                me: identity.node_id(),
+                clock: clock_sender,
+            },
+            Admission::new(config.max_inflight_proposals, config.max_inflight_bytes),
+            limits,
+            &tasks,
+            stop.clone(),
+        );
+        let read_index = ReadIndex::start(
+            ReadIndexParts {
+                group: group.clone(),
+                peers: peers.clone(),
+                me: identity.node_id(),
+                // A lost answer costs one round, not the whole request.
+                round_timeout: config.timing.election_max,
+            },
+            &tasks,
+            stop.clone(),
+        );
+        let lease_renewals = Renewals::start(writer.clone(), config.request_timeout, &tasks, stop.clone());
+        let session_renewals = Renewals::start(writer.clone(), config.request_timeout, &tasks, stop.clone());
+        let (health, _) = watch::channel(Health::starting());
+        let recovered = watch_recovery(&group, &tasks, &stop);
+        let max_answer_bytes = config.limits.max_request_bytes.max(Limits::DEFAULT_MAX_REQUEST_BYTES) + ANSWER_OVERHEAD;
+        let node = Node(Arc::new(Inner {
+            query: Query::new(storage.state.clone(), max_answer_bytes),
+            config,
+            identity,
+            storage,
+            group,
+            peers,
+            writer,
+            read_index,
+            watches,
+            lease_renewals,
+            session_renewals,
+            own_session: OwnSession::default(),
+            opening_session: tokio::sync::Mutex::default(),
+            clock,
+            health,
+            recovered,
+            tasks,
+            stop,
+        }));
+        node.spawn_duties();
+        node.0.health.send_replace(Health::not_ready("not a member of a cluster yet"));
+        Ok(node)
+    }
+}
+
+/// The hub needs headers, and headers need the group, which needs the hub: so the term comes late.
+async fn start_watches(
+    config: &NodeConfig,
+    identity: &Arc<Identity>,
+    storage: &Storage,
+    group_state: Arc<OnceLock<watch::Receiver<GroupState>>>,
+) -> Result<WatchHub> {
+    let state = storage.state.clone();
+    let meta = tokio::task::spawn_blocking(move || read_meta(&*state.view()))
+        .await
+        .map_err(|_| Error::internal("reading the state did not come to an end"))?
+        .map_err(|error| Error::new(Reason::Corrupt, "the state cannot be read").with_source(error))?;
+    let identity = identity.clone();
+    let header = move || {
+        let (cluster, incarnation) = identity.membership().unwrap_or_default();
+        let term = group_state.get().map_or(0, |state| state.borrow().term);
+        // The hub fills in the revision that each message speaks of.
+        Header { cluster, incarnation, member: identity.node_id(), term, revision: 0 }
+    };
+    let tip = Tip { revision: meta.revision, compacted_revision: meta.compacted_revision };
+    let settings = WatchSettings {
+        buffer_bytes: config.watch_buffer_bytes,
+        max_key_bytes: config.limits.max_key_bytes,
+        ..WatchSettings::default()
+    };
+    Ok(WatchHub::start(storage.state.clone(), tip, Arc::new(header), settings))
+}
+
+/// Turns true once the log that survived the last stop is applied again.
+fn watch_recovery(group: &Group, tasks: &TaskTracker, stop: &CancellationToken) -> watch::Receiver<bool> {
+    let (done, recovered) = watch::channel(false);
+    let (group, stop) = (group.clone(), stop.clone());
+    tasks.spawn(async move {
+        let waiting = async {
+            while let Err(error) = group.wait_recovered().await {
+                tracing::debug!(%error, "not recovered yet");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            done.send_replace(true);
+        };
+        stop.run_until_cancelled(waiting).await;
+    });
+    recovered
+}
+
+impl Node {
+    fn spawn_duties(&self) {
+        let inner = &self.0;
+        let leader = LeaderDuties {
+            writer: inner.writer.clone(),
+            state: inner.storage.state.clone(),
+            clock: inner.clock.clone(),
+            group: inner.group.clone(),
+            me: self.id(),
+            timeout: inner.config.request_timeout,
+        };
+        inner.tasks.spawn(leader.run(inner.stop.clone()));
+        let keeper = LogKeeper {
+            group: inner.group.clone(),
+            snapshot_log_bytes: inner.config.snapshot_log_bytes,
+            snapshot_interval: inner.config.snapshot_interval,
+            keep_bytes: inner.config.log_keep_bytes,
+        };
+        inner.tasks.spawn(keeper.run(inner.stop.clone()));
+        inner.tasks.spawn(readiness::run(Arc::downgrade(inner), inner.stop.clone()));
+    }
+}

@@ -1,0 +1,211 @@
+//! A whole cluster inside a test: no disk, no sockets, no C++.
+//!
+//! ```
+//! use podkv_api::{Put, Store};
+//!
+//! # #[tokio::main]
+//! # async fn main() -> podkv_api::Result<()> {
+//! let mut cluster = podkv_node::testing::cluster(3).await;
+//! let leader = cluster.leader().await;
+//! cluster.node(leader).put(Put::new("a", "1")).await?;
+//! cluster.kill_leader().await;
+//! let survivor = cluster.leader().await;
+//! assert_eq!(cluster.node(survivor).get("a").await?.unwrap().value, "1");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The nodes run the code that ships, on [`MemoryDisk`]s that outlive them and over pipes that can be cut.
+//! [`TestCluster::kill`] ends a node as `kill -9` would: what it had not synced is gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use podkv_api::{Error, Reason, Result, Store as _};
+
+use crate::config::{NodeConfig, RaftTiming, StorageConfig};
+use crate::discovery::{FixedDiscovery, Suggestion};
+use crate::node::Node;
+use crate::storage::{Crash, MemoryDisk, Volume};
+use crate::transport::memory::Hub;
+
+/// Elections take a few hundred milliseconds; this is for a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often a state that has no event is looked at.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Nodes in this process.
+pub struct TestCluster {
+    network: Hub,
+    slots: Vec<Slot>,
+    configure: Arc<dyn Fn(&mut NodeConfig) + Send + Sync>,
+}
+
+struct Slot {
+    name: String,
+    address: String,
+    disk: MemoryDisk,
+    node: Option<Node>,
+}
+
+/// Starts a cluster and waits until every node serves.
+///
+/// # Panics
+/// If it is not up within half a minute.
+pub async fn cluster(size: usize) -> TestCluster {
+    cluster_with(size, |_| {}).await
+}
+
+/// Starts a cluster whose settings `configure` may change.
+///
+/// # Panics
+/// If it is not up within half a minute.
+pub async fn cluster_with(
+    size: usize,
+    configure: impl Fn(&mut NodeConfig) + Send + Sync + 'static,
+) -> TestCluster {
+    let slots = (0..size)
+        .map(|index| Slot {
+            name: format!("podkv-{index}"),
+            address: format!("podkv-{index}:2380"),
+            disk: MemoryDisk::new(),
+            node: None,
+        })
+        .collect();
+    let mut cluster = TestCluster { network: Hub::new(), slots, configure: Arc::new(configure) };
+    for index in 0..size {
+        or_panic(cluster.boot(index).await);
+    }
+    for index in 0..size {
+        or_panic(cluster.wait_ready(index).await);
+    }
+    cluster
+}
+
+impl TestCluster {
+    pub fn size(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// A handle of a node.
+    ///
+    /// # Panics
+    /// If the node is dead.
+    pub fn node(&self, index: usize) -> Node {
+        match &self.slots[index].node {
+            Some(node) => node.clone(),
+            // A test that asks a dead node is wrong, and this is test code.
+            None => panic!("{} is dead; restart({index}) brings it back", self.slots[index].name),
+        }
+    }
+
+    pub fn is_running(&self, index: usize) -> bool {
+        self.slots[index].node.is_some()
+    }
+
+    /// The network between the nodes: links can be cut. A node's address is `podkv-N:2380`.
+    pub fn network(&self) -> &Hub {
+        &self.network
+    }
+
+    /// The index of the leader, waited for.
+    ///
+    /// # Panics
+    /// If none leads within half a minute.
+    pub async fn leader(&self) -> usize {
+        let found = async {
+            loop {
+                let claims = self.slots.iter().enumerate().filter_map(|(index, slot)| {
+                    let node = slot.node.as_ref()?;
+                    node.is_leader().then(|| (node.header().term, index))
+                });
+                if let Some((_, index)) = claims.max() {
+                    return index;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        match tokio::time::timeout(PATIENCE, found).await {
+            Ok(index) => index,
+            Err(_) => panic!("no leader within {PATIENCE:?}"),
+        }
+    }
+
+    /// Ends a node as `kill -9` would.
+    pub async fn kill(&mut self, index: usize) {
+        let slot = &mut self.slots[index];
+        if let Some(node) = slot.node.take() {
+            self.network.kill(&slot.address);
+            slot.disk.crash(Crash::Process);
+            node.shutdown().await;
+        }
+    }
+
+    /// Kills the leader and returns its index.
+    pub async fn kill_leader(&mut self) -> usize {
+        let leader = self.leader().await;
+        self.kill(leader).await;
+        leader
+    }
+
+    /// Starts a dead node on the disk that it left, and waits until it serves.
+    pub async fn restart(&mut self, index: usize) -> Result<()> {
+        self.kill(index).await;
+        self.boot(index).await?;
+        self.wait_ready(index).await
+    }
+
+    /// Starts a dead node without waiting for it.
+    pub async fn boot(&mut self, index: usize) -> Result<()> {
+        let suggestions = self
+            .slots
+            .iter()
+            .map(|slot| Suggestion { name: Some(slot.name.clone()), peer_address: slot.address.clone() })
+            .collect();
+        let slot = &self.slots[index];
+        let mut config = NodeConfig::new(&slot.name, StorageConfig::Memory);
+        config.peer_listen = slot.address.clone();
+        config.peer_address = slot.address.clone();
+        config.client_address = format!("{}:2379", slot.name);
+        config.replicas = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+        config.timing = RaftTiming::fast();
+        (self.configure)(&mut config);
+        let node = Node::builder(config)
+            .transport(Arc::new(self.network.attach(&slot.address)))
+            .discovery(Arc::new(FixedDiscovery::new(suggestions)))
+            .volume(Volume::memory(&slot.disk))
+            .start()
+            .await?;
+        self.slots[index].node = Some(node);
+        Ok(())
+    }
+
+    /// Waits until a node answers a linearizable read.
+    pub async fn wait_ready(&self, index: usize) -> Result<()> {
+        let node = self.node(index);
+        let ready = async {
+            while node.members().await.is_err() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, ready).await.map_err(|_| {
+            let text = format!("{} does not serve within {PATIENCE:?}", self.slots[index].name);
+            Error::new(Reason::NodeNotReady, text)
+        })
+    }
+
+    /// Stops every node in order.
+    pub async fn shutdown(mut self) {
+        for slot in &mut self.slots {
+            if let Some(node) = slot.node.take() {
+                node.shutdown().await;
+            }
+        }
+    }
+}
+
+fn or_panic(result: Result<()>) {
+    if let Err(error) = result {
+        panic!("the test cluster does not start: {error}");
+    }
+}

@@ -1,0 +1,106 @@
+//! A cluster in this process: the node as a whole, on memory storage.
+
+use podkv_api::{Compare, Consistency, KeyRange, Op, Put, Range, Store as _, Txn, Watch, WatchMessage};
+use podkv_node::testing::cluster;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_node_writes_and_reads_what_the_others_wrote() {
+    let cluster = cluster(3).await;
+    for index in 0..3 {
+        let key = format!("key-{index}");
+        cluster.node(index).put(Put::new(key.clone(), "value")).await.unwrap();
+        for reader in 0..3 {
+            let kv = cluster.node(reader).get(key.clone()).await.unwrap().unwrap();
+            assert_eq!((kv.value.as_ref(), kv.version), (&b"value"[..], 1));
+        }
+    }
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_or_doubled_when_the_leader_is_killed() {
+    let mut cluster = cluster(3).await;
+    let leader = cluster.leader().await;
+    let store = cluster.node((leader + 1) % 3);
+    let writing = tokio::spawn({
+        let store = store.clone();
+        async move {
+            for number in 0..500 {
+                store.put(Put::new(format!("k{number:04}"), number.to_string())).await.unwrap();
+            }
+        }
+    });
+    while store.status().await.unwrap().keys < 100 {
+        tokio::task::yield_now().await;
+    }
+    cluster.kill(leader).await;
+    writing.await.unwrap();
+    cluster.restart(leader).await.unwrap();
+    let revision = store.header().revision;
+    assert_eq!(revision, 501, "one revision a write");
+    for index in 0..3 {
+        let all = cluster.node(index).range(Range::new(KeyRange::all())).await.unwrap();
+        assert_eq!(all.count, 500);
+        assert!(all.kvs.iter().all(|kv| kv.version == 1));
+    }
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_on_a_follower_sees_every_revision_across_a_failover() {
+    use futures_util::StreamExt as _;
+    let mut cluster = cluster(3).await;
+    let leader = cluster.leader().await;
+    let store = cluster.node((leader + 2) % 3);
+    let mut messages = store.watch(Watch::new(KeyRange::prefix("w/"))).await.unwrap();
+    assert!(matches!(messages.next().await, Some(Ok(WatchMessage::Created { start_revision: 2, .. }))));
+    for number in 0..20 {
+        if number == 10 {
+            cluster.kill(leader).await;
+        }
+        store.put(Put::new(format!("w/{number}"), "")).await.unwrap();
+    }
+    let mut revisions = Vec::new();
+    while revisions.len() < 20 {
+        if let WatchMessage::Events { revision, .. } = messages.next().await.unwrap().unwrap() {
+            revisions.push(revision);
+        }
+    }
+    assert_eq!(revisions, (2..22).collect::<Vec<_>>());
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transactions_compare_and_swap() {
+    let cluster = cluster(1).await;
+    let store = cluster.node(0);
+    let create = Txn::new()
+        .when([Compare::absent("a")])
+        .then([Op::from(Put::new("a", "1"))])
+        .or_else([Op::from(Range::new(KeyRange::key("a")))]);
+    assert!(store.txn(create.clone()).await.unwrap().succeeded);
+    assert!(!store.txn(create).await.unwrap().succeeded);
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn local_reads_go_on_without_a_majority_and_writes_say_why_not() {
+    let mut cluster = podkv_node::testing::cluster_with(3, |config| {
+        config.request_timeout = std::time::Duration::from_secs(1);
+    })
+    .await;
+    cluster.node(0).put(Put::new("a", "1")).await.unwrap();
+    for index in 0..3 {
+        cluster.node(index).get("a").await.unwrap();
+    }
+    cluster.kill(0).await;
+    cluster.kill(1).await;
+    let survivor = cluster.node(2);
+    let error = survivor.put(Put::new("b", "2")).await.unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+    let local = Range::new(KeyRange::key("a")).consistency(Consistency::Local);
+    assert_eq!(survivor.range(local).await.unwrap().kvs[0].value, "1");
+    cluster.restart(0).await.unwrap();
+    survivor.put(Put::new("b", "2")).await.unwrap();
+    cluster.shutdown().await;
+}
