@@ -121,7 +121,9 @@ pub fn from_status(status: &Status, call: Call) -> Error {
         return error.into();
     }
     let (reason, was_never_run) = match status.code() {
-        _ if never_connected(status) => (Reason::Unreachable, true),
+        _ if is_caused_by::<tonic::ConnectError>(status) => (Reason::Unreachable, true),
+        // The caller's own timer.
+        _ if is_caused_by::<tonic::TimeoutExpired>(status) => (Reason::DeadlineExceeded, false),
         Code::DeadlineExceeded => (Reason::DeadlineExceeded, false),
         Code::Unimplemented => (Reason::Unsupported, true),
         Code::Unauthenticated => (Reason::Unauthenticated, true),
@@ -150,11 +152,11 @@ fn detail(status: &Status) -> Option<v1::Error> {
     v1::Error::decode(detail.value.as_slice()).ok()
 }
 
-/// True if the call failed because no connection could be made.
-fn never_connected(status: &Status) -> bool {
+/// True if there is an `E` in the status's chain of causes.
+fn is_caused_by<E: std::error::Error + 'static>(status: &Status) -> bool {
     let mut source = status.source();
     while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
+        if error.is::<E>() {
             return true;
         }
         source = error.source();

@@ -134,6 +134,14 @@ fn a_broken_connection_is_unreachable() {
 }
 
 #[test]
+fn the_callers_own_timer_is_a_deadline() {
+    let status = Status::from_error(Box::new(tonic::TimeoutExpired(())));
+    let error = from_status(&status, Call::Write);
+    assert_eq!(error.reason(), Reason::DeadlineExceeded);
+    assert!(error.outcome_unknown());
+}
+
+#[test]
 fn a_damaged_detail_is_no_detail() {
     let status = Status::with_details(Code::NotFound, "text", bytes::Bytes::from_static(b"\xff"));
     assert_eq!(

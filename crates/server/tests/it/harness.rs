@@ -48,6 +48,24 @@ impl Harness {
         }
     }
 
+    /// A leader that cannot commit, because the other voters are dead. A write to it stays unanswered
+    /// until its deadline, and then its outcome is unknown.
+    pub async fn stuck(api: ApiSettings) -> Self {
+        let mut cluster = podkv_node::testing::cluster(3).await;
+        let leader = cluster.leader().await;
+        for other in (0..3).filter(|index| *index != leader) {
+            cluster.kill(other).await;
+        }
+        let server = Server::builder(cluster.node(leader)).api(api);
+        let server = server.listen("127.0.0.1:0").await.unwrap();
+        let channel = connect(&server).await;
+        Self {
+            cluster,
+            server,
+            channel,
+        }
+    }
+
     pub fn node(&self) -> Node {
         self.cluster.node(0)
     }
