@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use podkv_api::{Header, LeaderHint, Member, MemberId, NodeStatus, Result};
 #[cfg(doc)]
 use podkv_api::Store;
+use podkv_api::{Header, LeaderHint, Member, MemberId, NodeStatus, Result};
 use podkv_proto::convert;
 use podkv_proto::v1;
 use podkv_proto::v1::cluster_client::ClusterClient;
@@ -89,7 +89,8 @@ impl Client {
             let answer = endpoint
                 .unary(until, client.transfer_leadership(request))
                 .await?;
-            let header = convert::header(answer.header).map_err(|error| corrupt(error.to_string()))?;
+            let header =
+                convert::header(answer.header).map_err(|error| corrupt(error.to_string()))?;
             let leader = convert::optional_member_id(answer.leader_id)
                 .ok_or_else(|| corrupt("leadership was transferred to nobody"))?;
             core.endpoints.hinted(&LeaderHint {
@@ -115,11 +116,16 @@ impl Client {
     /// attempt's time have their error.
     pub async fn statuses(&self) -> Vec<(String, Result<NodeStatus>)> {
         let core = self.core();
-        join_all(core.endpoints.nodes().into_iter().map(|endpoint| async move {
-            let status = ask_status(core, &endpoint).await;
-            let status = status.map_err(|failure| failure.error);
-            (endpoint.address().to_owned(), status)
-        }))
+        join_all(
+            core.endpoints
+                .nodes()
+                .into_iter()
+                .map(|endpoint| async move {
+                    let status = ask_status(core, &endpoint).await;
+                    let status = status.map_err(|failure| failure.error);
+                    (endpoint.address().to_owned(), status)
+                }),
+        )
         .await
     }
 

@@ -32,8 +32,7 @@ impl Builder {
     /// Any nodes of the cluster, as `host:port`. One that answers is enough: the others are learned.
     #[must_use]
     pub fn endpoints(mut self, endpoints: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.endpoints
-            .extend(endpoints.into_iter().map(Into::into));
+        self.endpoints.extend(endpoints.into_iter().map(Into::into));
         self
     }
 
@@ -91,8 +90,8 @@ impl Builder {
         self
     }
 
-    /// How long the nodes keep this client's session when they hear nothing of it. At least twice the
-    /// deadline; 60 s unless set.
+    /// How long the nodes keep this client's session when they hear nothing of it. 60 s unless set, and
+    /// always at least twice the deadline.
     #[must_use]
     pub fn session_ttl(mut self, ttl: Duration) -> Self {
         self.settings.session_ttl = ttl;

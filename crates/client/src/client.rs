@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podkv_api::{
-    CompactResponse, Delete, DeleteResponse, Error, LeaseGrantResponse, LeaseId, LeaseStatus, Member,
-    NodeStatus, Op, Put, PutResponse, Range, RangeResponse, RangeStream, Reason, Result, Revision,
-    SessionStamp, Store, Txn, TxnResponse, Watch, WatchStream,
+    CompactResponse, Delete, DeleteResponse, Error, LeaseGrantResponse, LeaseId, LeaseStatus,
+    Member, NodeStatus, Op, Put, PutResponse, Range, RangeResponse, RangeStream, Reason, Result,
+    Revision, SessionStamp, Store, Txn, TxnResponse, Watch, WatchStream,
 };
 use podkv_proto::convert;
 use podkv_proto::v1;
@@ -109,7 +109,8 @@ impl Client {
             sessions: Sessions::default(),
             runtime,
         });
-        core.runtime.spawn(directory::run(core.clone(), parts.services));
+        core.runtime
+            .spawn(directory::run(core.clone(), parts.services));
         Ok(Self {
             _stop_on_drop: Arc::new(core.runtime.stop.clone().drop_guard()),
             core,
@@ -232,7 +233,8 @@ impl Store for Client {
                 ..request.clone()
             })
         };
-        self.pipe_write(operation, expect!(Put as PutResponse)).await
+        self.pipe_write(operation, expect!(Put as PutResponse))
+            .await
     }
 
     async fn delete(&self, delete: Delete) -> Result<DeleteResponse> {
@@ -263,7 +265,8 @@ impl Store for Client {
                 ..request.clone()
             })
         };
-        self.pipe_write(operation, expect!(Txn as TxnResponse)).await
+        self.pipe_write(operation, expect!(Txn as TxnResponse))
+            .await
     }
 
     async fn range(&self, range: Range) -> Result<RangeResponse> {
@@ -271,7 +274,8 @@ impl Store for Client {
             freshness: freshness(range.consistency),
             ..Plan::READ
         };
-        let is_get = range.range.is_single() && !range.keys_only && !range.count_only && range.limit == 0;
+        let is_get =
+            range.range.is_single() && !range.keys_only && !range.count_only && range.limit == 0;
         if is_get {
             let operation = Operation::Get(v1::GetRequest {
                 key: range.range.start,
@@ -453,9 +457,12 @@ fn check_lease(lease: LeaseId) -> Result<()> {
 }
 
 fn check_txn(txn: &Txn) -> Result<()> {
-    txn.then.iter().chain(&txn.or_else).try_for_each(|op| match op {
-        Op::Put(put) => check_put(put),
-        Op::Txn(txn) => check_txn(txn),
-        Op::Delete(_) | Op::Range(_) => Ok(()),
-    })
+    txn.then
+        .iter()
+        .chain(&txn.or_else)
+        .try_for_each(|op| match op {
+            Op::Put(put) => check_put(put),
+            Op::Txn(txn) => check_txn(txn),
+            Op::Delete(_) | Op::Range(_) => Ok(()),
+        })
 }

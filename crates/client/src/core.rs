@@ -92,7 +92,8 @@ impl Core {
                 }
                 Err(failure) => {
                     attempts.failed(&attempt, &failure);
-                    if let Verdict::Fail { outcome_unknown } = decide(plan.repeat, false, &failure) {
+                    if let Verdict::Fail { outcome_unknown } = decide(plan.repeat, false, &failure)
+                    {
                         return Err(with_outcome(failure.error, outcome_unknown));
                     }
                 }
@@ -128,7 +129,9 @@ impl Core {
                 Err(failure) => {
                     attempts.failed(&attempt, &failure);
                     match decide(Repeat::InSession, maybe_executed, &failure) {
-                        Verdict::Again { maybe_executed: now } => maybe_executed = now,
+                        Verdict::Again {
+                            maybe_executed: now,
+                        } => maybe_executed = now,
                         Verdict::NewSession => {
                             ticket.session_is_lost();
                             drop(ticket);

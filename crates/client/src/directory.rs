@@ -23,8 +23,7 @@ const ASKED_PER_LOOK: usize = 3;
 pub(crate) async fn run(core: Arc<Core>, services: Vec<String>) {
     let mut failures = 0;
     loop {
-        look_around(&core, &services).await;
-        let found = core.endpoints.knows_leader();
+        let found = look_around(&core, &services).await;
         failures = if found { 0 } else { failures + 1 };
         let pause = core.runtime.settings.backoff(failures.max(1));
         if found {
@@ -38,7 +37,8 @@ pub(crate) async fn run(core: Arc<Core>, services: Vec<String>) {
     }
 }
 
-async fn look_around(core: &Arc<Core>, services: &[String]) {
+/// True if somebody said who leads.
+async fn look_around(core: &Arc<Core>, services: &[String]) -> bool {
     resolve(core, services).await;
     let now = Instant::now();
     let mut nodes = core.endpoints.all();
@@ -57,9 +57,10 @@ async fn look_around(core: &Arc<Core>, services: &[String]) {
         }
         heard(core, &status);
         if status.leader.is_some() {
-            return;
+            return true;
         }
     }
+    false
 }
 
 /// Notes who leads, as this node says.
@@ -80,7 +81,10 @@ fn heard(core: &Core, status: &NodeStatus) {
 }
 
 /// Asks a node how it is. What it says of itself goes through the fence like every answer.
-pub(crate) async fn ask_status(core: &Core, endpoint: &Arc<Endpoint>) -> Result<NodeStatus, Failure> {
+pub(crate) async fn ask_status(
+    core: &Core,
+    endpoint: &Arc<Endpoint>,
+) -> Result<NodeStatus, Failure> {
     let result = fetch_status(core, endpoint).await;
     match &result {
         Ok(status) => endpoint.answered(status.header.member),
@@ -136,8 +140,8 @@ async fn fetch_members(core: &Core, endpoint: &Arc<Endpoint>) -> Result<Vec<Memb
     let mut client = ClusterClient::new(endpoint.channel());
     let request = v1::MembersRequest { local: false };
     let answer = endpoint.unary(until, client.members(request)).await?;
-    let (header, members) = <(Header, Vec<Member>)>::try_from(answer)
-        .map_err(|error| corrupt(error.to_string()))?;
+    let (header, members) =
+        <(Header, Vec<Member>)>::try_from(answer).map_err(|error| corrupt(error.to_string()))?;
     core.fence
         .admit(begun, header, Freshness::Any)
         .map_err(Failure::refused)?;
@@ -195,6 +199,8 @@ async fn lookup(core: &Core, name: &str) -> Result<Vec<String>> {
     match timeout(limit, tokio::net::lookup_host(name)).await {
         Ok(Ok(addresses)) => Ok(addresses.map(|address| address.to_string()).collect()),
         Ok(Err(error)) => Err(unresolved(format!("{name} does not resolve")).with_source(error)),
-        Err(_elapsed) => Err(unresolved(format!("{name} did not resolve within {limit:?}"))),
+        Err(_elapsed) => Err(unresolved(format!(
+            "{name} did not resolve within {limit:?}"
+        ))),
     }
 }

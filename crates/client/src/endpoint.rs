@@ -164,7 +164,6 @@ impl Endpoint {
         }
     }
 
-
     pub fn max_response_bytes(&self) -> usize {
         self.runtime.settings.max_response_bytes
     }

@@ -54,7 +54,10 @@ impl Fence {
     /// a repeated write is answered with its first answer.
     pub fn begin(&self) -> Begun {
         let seen = self.lock();
-        Begun { incarnation: seen.incarnation, revision: seen.revision }
+        Begun {
+            incarnation: seen.incarnation,
+            revision: seen.revision,
+        }
     }
 
     /// Checks an answer's header and remembers it.
@@ -104,7 +107,9 @@ impl Fence {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
         // Nothing panics while it is held; if something did, the values are still whole.
-        self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.seen
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -124,7 +129,10 @@ mod tests {
     }
 
     fn ask(fence: &Fence, header: Header) -> Option<Reason> {
-        fence.admit(fence.begin(), header, Freshness::Linearizable).err().map(|error| error.reason())
+        fence
+            .admit(fence.begin(), header, Freshness::Linearizable)
+            .err()
+            .map(|error| error.reason())
     }
 
     #[test]
@@ -141,14 +149,20 @@ mod tests {
         let fence = Fence::default();
         assert_eq!(ask(&fence, header(7, 3, 500)), None);
         assert_eq!(ask(&fence, header(7, 4, 20)), None);
-        assert_eq!(ask(&fence, header(7, 3, 501)), Some(Reason::WrongIncarnation));
+        assert_eq!(
+            ask(&fence, header(7, 3, 501)),
+            Some(Reason::WrongIncarnation)
+        );
     }
 
     #[test]
     fn a_revision_that_runs_backwards_is_refused() {
         let fence = Fence::default();
         assert_eq!(ask(&fence, header(7, 0, 500)), None);
-        assert_eq!(ask(&fence, header(7, 0, 499)), Some(Reason::RevisionWentBack));
+        assert_eq!(
+            ask(&fence, header(7, 0, 499)),
+            Some(Reason::RevisionWentBack)
+        );
         assert_eq!(ask(&fence, header(7, 0, 500)), None);
     }
 
@@ -157,17 +171,32 @@ mod tests {
         let fence = Fence::default();
         let early = fence.begin();
         assert_eq!(ask(&fence, header(7, 0, 500)), None);
-        assert!(fence.admit(early, header(7, 0, 400), Freshness::Linearizable).is_ok());
+        assert!(
+            fence
+                .admit(early, header(7, 0, 400), Freshness::Linearizable)
+                .is_ok()
+        );
         // And the late one did not lower the mark.
-        assert_eq!(ask(&fence, header(7, 0, 400)), Some(Reason::RevisionWentBack));
+        assert_eq!(
+            ask(&fence, header(7, 0, 400)),
+            Some(Reason::RevisionWentBack)
+        );
     }
 
     #[test]
     fn local_reads_may_lag_and_move_no_mark() {
         let fence = Fence::default();
         assert_eq!(ask(&fence, header(7, 0, 500)), None);
-        assert!(fence.admit(fence.begin(), header(7, 0, 3), Freshness::Any).is_ok());
-        assert!(fence.admit(fence.begin(), header(7, 0, 900), Freshness::Any).is_ok());
+        assert!(
+            fence
+                .admit(fence.begin(), header(7, 0, 3), Freshness::Any)
+                .is_ok()
+        );
+        assert!(
+            fence
+                .admit(fence.begin(), header(7, 0, 900), Freshness::Any)
+                .is_ok()
+        );
         assert_eq!(ask(&fence, header(7, 0, 500)), None);
     }
 }

@@ -53,7 +53,10 @@ impl KeepAlives {
 }
 
 fn broken() -> Error {
-    Error::new(Reason::Unreachable, "the keep-alive stream to the node broke")
+    Error::new(
+        Reason::Unreachable,
+        "the keep-alive stream to the node broke",
+    )
 }
 
 struct Flight {
@@ -76,7 +79,11 @@ async fn run(channel: Channel, mut queue: mpsc::Receiver<(LeaseId, Reply)>, limi
         .keep_alive(ReceiverStream::new(outgoing))
         .await
     {
-        Ok(response) => flight.carry(response.into_inner(), outbox, &mut queue, limit).await,
+        Ok(response) => {
+            flight
+                .carry(response.into_inner(), outbox, &mut queue, limit)
+                .await
+        }
         Err(status) => Failure::from_status(&status),
     };
     queue.close();
@@ -163,7 +170,8 @@ impl Flight {
                 LeaseId(answer.id)
             )))
         };
-        let out_of_step = matches!(&result, Err(failure) if failure.error.reason() == Reason::Corrupt);
+        let out_of_step =
+            matches!(&result, Err(failure) if failure.error.reason() == Reason::Corrupt);
         let failure = result.clone().err().filter(|_| out_of_step);
         for reply in replies {
             let _ = reply.send(result.clone());
@@ -207,7 +215,11 @@ mod tests {
         assert_eq!(flight.next_to_send(), None);
         ask(&mut flight);
         assert_eq!(flight.next_to_send(), Some(LeaseId(5)));
-        let joined: Vec<usize> = flight.unanswered.iter().map(|(_, replies)| replies.len()).collect();
+        let joined: Vec<usize> = flight
+            .unanswered
+            .iter()
+            .map(|(_, replies)| replies.len())
+            .collect();
         assert_eq!(joined, [2, 1]);
     }
 

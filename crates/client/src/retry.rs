@@ -97,7 +97,11 @@ impl Attempts {
     pub fn failed(&mut self, attempt: &Attempt, failure: &Failure) {
         let endpoint = &attempt.endpoint;
         let error = &failure.error;
-        let is_about_node = error.reason() == Reason::NodeNotReady;
+        // The node answers and is no use now, as when it is cut off from the others. Elsewhere, rather.
+        let is_about_node = matches!(
+            error.reason(),
+            Reason::NodeNotReady | Reason::NoLeader | Reason::DeadlineExceeded
+        );
         match failure.fate {
             Fate::Refused if !is_about_node => endpoint.healthy(),
             Fate::NotSent | Fate::Lost | Fate::Refused => {
@@ -128,7 +132,10 @@ impl Attempts {
             Some(last) if last.kind() == ErrorKind::Exhausted => last.clone(),
             Some(last) => Error::new(
                 Reason::DeadlineExceeded,
-                format!("no success within {after:?} and {count} attempts; the last one: {last}"),
+                format!(
+                    "no success within {after:?} and {count} attempts; the last one: {}",
+                    last.text()
+                ),
             )
             .with_leader(last.leader().cloned())
             .with_source(last.clone()),

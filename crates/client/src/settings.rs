@@ -16,6 +16,7 @@ pub(crate) struct Settings {
     pub backoff_max: Duration,
     /// How often members and leader are asked for when nothing goes wrong.
     pub refresh_interval: Duration,
+    /// At least; see [`Settings::session_ttl`].
     pub session_ttl: Duration,
     /// Stay on the given endpoints.
     pub fixed: bool,
@@ -76,20 +77,15 @@ impl Settings {
                 self.backoff_min, self.backoff_max
             )));
         }
-        if self.session_ttl < self.deadline * 2 {
-            return Err(bad(format!(
-                "session_ttl is {:?}; expected at least twice the deadline, {:?}: a session must outlive \
-                 the retries in it",
-                self.session_ttl,
-                self.deadline * 2
-            )));
-        }
         if self.queue == 0 || self.max_response_bytes == 0 {
-            return Err(bad(
-                "queue or max_response_bytes is 0; expected more".into()
-            ));
+            return Err(bad("queue or max_response_bytes is 0; expected more".into()));
         }
         Ok(())
+    }
+
+    /// The TTL to ask for. A session must outlive the retries in it, or what became of them is lost.
+    pub fn session_ttl(&self) -> Duration {
+        self.session_ttl.max(self.deadline.saturating_mul(2))
     }
 
     /// How long to wait after the `count`th failure in a row: doubled each time, with jitter, so that
@@ -115,12 +111,21 @@ mod tests {
     fn the_defaults_pass_and_bad_settings_name_themselves() {
         Settings::default().check().unwrap();
         let settings = Settings {
-            session_ttl: Duration::from_secs(6),
+            attempt_timeout: Duration::ZERO,
             ..Settings::default()
         };
         let error = settings.check().unwrap_err();
         assert_eq!(error.reason(), Reason::Configuration);
-        assert!(error.text().contains("session_ttl"));
+        assert!(error.text().contains("attempt_timeout"));
+    }
+
+    #[test]
+    fn a_session_outlives_the_retries_in_it() {
+        let settings = Settings {
+            deadline: Duration::from_secs(300),
+            ..Settings::default()
+        };
+        assert_eq!(settings.session_ttl(), Duration::from_secs(600));
     }
 
     #[test]

@@ -42,10 +42,14 @@ pub(crate) enum Repeat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// Send the same again.
-    Again { maybe_executed: bool },
+    Again {
+        maybe_executed: bool,
+    },
     /// Open another session, take a new stamp, send again.
     NewSession,
-    Fail { outcome_unknown: bool },
+    Fail {
+        outcome_unknown: bool,
+    },
 }
 
 /// `maybe_executed` speaks of the attempts before this one.
@@ -119,7 +123,8 @@ mod tests {
         let no_leader = Failure::refused(error(Reason::NoLeader));
         let unknown = Failure::refused(error(Reason::LeaderChanged).with_unknown_outcome());
         let no_session = Failure::refused(error(Reason::SessionNotFound));
-        let no_session_unknown = Failure::refused(error(Reason::SessionNotFound).with_unknown_outcome());
+        let no_session_unknown =
+            Failure::refused(error(Reason::SessionNotFound).with_unknown_outcome());
         let no_lease = Failure::refused(error(Reason::LeaseNotFound));
         let too_large = Failure::refused(error(Reason::RequestTooLarge));
         let no_space = Failure::refused(error(Reason::NoSpace));
@@ -132,7 +137,13 @@ mod tests {
             (&no_leader, AGAIN, AGAIN, AGAIN_MAYBE, AGAIN),
             (&unknown, AGAIN, AGAIN_MAYBE, AGAIN_MAYBE, FAIL_UNKNOWN),
             (&no_session, FAIL, Verdict::NewSession, FAIL_UNKNOWN, FAIL),
-            (&no_session_unknown, FAIL, FAIL_UNKNOWN, FAIL_UNKNOWN, FAIL_UNKNOWN),
+            (
+                &no_session_unknown,
+                FAIL,
+                FAIL_UNKNOWN,
+                FAIL_UNKNOWN,
+                FAIL_UNKNOWN,
+            ),
             (&no_lease, FAIL, FAIL, FAIL, FAIL),
             (&too_large, FAIL, FAIL, FAIL_UNKNOWN, FAIL),
             (&no_space, FAIL, FAIL, FAIL_UNKNOWN, FAIL),
@@ -140,9 +151,21 @@ mod tests {
         ];
         for (failure, read, first, later, neither) in table {
             assert_eq!(decide(Repeat::Freely, false, failure), read, "{failure:?}");
-            assert_eq!(decide(Repeat::InSession, false, failure), first, "{failure:?}");
-            assert_eq!(decide(Repeat::InSession, true, failure), later, "{failure:?}");
-            assert_eq!(decide(Repeat::IfNotExecuted, false, failure), neither, "{failure:?}");
+            assert_eq!(
+                decide(Repeat::InSession, false, failure),
+                first,
+                "{failure:?}"
+            );
+            assert_eq!(
+                decide(Repeat::InSession, true, failure),
+                later,
+                "{failure:?}"
+            );
+            assert_eq!(
+                decide(Repeat::IfNotExecuted, false, failure),
+                neither,
+                "{failure:?}"
+            );
         }
     }
 

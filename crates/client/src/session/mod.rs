@@ -112,7 +112,11 @@ impl Sessions {
     fn take(&self, session: &Arc<Session>) -> Option<SessionStamp> {
         // Under the lock of `current`, so that nobody closes an idle session in between.
         let current = lock(&self.current);
-        if !current.as_ref().is_some_and(|one| Arc::ptr_eq(one, session)) {
+        if !current
+            .as_ref()
+            .is_some_and(|one| Arc::ptr_eq(one, session))
+        {
+            // Who waits for room here waits in vain: look again for the current one.
             session.room.notify_waiters();
             return None;
         }
@@ -129,7 +133,10 @@ impl Sessions {
     fn lose(&self, session: &Arc<Session>) {
         session.lost.store(true, Ordering::Release);
         let mut current = lock(&self.current);
-        if current.as_ref().is_some_and(|one| Arc::ptr_eq(one, session)) {
+        if current
+            .as_ref()
+            .is_some_and(|one| Arc::ptr_eq(one, session))
+        {
             *current = None;
         }
         session.room.notify_waiters();
@@ -167,7 +174,8 @@ impl Sessions {
             written: Mutex::new(now),
         });
         *lock(&sessions.current) = Some(session.clone());
-        core.runtime.spawn(keep_alive(core.clone(), session.clone()));
+        core.runtime
+            .spawn(keep_alive(core.clone(), session.clone()));
         Ok(session)
     }
 
@@ -181,7 +189,7 @@ impl Sessions {
 }
 
 async fn open_call(core: &Core, id: SessionId, deadline: Instant) -> Result<(Duration, u64)> {
-    let ttl_ms = u64::try_from(core.runtime.settings.session_ttl.as_millis()).unwrap_or(u64::MAX);
+    let ttl_ms = u64::try_from(core.runtime.settings.session_ttl().as_millis()).unwrap_or(u64::MAX);
     core.call(Plan::RENEW, deadline, |endpoint, until| async move {
         let request = v1::SessionOpenRequest {
             ttl_ms,
@@ -231,7 +239,9 @@ impl Sessions {
     /// Takes the session out of use if nothing was written in it for long and nothing is outstanding.
     fn retire_if_idle(&self, session: &Arc<Session>) -> bool {
         let mut current = lock(&self.current);
-        let is_current = current.as_ref().is_some_and(|one| Arc::ptr_eq(one, session));
+        let is_current = current
+            .as_ref()
+            .is_some_and(|one| Arc::ptr_eq(one, session));
         let is_idle = lock(&session.numbers).is_idle();
         let is_old = lock(&session.written).elapsed() > session.ttl * IDLE_TTLS;
         if is_current && is_idle && is_old {

@@ -171,7 +171,8 @@ impl Watching {
     fn accept(&mut self, attempt: &Attempt, message: WatchMessage) -> Result<()> {
         let core = self.client.core();
         let header = header(&message);
-        core.fence.admit(core.fence.begin(), header, Freshness::Any)?;
+        core.fence
+            .admit(core.fence.begin(), header, Freshness::Any)?;
         attempt.endpoint.answered(header.member);
         let is_created = matches!(message, WatchMessage::Created { .. });
         if self.resume.accept(message)? || (is_created && self.resume.has_begun()) {
@@ -214,7 +215,8 @@ impl Watching {
         if !is_last {
             return Ok(Some(Source::List { scan, revision }));
         }
-        self.resume.accept(WatchMessage::Listed { header, revision })?;
+        self.resume
+            .accept(WatchMessage::Listed { header, revision })?;
         Ok(None)
     }
 

@@ -43,7 +43,10 @@ enum Phase {
 pub(crate) enum Ask {
     Watch(Watch),
     /// The rest of the list, at this revision.
-    List { range: KeyRange, revision: Revision },
+    List {
+        range: KeyRange,
+        revision: Revision,
+    },
 }
 
 #[derive(Debug)]
@@ -174,7 +177,8 @@ impl Resume {
     fn listed(&mut self, header: Header, revision: Revision) -> Result<()> {
         self.begin_list(revision)?;
         self.phase = Phase::Following { next: revision + 1 };
-        self.ready.push_back(WatchMessage::Listed { header, revision });
+        self.ready
+            .push_back(WatchMessage::Listed { header, revision });
         Ok(())
     }
 
@@ -275,7 +279,10 @@ mod tests {
         }
     }
 
-    fn give(resume: &mut Resume, messages: impl IntoIterator<Item = WatchMessage>) -> Vec<WatchMessage> {
+    fn give(
+        resume: &mut Resume,
+        messages: impl IntoIterator<Item = WatchMessage>,
+    ) -> Vec<WatchMessage> {
         for message in messages {
             resume.accept(message).unwrap();
         }
@@ -313,7 +320,10 @@ mod tests {
         assert_eq!(asks_from(&resume), 41);
         let mut resume = Resume::new(Watch::new(KeyRange::all()).bookmarks());
         give(&mut resume, [created(5)]);
-        assert_eq!(give(&mut resume, [bookmark(40), bookmark(30)]), [bookmark(40)]);
+        assert_eq!(
+            give(&mut resume, [bookmark(40), bookmark(30)]),
+            [bookmark(40)]
+        );
     }
 
     #[test]

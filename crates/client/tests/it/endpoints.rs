@@ -104,7 +104,11 @@ async fn members_that_cannot_be_reached_are_not_used() {
     announced.push(String::new());
     *cluster.announced.lock().unwrap() = announced;
     let given = cluster.nodes[2].address.clone();
-    let client = cluster.builder(vec![given.clone()]).connect().await.unwrap();
+    let client = cluster
+        .builder(vec![given.clone()])
+        .connect()
+        .await
+        .unwrap();
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!(client.endpoints(), [given]);
     client.put(Put::new("k", "v")).await.unwrap();
@@ -151,8 +155,14 @@ async fn on_sockets_too_a_lost_answer_a_dead_endpoint_and_a_broken_watch_do_no_h
     });
     client.put(Put::new("k", "v")).await.unwrap();
     assert_eq!(cluster.world.value("k").unwrap().version, 1);
-    assert!(matches!(watch.next().await, Some(Ok(WatchMessage::Created { .. }))));
-    assert!(matches!(watch.next().await, Some(Ok(WatchMessage::Events { .. }))));
+    assert!(matches!(
+        watch.next().await,
+        Some(Ok(WatchMessage::Created { .. }))
+    ));
+    assert!(matches!(
+        watch.next().await,
+        Some(Ok(WatchMessage::Events { .. }))
+    ));
     client.close().await;
 }
 
@@ -205,11 +215,7 @@ async fn statuses_tell_of_every_node_also_of_the_dead() {
     let cluster = Cluster::start(2).await;
     let mut given = cluster.addresses();
     given.extend(dead_addresses(1));
-    let client = cluster
-        .builder(given)
-        .fixed(true)
-        .build()
-        .unwrap();
+    let client = cluster.builder(given).fixed(true).build().unwrap();
     let statuses = client.statuses().await;
     let names: Vec<_> = statuses
         .iter()

@@ -30,7 +30,10 @@ async fn another_cluster_is_refused() {
     assert_eq!(error.reason(), Reason::WrongCluster);
     assert!(error.outcome_unknown());
     let local = Range::new(KeyRange::key("k")).consistency(Consistency::Local);
-    assert_eq!(client.range(local).await.unwrap_err().reason(), Reason::WrongCluster);
+    assert_eq!(
+        client.range(local).await.unwrap_err().reason(),
+        Reason::WrongCluster
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -40,7 +43,10 @@ async fn a_former_incarnation_is_refused_and_a_later_one_taken() {
     forge(&cluster, |header| header.incarnation = 2);
     client.get("k").await.unwrap();
     forge(&cluster, |header| header.incarnation = 1);
-    assert_eq!(client.get("k").await.unwrap_err().reason(), Reason::WrongIncarnation);
+    assert_eq!(
+        client.get("k").await.unwrap_err().reason(),
+        Reason::WrongIncarnation
+    );
     let watch = client.watch(podkv_api::Watch::new(KeyRange::all())).await;
     assert_eq!(watch.err().unwrap().reason(), Reason::WrongIncarnation);
 }
@@ -50,7 +56,10 @@ async fn a_revision_that_runs_backwards_is_refused_but_not_of_a_local_read() {
     let cluster = Cluster::start(1).await;
     let client = client(&cluster).await;
     forge(&cluster, |header| header.revision -= 2);
-    assert_eq!(client.get("k").await.unwrap_err().reason(), Reason::RevisionWentBack);
+    assert_eq!(
+        client.get("k").await.unwrap_err().reason(),
+        Reason::RevisionWentBack
+    );
     let local = Range::new(KeyRange::key("k")).consistency(Consistency::Local);
     client.range(local).await.unwrap();
 }
@@ -62,5 +71,8 @@ async fn a_client_on_one_node_remembers_the_cluster_of_its_parent() {
     forge(&other, |header| header.cluster_id = 0xbad);
     let client = client(&ours).await;
     let strayed = client.at(other.nodes[0].address.clone()).unwrap();
-    assert_eq!(strayed.status().await.unwrap_err().reason(), Reason::WrongCluster);
+    assert_eq!(
+        strayed.status().await.unwrap_err().reason(),
+        Reason::WrongCluster
+    );
 }

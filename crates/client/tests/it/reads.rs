@@ -55,7 +55,10 @@ async fn a_silent_node_costs_an_attempt_and_not_the_call() {
 async fn a_range_that_outgrows_a_message_is_streamed() {
     let (cluster, client) = filled(1, 20).await;
     cluster.each(|faults| faults.pipe_range_limit = Some(5));
-    let range = client.range(Range::new(KeyRange::prefix("k"))).await.unwrap();
+    let range = client
+        .range(Range::new(KeyRange::prefix("k")))
+        .await
+        .unwrap();
     assert_eq!((range.kvs.len(), range.count, range.more), (20, 20, false));
     assert_eq!(cluster.world.state().seen.lists.len(), 1);
     let limited = Range::new(KeyRange::prefix("k")).limit(4);
@@ -71,11 +74,18 @@ async fn stream_over_breaks(breaks: &[usize], range: Range) -> (Vec<String>, u64
     let mut last = (0, false);
     while let Some(chunk) = stream.next().await {
         let chunk = chunk.unwrap();
-        keys.extend(chunk.kvs.iter().map(|kv| String::from_utf8_lossy(&kv.key).into_owned()));
+        keys.extend(
+            chunk
+                .kvs
+                .iter()
+                .map(|kv| String::from_utf8_lossy(&kv.key).into_owned()),
+        );
         assert_eq!((last.0, last.1), (0, false), "only the last chunk counts");
         last = (chunk.count, chunk.more);
         // What is written meanwhile is not in it.
-        cluster.world.write(&[("k05x", Some("later")), ("k19", None)]);
+        cluster
+            .world
+            .write(&[("k05x", Some("later")), ("k19", None)]);
     }
     (keys, last.0, last.1)
 }
@@ -93,7 +103,10 @@ async fn a_streamed_range_survives_broken_streams_at_one_revision() {
     // Broken after the last chunk and before the end.
     assert_eq!(stream_over_breaks(&[7], all()).await, everything);
     let backwards = (keys((0..20).rev()), 20, false);
-    assert_eq!(stream_over_breaks(&[2, 1], all().reverse()).await, backwards);
+    assert_eq!(
+        stream_over_breaks(&[2, 1], all().reverse()).await,
+        backwards
+    );
     let some = (keys(0..7), 20, true);
     assert_eq!(stream_over_breaks(&[1, 1], all().limit(7)).await, some);
     assert_eq!(stream_over_breaks(&[3], all().limit(7)).await, some);

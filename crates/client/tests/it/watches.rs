@@ -13,8 +13,13 @@ async fn next(stream: &mut WatchStream) -> WatchMessage {
 
 /// Two to five keys, so that a revision is several fragments.
 fn write_some(world: &World, random: &mut SmallRng) {
-    let keys: Vec<String> = (0..random.random_range(2..=5)).map(|i| format!("k{i}")).collect();
-    let changes: Vec<_> = keys.iter().map(|key| (key.as_str(), Some("value"))).collect();
+    let keys: Vec<String> = (0..random.random_range(2..=5))
+        .map(|i| format!("k{i}"))
+        .collect();
+    let changes: Vec<_> = keys
+        .iter()
+        .map(|key| (key.as_str(), Some("value")))
+        .collect();
     world.write(&changes);
     if random.random_bool(0.3) {
         world.write(&[("elsewhere", Some("v"))]);
@@ -63,7 +68,9 @@ async fn follow_over_breaks(seed: u64, list: bool) {
                 other => panic!("seed {seed}: {other:?} in a list"),
             }
         }
-        let all: Vec<Vec<u8>> = (0..12).map(|key| format!("k{key:02}").into_bytes()).collect();
+        let all: Vec<Vec<u8>> = (0..12)
+            .map(|key| format!("k{key:02}").into_bytes())
+            .collect();
         assert_eq!(listed, all, "seed {seed}");
     }
     let mut seen = Vec::new();
@@ -71,7 +78,10 @@ async fn follow_over_breaks(seed: u64, list: bool) {
         write_some(&cluster.world, &mut random);
         let expected = expected(&cluster.world, start_revision);
         while seen.len() < expected.len() {
-            let WatchMessage::Events { revision, events, .. } = next(&mut stream).await else {
+            let WatchMessage::Events {
+                revision, events, ..
+            } = next(&mut stream).await
+            else {
                 panic!("seed {seed}: only events here");
             };
             seen.push((revision, events.len()));
@@ -101,7 +111,10 @@ async fn a_quiet_watch_resumes_after_its_last_bookmark() {
     let cluster = Cluster::start(1).await;
     let client = cluster.client().await;
     cluster.each(|faults| faults.watch_breaks = [8].into());
-    let mut stream = client.watch(Watch::new(KeyRange::prefix("k"))).await.unwrap();
+    let mut stream = client
+        .watch(Watch::new(KeyRange::prefix("k")))
+        .await
+        .unwrap();
     let follow = tokio::spawn(async move {
         next(&mut stream).await;
         next(&mut stream).await
@@ -118,7 +131,11 @@ async fn a_quiet_watch_resumes_after_its_last_bookmark() {
     };
     assert_eq!(seen, revision);
     let state = cluster.world.state();
-    assert!(state.seen.watches[1].start_revision > 2, "{:?}", state.seen.watches);
+    assert!(
+        state.seen.watches[1].start_revision > 2,
+        "{:?}",
+        state.seen.watches
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -151,7 +168,11 @@ async fn a_node_that_ends_every_watch_at_once_is_not_asked_in_a_busy_loop() {
     next(&mut stream).await;
     let before = cluster.world.state().seen.watches.len();
     let waited = std::time::Duration::from_secs(60);
-    assert!(tokio::time::timeout(waited, next(&mut stream)).await.is_err());
+    assert!(
+        tokio::time::timeout(waited, next(&mut stream))
+            .await
+            .is_err()
+    );
     let asked = cluster.world.state().seen.watches.len() - before;
     assert!((30..200).contains(&asked), "{asked} in a minute");
 }
@@ -164,5 +185,8 @@ async fn a_watch_keeps_its_client_alive_and_ends_with_it() {
     drop(client);
     next(&mut stream).await;
     cluster.world.write(&[("k", Some("v"))]);
-    assert!(matches!(next(&mut stream).await, WatchMessage::Events { .. }));
+    assert!(matches!(
+        next(&mut stream).await,
+        WatchMessage::Events { .. }
+    ));
 }

@@ -25,7 +25,12 @@ async fn a_write_whose_answer_is_lost_is_sent_again_with_its_stamp_and_counted_o
     let stamps = &state.seen.stamps;
     assert!(stamps.len() >= 2, "sent again");
     assert!(stamps.iter().all(|stamp| *stamp == stamps[0]), "{stamps:?}");
-    let nodes_asked = state.seen.writes_at.iter().filter(|count| **count > 0).count();
+    let nodes_asked = state
+        .seen
+        .writes_at
+        .iter()
+        .filter(|count| **count > 0)
+        .count();
     assert!(nodes_asked >= 2, "through another node");
 }
 
@@ -35,8 +40,14 @@ async fn deletes_and_transactions_are_stamped_too() {
     let client = cluster.client().await;
     client.put(Put::new("a", "1")).await.unwrap();
     cluster.each(|faults| faults.lose_answers = 1);
-    let delete = client.delete(Delete::new(KeyRange::key("a"))).await.unwrap();
-    assert_eq!(delete.deleted, 1, "the first answer, not that of a second delete");
+    let delete = client
+        .delete(Delete::new(KeyRange::key("a")))
+        .await
+        .unwrap();
+    assert_eq!(
+        delete.deleted, 1,
+        "the first answer, not that of a second delete"
+    );
     cluster.each(|faults| faults.lose_answers = 1);
     let txn = Txn::new().then([Op::from(Put::new("b", "2"))]);
     assert!(client.txn(txn).await.unwrap().succeeded);
@@ -208,7 +219,11 @@ async fn credits_are_respected_and_what_waits_is_sent_together() {
         put.unwrap();
     }
     let state = cluster.world.state();
-    assert!(state.seen.most_unanswered <= 8, "{}", state.seen.most_unanswered);
+    assert!(
+        state.seen.most_unanswered <= 8,
+        "{}",
+        state.seen.most_unanswered
+    );
     assert!(state.seen.most_in_a_message > 1, "nothing was batched");
     assert_eq!(state.seen.pipes, 1);
 }
@@ -249,7 +264,11 @@ async fn a_cancelled_write_gives_its_place_back() {
     cluster.each(|faults| faults.silent = true);
     for _ in 0..10 {
         let put = client.put(Put::new("k", "1"));
-        assert!(tokio::time::timeout(Duration::from_millis(100), put).await.is_err());
+        assert!(
+            tokio::time::timeout(Duration::from_millis(100), put)
+                .await
+                .is_err()
+        );
     }
     cluster.each(|faults| faults.silent = false);
     client.put(Put::new("k", "2")).await.unwrap();
