@@ -155,7 +155,8 @@ impl Pipe {
         }
     }
 
-    /// Waits for anything to happen. Answers come first: they make room.
+    /// Waits for anything to happen. The end of the phase comes first, because under load there is always
+    /// an answer or a request; then answers, because they make room.
     async fn happened(&mut self) -> Happened {
         let phase = &mut self.phase;
         let phase_over = poll_fn(|cx| match phase {
@@ -165,11 +166,11 @@ impl Pipe {
         });
         tokio::select! {
             biased;
+            happened = phase_over => happened,
             results = ready_results(&mut self.in_flight), if !self.in_flight.is_empty() => {
                 Happened::Ready(results)
             }
             request = self.requests.message(), if self.reading => Happened::Request(request),
-            happened = phase_over => happened,
         }
     }
 
