@@ -17,24 +17,38 @@ use podkv_client::Client;
 pub fn podkv_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the workspace");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("tests/ lies in the workspace");
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let built = Command::new(cargo)
-            .args(["build", "--quiet", "--locked", "-p", "podkv-server", "--bin", "podkv"])
+            .args([
+                "build",
+                "--quiet",
+                "--locked",
+                "-p",
+                "podkv-server",
+                "--bin",
+                "podkv",
+            ])
             .current_dir(root)
             .status()
             .expect("cargo runs");
         assert!(built.success(), "the podkv binary does not build");
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        let target =
+            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
         target.join("debug/podkv")
     })
 }
 
 /// Ports that nobody listens on right now. Each node takes three.
 pub fn free_ports(count: usize) -> Vec<u16> {
-    let held: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("loopback has free ports")).collect();
-    held.iter().map(|listener| listener.local_addr().expect("it is bound").port()).collect()
+    let held: Vec<TcpListener> = (0..count)
+        .map(|_| TcpListener::bind("127.0.0.1:0").expect("loopback has free ports"))
+        .collect();
+    held.iter()
+        .map(|listener| listener.local_addr().expect("it is bound").port())
+        .collect()
 }
 
 /// Where one node listens and lives.
@@ -90,7 +104,11 @@ impl NodeProcess {
                 sink.lock().expect("no writer panics").push(line);
             }
         });
-        Self { child, log, reader: Some(reader) }
+        Self {
+            child,
+            log,
+            reader: Some(reader),
+        }
     }
 
     pub fn pid(&self) -> u32 {
@@ -114,7 +132,9 @@ impl NodeProcess {
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let pid = i32::try_from(self.child.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
         if let Some(pid) = pid {
             let _ = rustix::process::kill_process(pid, signal);
         }
@@ -173,8 +193,11 @@ impl ProcessCluster {
     pub fn prepare(count: usize, extra: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let ports = free_ports(3 * count);
-        let address = |index: usize, offset: usize| format!("127.0.0.1:{}", ports[3 * index + offset]);
-        let peers: Vec<String> = (0..count).map(|index| format!("podkv-{index}={}", address(index, 1))).collect();
+        let address =
+            |index: usize, offset: usize| format!("127.0.0.1:{}", ports[3 * index + offset]);
+        let peers: Vec<String> = (0..count)
+            .map(|index| format!("podkv-{index}={}", address(index, 1)))
+            .collect();
         let specs: Vec<NodeSpec> = (0..count)
             .map(|index| NodeSpec {
                 name: format!("podkv-{index}"),
@@ -187,7 +210,11 @@ impl ProcessCluster {
             })
             .collect();
         let nodes = specs.iter().map(|_| None).collect();
-        Self { specs, nodes, folder }
+        Self {
+            specs,
+            nodes,
+            folder,
+        }
     }
 
     /// Starts a node that is not running.
@@ -242,14 +269,23 @@ impl ProcessCluster {
     pub async fn wait_ready(&mut self, index: usize) {
         let client = self.client_of(index).await;
         let ready = async {
-            while client.get("").await.is_err_and(|error| error.reason() != Reason::EmptyKey) {
+            while client
+                .get("")
+                .await
+                .is_err_and(|error| error.reason() != Reason::EmptyKey)
+            {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        let in_time = tokio::time::timeout(Duration::from_secs(30), ready).await.is_ok();
+        let in_time = tokio::time::timeout(Duration::from_secs(30), ready)
+            .await
+            .is_ok();
         client.close().await;
         if !in_time {
-            let log = self.nodes[index].as_ref().map(NodeProcess::log).unwrap_or_default();
+            let log = self.nodes[index]
+                .as_ref()
+                .map(NodeProcess::log)
+                .unwrap_or_default();
             panic!("{} is not ready; its log:\n{log}", self.specs[index].name);
         }
     }
@@ -284,6 +320,8 @@ impl ProcessCluster {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), found).await.expect("a leader within 30 s")
+        tokio::time::timeout(Duration::from_secs(30), found)
+            .await
+            .expect("a leader within 30 s")
     }
 }

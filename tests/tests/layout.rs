@@ -11,20 +11,40 @@ fn root() -> &'static Path {
 /// The crates that `package` is built with, itself included.
 fn dependencies(package: &str, arguments: &[&str]) -> BTreeSet<String> {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--locked", "--offline", "--edges", "normal", "--prefix", "none", "--package", package])
+        .args([
+            "tree",
+            "--locked",
+            "--offline",
+            "--edges",
+            "normal",
+            "--prefix",
+            "none",
+            "--package",
+            package,
+        ])
         .args(arguments)
         .current_dir(root())
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().filter_map(|line| line.split_whitespace().next()).map(String::from).collect()
+    text.lines()
+        .filter_map(|line| line.split_whitespace().next())
+        .map(String::from)
+        .collect()
 }
 
 fn assert_without(package: &str, arguments: &[&str], forbidden: &[&str]) {
     let dependencies = dependencies(package, arguments);
     for name in forbidden {
-        assert!(!dependencies.contains(*name), "{package} {arguments:?} is built with {name}");
+        assert!(
+            !dependencies.contains(*name),
+            "{package} {arguments:?} is built with {name}"
+        );
     }
 }
 
@@ -42,35 +62,73 @@ fn rust_files(folder: &Path, files: &mut Vec<PathBuf>) {
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     let mut files = Vec::new();
     rust_files(&root().join(folder), &mut files);
-    files.into_iter().map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect()
+    files
+        .into_iter()
+        .map(|path| (path.clone(), std::fs::read_to_string(path).unwrap()))
+        .collect()
 }
 
 /// Lines that are no comment.
 fn code_lines(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().filter(|line| !line.trim_start().starts_with("//"))
+    text.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
 }
 
 #[test]
 fn core_is_pure() {
-    let forbidden = ["tokio", "rand", "getrandom", "openraft", "rocksdb", "tonic", "podkv-node", "podkv-client", "podkv-proto"];
+    let forbidden = [
+        "tokio",
+        "rand",
+        "getrandom",
+        "openraft",
+        "rocksdb",
+        "tonic",
+        "podkv-node",
+        "podkv-client",
+        "podkv-proto",
+    ];
     assert_without("podkv-core", &[], &forbidden);
 }
 
 #[test]
 fn api_knows_no_implementation() {
-    assert_without("podkv-api", &[], &["tonic", "prost", "openraft", "rocksdb", "podkv-core", "podkv-node", "podkv-client"]);
+    assert_without(
+        "podkv-api",
+        &[],
+        &[
+            "tonic",
+            "prost",
+            "openraft",
+            "rocksdb",
+            "podkv-core",
+            "podkv-node",
+            "podkv-client",
+        ],
+    );
     assert_without("podkv-api", &["--no-default-features"], &["tokio", "rand"]);
 }
 
 #[test]
 fn client_never_sees_core_or_node() {
-    assert_without("podkv-client", &[], &["podkv-core", "podkv-node", "openraft", "rocksdb"]);
+    assert_without(
+        "podkv-client",
+        &[],
+        &["podkv-core", "podkv-node", "openraft", "rocksdb"],
+    );
 }
 
 #[test]
 fn without_its_feature_the_node_needs_no_cplusplus() {
-    assert_without("podkv-node", &["--no-default-features", "--features", "testing"], &["rocksdb", "librocksdb-sys"]);
-    assert_without("podkv-tests", &["--no-default-features"], &["rocksdb", "librocksdb-sys"]);
+    assert_without(
+        "podkv-node",
+        &["--no-default-features", "--features", "testing"],
+        &["rocksdb", "librocksdb-sys"],
+    );
+    assert_without(
+        "podkv-tests",
+        &["--no-default-features"],
+        &["rocksdb", "librocksdb-sys"],
+    );
 }
 
 #[test]
@@ -80,7 +138,11 @@ fn openraft_stays_in_its_folder() {
             continue;
         }
         let named = code_lines(&text).any(|line| line.contains("openraft::"));
-        assert!(!named, "{} names openraft; its one adapter is crates/node/src/raft", path.display());
+        assert!(
+            !named,
+            "{} names openraft; its one adapter is crates/node/src/raft",
+            path.display()
+        );
     }
 }
 
@@ -91,8 +153,13 @@ fn bincode_stays_in_core() {
             continue;
         }
         // Records of the node derive through core's re-export.
-        let named = code_lines(&text).any(|line| line.contains("bincode::") && !line.contains("podkv_core::bincode"));
-        assert!(!named, "{} names bincode; core's codec is its one home", path.display());
+        let named = code_lines(&text)
+            .any(|line| line.contains("bincode::") && !line.contains("podkv_core::bincode"));
+        assert!(
+            !named,
+            "{} names bincode; core's codec is its one home",
+            path.display()
+        );
     }
 }
 
@@ -100,9 +167,19 @@ fn bincode_stays_in_core() {
 fn no_file_outgrows_a_reader() {
     for folder in ["crates", "tests"] {
         for (path, text) in sources(folder) {
-            let is_test = path.components().any(|part| part.as_os_str() == "tests") && folder == "crates";
-            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap().lines().count();
-            assert!(is_test || code <= 620, "{} has {code} lines without its tests: it has found a second job", path.display());
+            let is_test =
+                path.components().any(|part| part.as_os_str() == "tests") && folder == "crates";
+            let code = text
+                .split("#[cfg(test)]\nmod tests")
+                .next()
+                .unwrap()
+                .lines()
+                .count();
+            assert!(
+                is_test || code <= 620,
+                "{} has {code} lines without its tests: it has found a second job",
+                path.display()
+            );
         }
     }
 }
@@ -111,6 +188,9 @@ fn no_file_outgrows_a_reader() {
 fn crate_names_say_something() {
     for entry in std::fs::read_dir(root().join("crates")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        assert!(!["utils", "util", "common", "types", "misc", "helpers"].contains(&name.as_str()), "{name}");
+        assert!(
+            !["utils", "util", "common", "types", "misc", "helpers"].contains(&name.as_str()),
+            "{name}"
+        );
     }
 }

@@ -19,7 +19,11 @@ pub(crate) struct LeaderClock {
 impl LeaderClock {
     /// Starts measuring from the state's clock, for one term of leadership.
     pub fn start(term: u64, applied_clock_ms: u64) -> Self {
-        Self { term, base_ms: applied_clock_ms, since: Instant::now() }
+        Self {
+            term,
+            base_ms: applied_clock_ms,
+            since: Instant::now(),
+        }
     }
 
     pub fn term(&self) -> u64 {

@@ -92,16 +92,25 @@ impl LeaderDuties {
                 }
             };
             let compact = if look_at_retention {
-                podkv_core::retention_target(&*view)?.filter(|target| *target > meta.compacted_revision)
+                podkv_core::retention_target(&*view)?
+                    .filter(|target| *target > meta.compacted_revision)
             } else {
                 None
             };
-            Ok(Due { expire, compact, sweep: meta.swept_revision < meta.compacted_revision })
+            Ok(Due {
+                expire,
+                compact,
+                sweep: meta.swept_revision < meta.compacted_revision,
+            })
         };
         match tokio::task::spawn_blocking(read).await {
             Ok(due) => due,
             // The runtime is going down.
-            Err(_) => Ok(Due { expire: false, compact: None, sweep: false }),
+            Err(_) => Ok(Due {
+                expire: false,
+                compact: None,
+                sweep: false,
+            }),
         }
     }
 
@@ -126,7 +135,11 @@ impl LeaderDuties {
 
     async fn propose(&self, command: Command) -> Option<Answer> {
         // Forwarded, so that it is refused when leadership has moved: its new holder does its own duties.
-        match self.writer.write(Proposal::from(command), Origin::Forwarded, self.timeout).await {
+        match self
+            .writer
+            .write(Proposal::from(command), Origin::Forwarded, self.timeout)
+            .await
+        {
             Ok(decided) => decided.outcome.result.ok(),
             Err(error) => {
                 tracing::debug!(%error, "a duty of the leader was not done; it comes round again");
@@ -168,7 +181,9 @@ impl LogKeeper {
                     last = Instant::now();
                     last_index = applied;
                 }
-                Err(error) => tracing::warn!(%error, "no snapshot was built; the log keeps growing until one is"),
+                Err(error) => {
+                    tracing::warn!(%error, "no snapshot was built; the log keeps growing until one is")
+                }
             }
         }
     }

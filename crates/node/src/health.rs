@@ -15,18 +15,38 @@ pub struct Health {
 
 impl Health {
     pub(crate) fn starting() -> Self {
-        Self { started: false, ready: false, draining: false, reason: "starting".into() }
+        Self {
+            started: false,
+            ready: false,
+            draining: false,
+            reason: "starting".into(),
+        }
     }
 
     pub(crate) fn not_ready(reason: impl Into<String>) -> Self {
-        Self { started: true, ready: false, draining: false, reason: reason.into() }
+        Self {
+            started: true,
+            ready: false,
+            draining: false,
+            reason: reason.into(),
+        }
     }
 
     pub(crate) fn ready() -> Self {
-        Self { started: true, ready: true, draining: false, reason: String::new() }
+        Self {
+            started: true,
+            ready: true,
+            draining: false,
+            reason: String::new(),
+        }
     }
 
     pub(crate) fn draining() -> Self {
-        Self { started: true, ready: false, draining: true, reason: "draining: going to stop".into() }
+        Self {
+            started: true,
+            ready: false,
+            draining: true,
+            reason: "draining: going to stop".into(),
+        }
     }
 }

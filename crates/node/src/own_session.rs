@@ -31,24 +31,39 @@ impl OwnSession {
     /// The next sequence, or `None` if a session must be opened first.
     pub fn ticket(&self) -> Result<Option<Ticket<'_>>> {
         let mut state = self.lock();
-        let Some(session) = state.id else { return Ok(None) };
+        let Some(session) = state.id else {
+            return Ok(None);
+        };
         let oldest = state.open.first().copied().unwrap_or(state.next);
         if state.next - oldest >= SESSION_WINDOW {
             return Err(Error::new(
                 Reason::Overloaded,
-                format!("{SESSION_WINDOW} writes wait for an answer on this node: wait, then try again"),
+                format!(
+                    "{SESSION_WINDOW} writes wait for an answer on this node: wait, then try again"
+                ),
             ));
         }
         let sequence = state.next;
         state.next += 1;
         state.open.insert(sequence);
-        let stamp = SessionStamp { session, sequence, acknowledged_below: oldest };
-        Ok(Some(Ticket { session: self, stamp }))
+        let stamp = SessionStamp {
+            session,
+            sequence,
+            acknowledged_below: oldest,
+        };
+        Ok(Some(Ticket {
+            session: self,
+            stamp,
+        }))
     }
 
     pub fn opened(&self, id: SessionId) {
         let mut state = self.lock();
-        *state = State { id: Some(id), next: 1, open: BTreeSet::new() };
+        *state = State {
+            id: Some(id),
+            next: 1,
+            open: BTreeSet::new(),
+        };
     }
 
     /// Forgets the session if it is still this one.
@@ -61,7 +76,9 @@ impl OwnSession {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         // Nothing below can panic half-way, so a poisoned lock still guards a sound state.
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -85,19 +102,30 @@ mod tests {
         session.opened(SessionId(7));
         let first = session.ticket().unwrap().unwrap();
         let second = session.ticket().unwrap().unwrap();
-        assert_eq!((first.stamp.sequence, first.stamp.acknowledged_below), (1, 1));
+        assert_eq!(
+            (first.stamp.sequence, first.stamp.acknowledged_below),
+            (1, 1)
+        );
         drop(second);
         let third = session.ticket().unwrap().unwrap();
-        assert_eq!(third.stamp.acknowledged_below, 1, "the first one is still open");
+        assert_eq!(
+            third.stamp.acknowledged_below, 1,
+            "the first one is still open"
+        );
         drop(first);
-        assert_eq!(session.ticket().unwrap().unwrap().stamp.acknowledged_below, 3);
+        assert_eq!(
+            session.ticket().unwrap().unwrap().stamp.acknowledged_below,
+            3
+        );
     }
 
     #[test]
     fn the_window_bounds_what_is_open() {
         let session = OwnSession::default();
         session.opened(SessionId(7));
-        let open: Vec<_> = (0..SESSION_WINDOW).map(|_| session.ticket().unwrap().unwrap()).collect();
+        let open: Vec<_> = (0..SESSION_WINDOW)
+            .map(|_| session.ticket().unwrap().unwrap())
+            .collect();
         assert_eq!(session.ticket().err().unwrap().reason(), Reason::Overloaded);
         drop(open);
         session.ticket().unwrap().unwrap();
@@ -112,6 +140,9 @@ mod tests {
         session.opened(SessionId(8));
         let new = session.ticket().unwrap().unwrap();
         drop(old);
-        assert_eq!(session.ticket().unwrap().unwrap().stamp.acknowledged_below, new.stamp.sequence);
+        assert_eq!(
+            session.ticket().unwrap().unwrap().stamp.acknowledged_below,
+            new.stamp.sequence
+        );
     }
 }

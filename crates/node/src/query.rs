@@ -26,22 +26,35 @@ pub(crate) struct Query {
 
 impl Query {
     pub fn new(state: Arc<dyn StateStore>, max_answer_bytes: usize) -> Self {
-        Self { state, max_answer_bytes }
+        Self {
+            state,
+            max_answer_bytes,
+        }
     }
 
     /// A whole range in one answer.
     pub async fn range(&self, header: Header, request: Range) -> Result<RangeResponse> {
-        let limits = PageLimits { max_bytes: self.max_answer_bytes, count: true };
+        let limits = PageLimits {
+            max_bytes: self.max_answer_bytes,
+            count: true,
+        };
         let max_bytes = self.max_answer_bytes;
-        let page = self.read(move |view| podkv_core::range(view, &request, limits)).await??;
+        let page = self
+            .read(move |view| podkv_core::range(view, &request, limits))
+            .await??;
         if page.next.is_some() {
             return Err(Error::new(
                 Reason::RequestTooLarge,
-                format!("the range is larger than one answer may be ({max_bytes} bytes): stream it, or set a limit"),
+                format!(
+                    "the range is larger than one answer may be ({max_bytes} bytes): stream it, or set a limit"
+                ),
             ));
         }
         Ok(RangeResponse {
-            header: Header { revision: page.revision, ..header },
+            header: Header {
+                revision: page.revision,
+                ..header
+            },
             kvs: page.kvs,
             count: page.count,
             more: page.more,
@@ -56,10 +69,20 @@ impl Query {
             first: bool,
             total: u64,
         }
-        let start = Reading { view: self.state.view(), next: Some(request), first: true, total: 0 };
+        let start = Reading {
+            view: self.state.view(),
+            next: Some(request),
+            first: true,
+            total: 0,
+        };
         let chunks = futures_util::stream::try_unfold(start, move |mut reading| async move {
-            let Some(request) = reading.next.take() else { return Ok(None) };
-            let limits = PageLimits { max_bytes: CHUNK_BYTES, count: reading.first };
+            let Some(request) = reading.next.take() else {
+                return Ok(None);
+            };
+            let limits = PageLimits {
+                max_bytes: CHUNK_BYTES,
+                count: reading.first,
+            };
             let view = reading.view.clone();
             let page = blocking(move || podkv_core::range(&*view, &request, limits)).await??;
             if reading.first {
@@ -69,7 +92,10 @@ impl Query {
             let last = page.next.is_none();
             reading.next = page.next;
             let chunk = RangeResponse {
-                header: Header { revision: page.revision, ..header },
+                header: Header {
+                    revision: page.revision,
+                    ..header
+                },
                 kvs: page.kvs,
                 count: if last { reading.total } else { 0 },
                 more: last && page.more,
@@ -80,32 +106,51 @@ impl Query {
     }
 
     pub async fn txn(&self, header: Header, txn: Txn) -> Result<TxnResponse> {
-        let response = self.read(move |view| podkv_core::txn_read(view, &txn)).await??;
+        let response = self
+            .read(move |view| podkv_core::txn_read(view, &txn))
+            .await??;
         let mut answer = Answer::Txn(response);
         answer.stamp(header);
         match answer {
             Answer::Txn(response) => Ok(response),
-            _ => Err(Error::internal("a transaction was answered by something else")),
+            _ => Err(Error::internal(
+                "a transaction was answered by something else",
+            )),
         }
     }
 
-    pub async fn lease_status(&self, header: Header, id: LeaseId, keys: bool, now_ms: Option<u64>) -> Result<LeaseStatus> {
+    pub async fn lease_status(
+        &self,
+        header: Header,
+        id: LeaseId,
+        keys: bool,
+        now_ms: Option<u64>,
+    ) -> Result<LeaseStatus> {
         let status = self.read(move |view| {
             let meta = read_meta(view)?;
             Ok(podkv_core::lease_status(view, id, keys)?.map(|status| (status, meta.clock_ms)))
         });
         let (mut status, state_clock_ms) = status.await?.ok_or_else(|| {
-            Error::new(Reason::LeaseNotFound, format!("lease {id} does not exist: it expired or was revoked"))
+            Error::new(
+                Reason::LeaseNotFound,
+                format!("lease {id} does not exist: it expired or was revoked"),
+            )
         })?;
-        status.header = Header { revision: status.header.revision, ..header };
+        status.header = Header {
+            revision: status.header.revision,
+            ..header
+        };
         // The state's clock is as old as the last entry; a leader knows better.
-        let passed = now_ms.unwrap_or(state_clock_ms).saturating_sub(state_clock_ms);
+        let passed = now_ms
+            .unwrap_or(state_clock_ms)
+            .saturating_sub(state_clock_ms);
         status.remaining_ms = status.remaining_ms.saturating_sub(passed);
         Ok(status)
     }
 
     pub async fn leases(&self) -> Result<(Revision, Vec<LeaseId>)> {
-        self.read(|view| Ok((read_meta(view)?.revision, podkv_core::leases(view)?))).await
+        self.read(|view| Ok((read_meta(view)?.revision, podkv_core::leases(view)?)))
+            .await
     }
 
     pub async fn meta(&self) -> Result<Meta> {
@@ -129,8 +174,14 @@ async fn blocking<T: Send + 'static>(
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => {
             tracing::error!(%error, "the state cannot be read");
-            Err(Error::internal("the state cannot be read; the node's log says more").with_source(error))
+            Err(
+                Error::internal("the state cannot be read; the node's log says more")
+                    .with_source(error),
+            )
         }
-        Err(_) => Err(Error::new(Reason::NodeNotReady, "the node is stopping: ask another one")),
+        Err(_) => Err(Error::new(
+            Reason::NodeNotReady,
+            "the node is stopping: ask another one",
+        )),
     }
 }

@@ -56,12 +56,15 @@ impl ReadIndex {
     /// Returns when this node has applied everything that was committed when this was called.
     pub async fn linearizable(&self, timeout: Duration) -> Result<Applied> {
         let (done, answer) = oneshot::channel();
-        self.waiting.try_send(done).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => {
-                Error::new(Reason::Overloaded, "too many reads wait on this node: try again, or elsewhere")
-            }
-            mpsc::error::TrySendError::Closed(_) => stopping(),
-        })?;
+        self.waiting
+            .try_send(done)
+            .map_err(|refused| match refused {
+                mpsc::error::TrySendError::Full(_) => Error::new(
+                    Reason::Overloaded,
+                    "too many reads wait on this node: try again, or elsewhere",
+                ),
+                mpsc::error::TrySendError::Closed(_) => stopping(),
+            })?;
         match tokio::time::timeout(timeout, answer).await {
             Ok(Ok(applied)) => Ok(applied),
             Ok(Err(_dropped)) => Err(stopping()),
@@ -74,7 +77,9 @@ impl ReadIndex {
         match state.leader {
             None => Error::new(
                 Reason::NoLeader,
-                format!("no leader within {timeout:?}: a majority of the voters must run and reach each other; `local` reads still work"),
+                format!(
+                    "no leader within {timeout:?}: a majority of the voters must run and reach each other; `local` reads still work"
+                ),
             ),
             Some(leader) => Error::new(
                 Reason::DeadlineExceeded,
@@ -124,7 +129,9 @@ async fn round(parts: &ReadIndexParts, applied: &mut watch::Receiver<Applied>) -
         Some(leader) if leader == parts.me => parts.group.read_index().await?.index,
         Some(leader) => ask(parts, leader, &state).await?,
     };
-    let reached = applied.wait_for(|state| state.position.index >= index).await;
+    let reached = applied
+        .wait_for(|state| state.position.index >= index)
+        .await;
     reached.map(|state| state.clone()).map_err(|_| stopping())
 }
 
@@ -132,8 +139,13 @@ async fn ask(parts: &ReadIndexParts, leader: MemberId, state: &GroupState) -> Re
     let unreachable = || Error::new(Reason::Unreachable, "the leader does not answer");
     let address = state.members.nodes.get(&leader).ok_or_else(unreachable)?;
     let lane = parts.peers.client(leader, address, Lane::Control);
-    let mut client = lane.get().await.map_err(|error| unreachable().with_source(error))?;
-    let request = wire::ReadIndexRequest { header: Some(lane.header()) };
+    let mut client = lane
+        .get()
+        .await
+        .map_err(|error| unreachable().with_source(error))?;
+    let request = wire::ReadIndexRequest {
+        header: Some(lane.header()),
+    };
     let response = client.read_index(request).await.map_err(|status| {
         lane.broken();
         unreachable().with_source(status)
@@ -141,10 +153,16 @@ async fn ask(parts: &ReadIndexParts, leader: MemberId, state: &GroupState) -> Re
     let response = response.into_inner();
     match (response.read_log_id, response.refusal) {
         (Some(log_id), None) => Ok(log_id.index),
-        _ => Err(Error::new(Reason::NotLeader, "the leader that was asked does not lead")),
+        _ => Err(Error::new(
+            Reason::NotLeader,
+            "the leader that was asked does not lead",
+        )),
     }
 }
 
 fn stopping() -> Error {
-    Error::new(Reason::NodeNotReady, "the node is stopping: ask another one")
+    Error::new(
+        Reason::NodeNotReady,
+        "the node is stopping: ask another one",
+    )
 }

@@ -45,7 +45,10 @@ impl Renewable for LeaseId {
     }
 
     fn missing(self) -> Error {
-        Error::new(Reason::LeaseNotFound, format!("lease {self} does not exist: it expired or was revoked"))
+        Error::new(
+            Reason::LeaseNotFound,
+            format!("lease {self} does not exist: it expired or was revoked"),
+        )
     }
 }
 
@@ -64,7 +67,10 @@ impl Renewable for SessionId {
     }
 
     fn missing(self) -> Error {
-        Error::new(Reason::SessionNotFound, format!("session {self} does not exist: it expired or was closed"))
+        Error::new(
+            Reason::SessionNotFound,
+            format!("session {self} does not exist: it expired or was closed"),
+        )
     }
 }
 
@@ -83,10 +89,16 @@ impl<I: Renewable> Clone for Renewals<I> {
 }
 
 impl<I: Renewable> Renewals<I> {
-    pub fn start(writer: Writer, timeout: Duration, tasks: &TaskTracker, stop: CancellationToken) -> Self {
+    pub fn start(
+        writer: Writer,
+        timeout: Duration,
+        tasks: &TaskTracker,
+        stop: CancellationToken,
+    ) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING);
         tasks.spawn(async move {
-            stop.run_until_cancelled(run(writer, timeout, receiver)).await;
+            stop.run_until_cancelled(run(writer, timeout, receiver))
+                .await;
         });
         Self(sender)
     }
@@ -97,28 +109,45 @@ impl<I: Renewable> Renewals<I> {
         let sent = self.0.try_send(Waiting { id, done });
         async move {
             if sent.is_err() {
-                return Err(Error::new(Reason::Overloaded, "too many keep-alives wait on this node: try again"));
+                return Err(Error::new(
+                    Reason::Overloaded,
+                    "too many keep-alives wait on this node: try again",
+                ));
             }
-            answer.await.unwrap_or_else(|_| Err(Error::new(Reason::NodeNotReady, "the node is stopping: ask another one")))
+            answer.await.unwrap_or_else(|_| {
+                Err(Error::new(
+                    Reason::NodeNotReady,
+                    "the node is stopping: ask another one",
+                ))
+            })
         }
     }
 }
 
-async fn run<I: Renewable>(writer: Writer, timeout: Duration, mut receiver: mpsc::Receiver<Waiting<I>>) {
+async fn run<I: Renewable>(
+    writer: Writer,
+    timeout: Duration,
+    mut receiver: mpsc::Receiver<Waiting<I>>,
+) {
     let mut batch: Vec<Waiting<I>> = Vec::new();
     while receiver.recv_many(&mut batch, BATCH).await > 0 {
         let ids = batch.iter().map(|waiting| waiting.id).collect();
         let proposal = Proposal::from(I::command(ids));
         // Renewing twice does no harm, so an unknown outcome is just a failure to the caller.
-        let result = writer.write(proposal, Origin::Local, timeout).await.and_then(|decided| {
-            let renewed = I::renewed(decided.outcome.result?).unwrap_or_default();
-            Ok((decided.term, renewed))
-        });
+        let result = writer
+            .write(proposal, Origin::Local, timeout)
+            .await
+            .and_then(|decided| {
+                let renewed = I::renewed(decided.outcome.result?).unwrap_or_default();
+                Ok((decided.term, renewed))
+            });
         match result {
             Ok((term, renewed)) => {
                 let padded = renewed.into_iter().chain(std::iter::repeat_with(|| None));
                 for (waiting, renewed) in batch.drain(..).zip(padded) {
-                    let answer = renewed.map(|renewed| (term, renewed)).ok_or_else(|| waiting.id.missing());
+                    let answer = renewed
+                        .map(|renewed| (term, renewed))
+                        .ok_or_else(|| waiting.id.missing());
                     // A caller that gave up needs no answer.
                     let _ = waiting.done.send(answer);
                 }

@@ -72,7 +72,11 @@ pub async fn cluster_with(
             node: None,
         })
         .collect();
-    let mut cluster = TestCluster { network: Hub::new(), slots, configure: Arc::new(configure) };
+    let mut cluster = TestCluster {
+        network: Hub::new(),
+        slots,
+        configure: Arc::new(configure),
+    };
     for index in 0..size {
         or_panic(cluster.boot(index).await);
     }
@@ -95,7 +99,10 @@ impl TestCluster {
         match &self.slots[index].node {
             Some(node) => node.clone(),
             // A test that asks a dead node is wrong, and this is test code.
-            None => panic!("{} is dead; restart({index}) brings it back", self.slots[index].name),
+            None => panic!(
+                "{} is dead; restart({index}) brings it back",
+                self.slots[index].name
+            ),
         }
     }
 
@@ -160,7 +167,10 @@ impl TestCluster {
         let suggestions = self
             .slots
             .iter()
-            .map(|slot| Suggestion { name: Some(slot.name.clone()), peer_address: slot.address.clone() })
+            .map(|slot| Suggestion {
+                name: Some(slot.name.clone()),
+                peer_address: slot.address.clone(),
+            })
             .collect();
         let slot = &self.slots[index];
         let mut config = NodeConfig::new(&slot.name, StorageConfig::Memory);
@@ -189,7 +199,10 @@ impl TestCluster {
             }
         };
         tokio::time::timeout(PATIENCE, ready).await.map_err(|_| {
-            let text = format!("{} does not serve within {PATIENCE:?}", self.slots[index].name);
+            let text = format!(
+                "{} does not serve within {PATIENCE:?}",
+                self.slots[index].name
+            );
             Error::new(Reason::NodeNotReady, text)
         })
     }

@@ -30,20 +30,29 @@ struct DevCluster {
 
 pub async fn run(args: DevArgs) -> Result<Exit, Failure> {
     if args.nodes == 0 || u32::from(args.port) + 10 * u32::from(args.nodes) > u32::from(u16::MAX) {
-        let text = format!("{} nodes from port {} on do not fit; expected 1 or more below 65536", args.nodes, args.port);
+        let text = format!(
+            "{} nodes from port {} on do not fit; expected 1 or more below 65536",
+            args.nodes, args.port
+        );
         return Err(Error::new(Reason::Configuration, text).into());
     }
     let data_dir = match (&args.data_dir, args.memory) {
         (None, false) => Some(tempfile::Builder::new().prefix("podkv-dev-").tempdir()?),
         _ => None,
     };
-    let cluster = DevCluster { args, executable: std::env::current_exe()?, data_dir };
+    let cluster = DevCluster {
+        args,
+        executable: std::env::current_exe()?,
+        data_dir,
+    };
     cluster.run().await
 }
 
 impl DevCluster {
     async fn run(self) -> Result<Exit, Failure> {
-        let endpoints: Vec<String> = (0..self.args.nodes).map(|index| self.address(index, 0)).collect();
+        let endpoints: Vec<String> = (0..self.args.nodes)
+            .map(|index| self.address(index, 0))
+            .collect();
         if self.args.memory {
             println!("memory storage: NOT DURABLE, everything is gone at the end");
         }
@@ -52,7 +61,13 @@ impl DevCluster {
         let mut nodes = tokio::task::JoinSet::new();
         for index in 0..self.args.nodes {
             let child = self.spawn(index)?;
-            nodes.spawn(keep_running(index, child, self.command(index), self.args.no_restart, stop.subscribe()));
+            nodes.spawn(keep_running(
+                index,
+                child,
+                self.command(index),
+                self.args.no_restart,
+                stop.subscribe(),
+            ));
         }
         let reporter = tokio::spawn(report_leader(endpoints));
         interrupted().await;
@@ -69,8 +84,9 @@ impl DevCluster {
     }
 
     fn command(&self, index: u16) -> impl Fn() -> Command + Send + 'static {
-        let peers: Vec<String> =
-            (0..self.args.nodes).map(|peer| format!("podkv-{peer}={}", self.address(peer, 1))).collect();
+        let peers: Vec<String> = (0..self.args.nodes)
+            .map(|peer| format!("podkv-{peer}={}", self.address(peer, 1)))
+            .collect();
         let mut arguments = vec![
             "serve".to_string(),
             format!("--name=podkv-{index}"),
@@ -84,14 +100,21 @@ impl DevCluster {
         if self.args.memory {
             arguments.push("--storage=memory".into());
         } else {
-            let root = self.args.data_dir.clone().or_else(|| self.data_dir.as_ref().map(|dir| dir.path().into()));
+            let root = self
+                .args
+                .data_dir
+                .clone()
+                .or_else(|| self.data_dir.as_ref().map(|dir| dir.path().into()));
             let folder = root.unwrap_or_default().join(format!("podkv-{index}"));
             arguments.push(format!("--data-dir={}", folder.display()));
         }
         let executable = self.executable.clone();
         move || {
             let mut command = Command::new(&executable);
-            command.args(&arguments).stdin(Stdio::null()).kill_on_drop(true);
+            command
+                .args(&arguments)
+                .stdin(Stdio::null())
+                .kill_on_drop(true);
             // Ctrl-C goes to this process alone; it ends its children in order.
             command.process_group(0);
             command
@@ -100,7 +123,11 @@ impl DevCluster {
 
     fn spawn(&self, index: u16) -> std::io::Result<Child> {
         let child = self.command(index)().spawn()?;
-        println!("podkv-{index}: process {} on {}", child.id().unwrap_or_default(), self.address(index, 0));
+        println!(
+            "podkv-{index}: process {} on {}",
+            child.id().unwrap_or_default(),
+            self.address(index, 0)
+        );
         Ok(child)
     }
 }
@@ -132,7 +159,10 @@ async fn keep_running(
         }
         match command().spawn() {
             Ok(started) => {
-                println!("podkv-{index}: process {}", started.id().unwrap_or_default());
+                println!(
+                    "podkv-{index}: process {}",
+                    started.id().unwrap_or_default()
+                );
                 child = started;
             }
             Err(error) => {
@@ -144,7 +174,10 @@ async fn keep_running(
 }
 
 async fn end(mut child: Child) {
-    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw);
+    let pid = child
+        .id()
+        .and_then(|id| i32::try_from(id).ok())
+        .and_then(rustix::process::Pid::from_raw);
     if let Some(pid) = pid {
         // It may have ended by itself this very moment.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
@@ -155,20 +188,35 @@ async fn end(mut child: Child) {
 }
 
 async fn report_leader(endpoints: Vec<String>) {
-    let Ok(client) = Client::builder().endpoints(endpoints).fixed(true).deadline(LOOK).connect().await else { return };
+    let Ok(client) = Client::builder()
+        .endpoints(endpoints)
+        .fixed(true)
+        .deadline(LOOK)
+        .connect()
+        .await
+    else {
+        return;
+    };
     let mut known = None;
     loop {
-        if let Ok(statuses) = client.status_of_all().await {
-            let newest = statuses.into_iter().filter_map(|(_, status)| status.ok()).max_by_key(|status| status.header.term);
-            if let Some(status) = newest
-                && let Some(leader) = status.leader
-                && known != Some((leader, status.header.term))
-            {
-                known = Some((leader, status.header.term));
-                let members = podkv_api::Store::members(&client).await.unwrap_or_default();
-                let name = members.iter().find(|member| member.id == leader).map(|member| member.name.clone());
-                println!("{} leads (term {})", name.unwrap_or_else(|| leader.to_string()), status.header.term);
-            }
+        let statuses = client.statuses().await;
+        let answered = statuses.into_iter().filter_map(|(_, status)| status.ok());
+        // A node that was cut off may still name an older leader.
+        if let Some(status) = answered.max_by_key(|status| status.header.term)
+            && let Some(leader) = status.leader
+            && known != Some((leader, status.header.term))
+        {
+            known = Some((leader, status.header.term));
+            let members = client.local_members().await.unwrap_or_default();
+            let name = members
+                .into_iter()
+                .find(|member| member.id == leader)
+                .map(|member| member.name);
+            println!(
+                "{} leads (term {})",
+                name.unwrap_or_else(|| leader.to_string()),
+                status.header.term
+            );
         }
         tokio::time::sleep(LOOK).await;
     }

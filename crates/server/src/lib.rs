@@ -12,8 +12,12 @@
 
 pub mod admin;
 pub mod api;
+pub mod cli;
 mod connections;
+mod dev;
+mod serve;
 mod server;
+pub mod settings;
 
 pub use admin::AdminServer;
 pub use api::ApiSettings;

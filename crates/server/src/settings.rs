@@ -14,8 +14,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use podkv_api::{Error, Reason, Result};
-use podkv_node::config::{RaftTiming, StorageConfig};
 use podkv_node::NodeConfig;
+use podkv_node::config::{RaftTiming, StorageConfig};
 
 /// One setting: its name as a flag. As a variable it is `PODKV_` and the name in capitals, with
 /// underscores; in the file it is the name with underscores.
@@ -121,7 +121,11 @@ impl Values {
         file: Option<&Path>,
     ) -> Result<Self> {
         let file = file.map(read_file).transpose()?;
-        Ok(Self { flags, variables: variables.into_iter().collect(), file })
+        Ok(Self {
+            flags,
+            variables: variables.into_iter().collect(),
+            file,
+        })
     }
 
     fn raw(&self, setting: &Setting) -> (String, Source) {
@@ -135,7 +139,9 @@ impl Values {
         if let Some((path, table)) = &self.file
             && let Some(value) = table.get(&setting.key())
         {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+            let text = value
+                .as_str()
+                .map_or_else(|| value.to_string(), str::to_string);
             return (text, Source::File(path.clone()));
         }
         (setting.default.to_string(), Source::Default)
@@ -145,7 +151,12 @@ impl Values {
         self.raw(setting).0
     }
 
-    fn parse<T>(&self, setting: &Setting, accepted: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T> {
+    fn parse<T>(
+        &self,
+        setting: &Setting,
+        accepted: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<T> {
         let (value, source) = self.raw(setting);
         parse(value.trim()).ok_or_else(|| bad(setting, &value, &source, accepted))
     }
@@ -159,27 +170,40 @@ impl Values {
     }
 
     fn address(&self, setting: &Setting) -> Result<String> {
-        self.parse(setting, "host:port", |text| is_address(text).then(|| text.to_string()))
+        self.parse(setting, "host:port", |text| {
+            is_address(text).then(|| text.to_string())
+        })
     }
 }
 
 fn bad(setting: &Setting, value: &str, source: &Source, accepted: &str) -> Error {
     Error::new(
         Reason::Configuration,
-        format!("{} is {value:?}, from {source}; expected {accepted}", setting.name),
+        format!(
+            "{} is {value:?}, from {source}; expected {accepted}",
+            setting.name
+        ),
     )
 }
 
 fn read_file(path: &Path) -> Result<(PathBuf, toml::Table)> {
     let named = |what: &dyn fmt::Display| {
-        Error::new(Reason::Configuration, format!("the settings file {}: {what}", path.display()))
+        Error::new(
+            Reason::Configuration,
+            format!("the settings file {}: {what}", path.display()),
+        )
     };
     let text = std::fs::read_to_string(path).map_err(|error| named(&error))?;
-    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| named(&error))?;
+    let table: toml::Table = text
+        .parse()
+        .map_err(|error: toml::de::Error| named(&error))?;
     for key in table.keys() {
         if !SETTINGS.iter().any(|setting| setting.key() == *key) {
             let known: Vec<_> = SETTINGS.iter().map(Setting::key).collect();
-            return Err(named(&format!("{key} is not a setting; expected one of {}", known.join(", "))));
+            return Err(named(&format!(
+                "{key} is not a setting; expected one of {}",
+                known.join(", ")
+            )));
         }
     }
     Ok((path.to_path_buf(), table))
@@ -193,12 +217,18 @@ impl ServeConfig {
             name => name,
         };
         let storage = values.parse(&STORAGE, "disk or memory", |text| match text {
-            "disk" => Some(StorageConfig::Disk { data_dir: PathBuf::from(values.text(&DATA_DIR)) }),
+            "disk" => Some(StorageConfig::Disk {
+                data_dir: PathBuf::from(values.text(&DATA_DIR)),
+            }),
             "memory" => Some(StorageConfig::Memory),
             _ => None,
         })?;
         let client_listen = values.address(&CLIENT_LISTEN)?;
-        let peers = values.parse(&PEERS, "a list like podkv-0=host:2380,podkv-1=host:2380", parse_peers)?;
+        let peers = values.parse(
+            &PEERS,
+            "a list like podkv-0=host:2380,podkv-1=host:2380",
+            parse_peers,
+        )?;
         let mut node = NodeConfig::new(name, storage);
         node.peer_listen = values.address(&PEER_LISTEN)?;
         node.peer_address = or_else(values, &PEER_ADDRESS, || {
@@ -216,7 +246,8 @@ impl ServeConfig {
             "fast" => Some(RaftTiming::fast()),
             _ => None,
         })?;
-        node.request_timeout = values.parse(&REQUEST_TIMEOUT, "a time like 5s or 500ms", parse_duration)?;
+        node.request_timeout =
+            values.parse(&REQUEST_TIMEOUT, "a time like 5s or 500ms", parse_duration)?;
         node.limits.max_request_bytes = usize_of(values.bytes(&MAX_REQUEST_BYTES)?);
         node.limits.max_txn_ops = values.number(&MAX_TXN_OPS, "a number")?;
         node.cache_bytes = usize_of(values.bytes(&CACHE_BYTES)?);
@@ -239,7 +270,11 @@ impl ServeConfig {
 }
 
 fn or_else(values: &Values, setting: &Setting, default: impl FnOnce() -> String) -> Result<String> {
-    if values.text(setting).is_empty() { Ok(default()) } else { values.address(setting) }
+    if values.text(setting).is_empty() {
+        Ok(default())
+    } else {
+        values.address(setting)
+    }
 }
 
 fn usize_of(number: u64) -> usize {
@@ -247,12 +282,16 @@ fn usize_of(number: u64) -> usize {
 }
 
 fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// `host:port`, with a port that is a number. The host is resolved when it is dialled.
 fn is_address(text: &str) -> bool {
-    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+    text.rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
 fn parse_peers(text: &str) -> Option<Vec<(String, String)>> {
@@ -289,23 +328,41 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
         "h" => 3_600_000,
         _ => return None,
     };
-    digits.trim().parse::<u64>().ok()?.checked_mul(millis).map(Duration::from_millis)
+    digits
+        .trim()
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(millis)
+        .map(Duration::from_millis)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn config(flags: &[(&'static str, &str)], variables: &[(&str, &str)], file: Option<&Path>) -> Result<ServeConfig> {
-        let flags = flags.iter().map(|(name, value)| (*name, value.to_string())).collect();
-        let variables = variables.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+    fn config(
+        flags: &[(&'static str, &str)],
+        variables: &[(&str, &str)],
+        file: Option<&Path>,
+    ) -> Result<ServeConfig> {
+        let flags = flags
+            .iter()
+            .map(|(name, value)| (*name, value.to_string()))
+            .collect();
+        let variables = variables
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.to_string()));
         ServeConfig::from_values(&Values::read(flags, variables, file)?)
     }
 
     #[test]
     fn flags_win_over_variables_over_the_file_over_defaults() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "max_voters = 3\nname = \"file-0\"\nmax_txn_ops = 7\n").unwrap();
+        std::fs::write(
+            file.path(),
+            "max_voters = 3\nname = \"file-0\"\nmax_txn_ops = 7\n",
+        )
+        .unwrap();
         let variables = [("PODKV_NAME", "variable-0"), ("PODKV_MAX_VOTERS", "7")];
         let config = config(&[("name", "flag-0")], &variables, Some(file.path())).unwrap();
         assert_eq!(config.node.name, "flag-0");
@@ -335,7 +392,10 @@ mod tests {
     fn injected_service_variables_are_never_ours_and_change_nothing() {
         for setting in SETTINGS {
             let variable = setting.variable();
-            assert!(!variable.contains("_SERVICE_") && !variable.contains("_PORT"), "{variable}");
+            assert!(
+                !variable.contains("_SERVICE_") && !variable.contains("_PORT"),
+                "{variable}"
+            );
         }
         let injected = [
             ("PODKV_PORT", "tcp://10.0.0.1:2379"),
@@ -348,7 +408,12 @@ mod tests {
 
     #[test]
     fn replicas_follow_the_peers() {
-        let config = config(&[("name", "p-1"), ("peers", "p-0=a:1,p-1=b:2,p-2=c:3")], &[], None).unwrap();
+        let config = config(
+            &[("name", "p-1"), ("peers", "p-0=a:1,p-1=b:2,p-2=c:3")],
+            &[],
+            None,
+        )
+        .unwrap();
         assert_eq!(config.node.replicas, 3);
         assert_eq!(config.node.peer_address, "b:2");
     }

@@ -15,7 +15,13 @@ impl Stage for Processes {
             .specs
             .iter()
             .zip(&self.0.nodes)
-            .map(|(spec, node)| format!("{} (process {})", spec.name, node.as_ref().map_or(0, |node| node.pid())))
+            .map(|(spec, node)| {
+                format!(
+                    "{} (process {})",
+                    spec.name,
+                    node.as_ref().map_or(0, |node| node.pid())
+                )
+            })
             .collect();
         format!("three nodes serve: {}", nodes.join(", "))
     }
@@ -34,10 +40,20 @@ impl Stage for Processes {
 
     async fn kill_leader(&mut self) -> Result<(usize, String), String> {
         let leader = self.0.leader().await.ok_or("no node claims to lead")?;
-        let status = self.0.status(leader).await.map_err(|error| error.to_string())?;
+        let status = self
+            .0
+            .status(leader)
+            .await
+            .map_err(|error| error.to_string())?;
         let pid = self.0.nodes[leader].as_ref().map_or(0, |node| node.pid());
         self.0.kill(leader);
-        Ok((leader, format!("the leader of term {}; SIGKILL to process {pid}", status.header.term)))
+        Ok((
+            leader,
+            format!(
+                "the leader of term {}; SIGKILL to process {pid}",
+                status.header.term
+            ),
+        ))
     }
 
     async fn revive(&mut self, node: usize) -> Result<(), String> {
@@ -49,7 +65,10 @@ impl Stage for Processes {
 
 #[tokio::main]
 async fn main() -> std::process::ExitCode {
-    let records = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(50_000);
+    let records = std::env::args()
+        .nth(1)
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(50_000);
     let cluster = ProcessCluster::start(3).await;
     let folder = cluster.folder.path().to_path_buf();
     match demo::run(Processes(cluster), records, &folder).await {

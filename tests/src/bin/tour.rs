@@ -29,17 +29,26 @@ impl Stage for InProcess {
 
     async fn kill_leader(&mut self) -> Result<(usize, String), String> {
         let leader = self.0.kill_leader().await;
-        Ok((leader, "the leader; dropped with everything it had not synced".into()))
+        Ok((
+            leader,
+            "the leader; dropped with everything it had not synced".into(),
+        ))
     }
 
     async fn revive(&mut self, node: usize) -> Result<(), String> {
-        self.0.restart(node).await.map_err(|error| error.to_string())
+        self.0
+            .restart(node)
+            .await
+            .map_err(|error| error.to_string())
     }
 }
 
 #[tokio::main]
 async fn main() -> std::process::ExitCode {
-    let records = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(20_000);
+    let records = std::env::args()
+        .nth(1)
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(20_000);
     let Ok(folder) = tempfile::tempdir() else {
         eprintln!("FAILED: no temporary folder");
         return std::process::ExitCode::FAILURE;

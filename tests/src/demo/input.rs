@@ -19,9 +19,17 @@ impl Input {
     pub fn read(limit: usize, folder: &Path) -> Result<Self, String> {
         let lists = Path::new("/var/lib/dpkg/info");
         let mut files: Vec<PathBuf> = std::fs::read_dir(lists)
-            .map_err(|error| format!("{}: {error}; the demo reads Debian's checksum lists", lists.display()))?
+            .map_err(|error| {
+                format!(
+                    "{}: {error}; the demo reads Debian's checksum lists",
+                    lists.display()
+                )
+            })?
             .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-            .filter(|path| path.extension().is_some_and(|extension| extension == "md5sums"))
+            .filter(|path| {
+                path.extension()
+                    .is_some_and(|extension| extension == "md5sums")
+            })
             .collect();
         files.sort();
         let mut records = Vec::new();
@@ -31,10 +39,17 @@ impl Input {
                 break;
             }
             packages += 1;
-            let package = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let text = std::fs::read_to_string(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+            let package = file
+                .file_stem()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            let text = std::fs::read_to_string(&file)
+                .map_err(|error| format!("{}: {error}", file.display()))?;
             let lines = text.lines().filter_map(|line| line.split_once("  "));
-            records.extend(lines.map(|(digest, path)| (format!("{package}/{path}"), digest.to_string())));
+            records.extend(
+                lines.map(|(digest, path)| (format!("{package}/{path}"), digest.to_string())),
+            );
         }
         records.truncate(limit);
         records.sort();
@@ -45,9 +60,15 @@ impl Input {
                 records.len()
             ));
         }
-        let lines = records.iter().map(|(key, value)| (key.as_bytes(), value.as_bytes()));
+        let lines = records
+            .iter()
+            .map(|(key, value)| (key.as_bytes(), value.as_bytes()));
         let sha256 = sorted_sha256(&folder.join("input.tsv"), lines)?;
-        Ok(Self { records, packages, sha256 })
+        Ok(Self {
+            records,
+            packages,
+            sha256,
+        })
     }
 }
 
@@ -71,11 +92,18 @@ pub fn sorted_sha256<'a>(
         .spawn()
         .map_err(|error| format!("sort: {error}"))?;
     let sorted = sort.stdout.take().ok_or("sort has no output")?;
-    let digest = Command::new("sha256sum").stdin(sorted).output().map_err(|error| format!("sha256sum: {error}"))?;
+    let digest = Command::new("sha256sum")
+        .stdin(sorted)
+        .output()
+        .map_err(|error| format!("sha256sum: {error}"))?;
     let sorted = sort.wait().map_err(|error| format!("sort: {error}"))?;
     if !sorted.success() || !digest.status.success() {
         return Err(format!("sort | sha256sum failed on {}", file.display()));
     }
     let text = String::from_utf8_lossy(&digest.stdout);
-    Ok(text.split_whitespace().next().unwrap_or_default().to_string())
+    Ok(text
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_string())
 }

@@ -66,11 +66,16 @@ impl Node {
             let result = match self.leader() {
                 Some(leader) if leader == self.id() => self.change_here(change.clone()).await,
                 Some(leader) => self.change_at(leader, &change, deadline).await,
-                None => Err(Error::new(Reason::NoLeader, "no leader is known; a change of membership needs one")),
+                None => Err(Error::new(
+                    Reason::NoLeader,
+                    "no leader is known; a change of membership needs one",
+                )),
             };
             match result {
                 Err(error)
-                    if error.is_retryable() && !error.outcome_unknown() && Instant::now() + RETRY < deadline =>
+                    if error.is_retryable()
+                        && !error.outcome_unknown()
+                        && Instant::now() + RETRY < deadline =>
                 {
                     tokio::time::sleep(RETRY).await;
                 }
@@ -90,13 +95,24 @@ impl Node {
         Ok(self.id())
     }
 
-    async fn change_at(&self, leader: MemberId, change: &Change, deadline: Instant) -> Result<MemberId> {
+    async fn change_at(
+        &self,
+        leader: MemberId,
+        change: &Change,
+        deadline: Instant,
+    ) -> Result<MemberId> {
         let unreachable = || Error::new(Reason::Unreachable, "the leader does not answer");
         let state = self.0.group.state().borrow().clone();
         let address = state.members.nodes.get(&leader).ok_or_else(unreachable)?;
         let lane = self.0.peers.client(leader, address, Lane::Control);
-        let mut client = lane.get().await.map_err(|error| unreachable().with_source(error))?;
-        let request = wire::AdminRequest { header: Some(lane.header()), change: Some(to_wire(change)) };
+        let mut client = lane
+            .get()
+            .await
+            .map_err(|error| unreachable().with_source(error))?;
+        let request = wire::AdminRequest {
+            header: Some(lane.header()),
+            change: Some(to_wire(change)),
+        };
         let answer = match tokio::time::timeout_at(deadline, client.admin(request)).await {
             Ok(Ok(answer)) => answer.into_inner(),
             Ok(Err(status)) => {
@@ -111,9 +127,14 @@ impl Node {
         match answer.refusal {
             None => Ok(MemberId(answer.leader_id)),
             Some(refusal) => {
-                let reason = u16::try_from(refusal.reason).map_or(Reason::Internal, Reason::from_code);
+                let reason =
+                    u16::try_from(refusal.reason).map_or(Reason::Internal, Reason::from_code);
                 let error = Error::new(reason, refusal.text);
-                Err(if answer.outcome_unknown { error.with_unknown_outcome() } else { error })
+                Err(if answer.outcome_unknown {
+                    error.with_unknown_outcome()
+                } else {
+                    error
+                })
             }
         }
     }
@@ -128,7 +149,10 @@ impl Node {
             header: self.header_at(meta.revision),
             name: self.0.config.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
-            role: members.iter().find(|member| member.id == me).map(|member| member.role),
+            role: members
+                .iter()
+                .find(|member| member.id == me)
+                .map(|member| member.role),
             leader: state.leader,
             committed_index: state.committed.map_or(0, |position| position.index),
             applied_index: state.applied.map_or(0, |position| position.index),
@@ -139,7 +163,11 @@ impl Node {
             keys: meta.keys,
             disk_bytes: self.0.storage.log.disk_bytes() + self.0.storage.state.disk_bytes(),
             durable: self.0.storage.log.is_durable(),
-            clock_ms: self.0.clock.borrow().map_or(meta.clock_ms, |clock| clock.now_ms()),
+            clock_ms: self
+                .0
+                .clock
+                .borrow()
+                .map_or(meta.clock_ms, |clock| clock.now_ms()),
         })
     }
 }

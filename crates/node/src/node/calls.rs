@@ -17,7 +17,10 @@ pub(super) struct Calls(pub Weak<Inner>);
 
 impl Calls {
     fn node(&self) -> Result<Node, Status> {
-        self.0.upgrade().map(Node).ok_or_else(|| Status::unavailable("the node is stopping"))
+        self.0
+            .upgrade()
+            .map(Node)
+            .ok_or_else(|| Status::unavailable("the node is stopping"))
     }
 }
 
@@ -30,7 +33,13 @@ impl NodeCalls for Calls {
         match self.node() {
             Ok(node) => {
                 let inner = &node.0;
-                serve_forward(inner.writer.clone(), first, rest, &inner.tasks, inner.stop.clone())
+                serve_forward(
+                    inner.writer.clone(),
+                    first,
+                    rest,
+                    &inner.tasks,
+                    inner.stop.clone(),
+                )
             }
             Err(status) => Box::pin(futures_util::stream::iter([Err(status)])),
         }
@@ -42,11 +51,18 @@ impl NodeCalls for Calls {
             let term = node.0.group.state().borrow().term;
             Ok(match node.confirmed_position().await {
                 Ok(position) => wire::ReadIndexResponse {
-                    read_log_id: Some(wire::LogId { term: position.term, index: position.index }),
+                    read_log_id: Some(wire::LogId {
+                        term: position.term,
+                        index: position.index,
+                    }),
                     refusal: None,
                     term,
                 },
-                Err(error) => wire::ReadIndexResponse { read_log_id: None, refusal: Some(refusal(&error)), term },
+                Err(error) => wire::ReadIndexResponse {
+                    read_log_id: None,
+                    refusal: Some(refusal(&error)),
+                    term,
+                },
             })
         })
     }
@@ -64,7 +80,11 @@ impl NodeCalls for Calls {
                 Err(Error::new(Reason::NotLeader, "this node does not lead"))
             };
             Ok(match result {
-                Ok(MemberId(leader_id)) => wire::AdminResponse { refusal: None, leader_id, outcome_unknown: false },
+                Ok(MemberId(leader_id)) => wire::AdminResponse {
+                    refusal: None,
+                    leader_id,
+                    outcome_unknown: false,
+                },
                 Err(error) => wire::AdminResponse {
                     refusal: Some(refusal(&error)),
                     leader_id: node.leader().map_or(0, |id| id.0),
@@ -88,5 +108,8 @@ impl Node {
 }
 
 fn refusal(error: &Error) -> wire::Refusal {
-    wire::Refusal { reason: u32::from(error.reason() as u16), text: error.text().into() }
+    wire::Refusal {
+        reason: u32::from(error.reason() as u16),
+        text: error.text().into(),
+    }
 }

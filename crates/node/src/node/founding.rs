@@ -1,10 +1,13 @@
 //! How a node gets into its cluster: the bootstrap, and what it asks of the node.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use podkv_api::{Error, MemberId, Reason, Result};
+use tokio::sync::watch;
 
 use super::admin::Change;
 use super::{Inner, Node};
@@ -15,7 +18,9 @@ use crate::discovery::Discovery;
 use crate::health::Health;
 use crate::membership::PeerAddress;
 use crate::peer::gate::Gate;
+use crate::peer::pool::PeerPool;
 use crate::peer::service::Slots;
+use crate::raft::GroupState;
 
 /// Between two attempts to add a founder that does not vote.
 const RETRY: Duration = Duration::from_millis(200);
@@ -25,7 +30,12 @@ struct Host(Weak<Inner>);
 
 impl Host {
     fn node(&self) -> Result<Node> {
-        let stopping = || Error::new(Reason::NodeNotReady, "the node is stopping: ask another one");
+        let stopping = || {
+            Error::new(
+                Reason::NodeNotReady,
+                "the node is stopping: ask another one",
+            )
+        };
         self.0.upgrade().map(Node).ok_or_else(stopping)
     }
 }
@@ -34,11 +44,16 @@ impl FoundingHost for Host {
     fn initialize(&self, founding: Founding) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             let node = self.node()?;
+            // A founder asks for this at each of its starts. Learners that were removed since stay removed.
+            if node.0.group.is_initialized().await? {
+                return Ok(());
+            }
             node.0.group.initialize(founding.voters).await?;
             let adding = node.clone();
             let stop = node.0.stop.clone();
             node.0.tasks.spawn(async move {
-                stop.run_until_cancelled(add_learners(adding, founding.learners)).await;
+                stop.run_until_cancelled(add_learners(adding, founding.learners))
+                    .await;
             });
             Ok(())
         })
@@ -71,6 +86,42 @@ async fn add_learners(node: Node, learners: std::collections::BTreeMap<MemberId,
         while let Err(error) = node.add_once(id, address.clone()).await {
             tracing::debug!(%id, %error, "a founder is not added yet");
             tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+/// While the node belongs to no cluster, its health says what it waits for.
+async fn tell_why(mut waiting: watch::Receiver<Option<String>>, health: watch::Sender<Health>) {
+    while waiting.changed().await.is_ok() {
+        let Some(why) = waiting.borrow_and_update().clone() else {
+            return;
+        };
+        let not_ready = Health::not_ready(format!("not a member of a cluster yet; waiting: {why}"));
+        health.send_if_modified(|now| {
+            let change = !now.draining && *now != not_ready;
+            if change {
+                *now = not_ready;
+            }
+            change
+        });
+    }
+}
+
+/// Forgets the channels to nodes that are no longer members.
+async fn keep_pool(mut group: watch::Receiver<GroupState>, peers: PeerPool) {
+    let mut kept = BTreeSet::new();
+    while group.changed().await.is_ok() {
+        let members: BTreeSet<_> = {
+            let state = group.borrow_and_update();
+            // A change that may yet be rolled back proves nothing about who is gone.
+            if !state.members_committed || state.members.nodes.is_empty() {
+                continue;
+            }
+            state.members.nodes.keys().copied().collect()
+        };
+        if members != kept {
+            peers.retain(&members);
+            kept = members;
         }
     }
 }
@@ -113,7 +164,19 @@ impl Node {
         slots.bind_node(Arc::new(super::calls::Calls(Arc::downgrade(inner))));
         slots.bind_founding(bootstrap.clone(), bootstrap.clone());
         bootstrap.bind(Arc::new(Host(Arc::downgrade(inner))));
-        let (stop, health) = (inner.stop.clone(), inner.health.clone());
+        let (stop, health, failure) = (
+            inner.stop.clone(),
+            inner.health.clone(),
+            inner.failure.clone(),
+        );
+        let why = tell_why(bootstrap.waiting(), health.clone());
+        inner
+            .tasks
+            .spawn(inner.stop.clone().run_until_cancelled_owned(why).map(drop));
+        let pool = keep_pool(inner.group.state(), inner.peers.clone());
+        inner
+            .tasks
+            .spawn(inner.stop.clone().run_until_cancelled_owned(pool).map(drop));
         inner.tasks.spawn(async move {
             match bootstrap.run(&stop).await {
                 Ok(Settled::Member { cluster, incarnation }) => {
@@ -128,6 +191,7 @@ impl Node {
                 Err(error) => {
                     tracing::error!(%error, "the node cannot go on");
                     health.send_replace(Health::not_ready(format!("stopped: {error}")));
+                    failure.send_replace(Some(error));
                 }
             }
         });

@@ -75,6 +75,8 @@ struct Inner {
     opening_session: tokio::sync::Mutex<()>,
     clock: watch::Receiver<Option<LeaderClock>>,
     health: watch::Sender<Health>,
+    /// Why the node cannot go on, if it cannot.
+    failure: watch::Sender<Option<Error>>,
     /// Turns true when the state is at least as new as anything this node ever answered from.
     recovered: watch::Receiver<bool>,
     tasks: TaskTracker,
@@ -114,6 +116,23 @@ impl Node {
     /// How the node is, and how that changes.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.0.health.subscribe()
+    }
+
+    /// Returns when the node cannot go on: a failed disk, or damaged data. It answers no more; shut it down.
+    pub async fn failed(&self) -> Error {
+        let mut group = self.0.group.state();
+        let mut failure = self.0.failure.subscribe();
+        let stopped = || Error::internal("the node stopped");
+        tokio::select! {
+            state = group.wait_for(|state| state.fatal.is_some()) => match state {
+                Ok(state) => state.fatal.clone().map_or_else(stopped, Error::internal),
+                Err(_) => stopped(),
+            },
+            error = failure.wait_for(Option::is_some) => match error {
+                Ok(error) => error.clone().unwrap_or_else(stopped),
+                Err(_) => stopped(),
+            },
+        }
     }
 
     /// A header for an answer from this node's state as it is now.

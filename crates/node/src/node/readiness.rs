@@ -23,7 +23,9 @@ async fn watch(node: Weak<Inner>) {
     let mut caught_up = false;
     let mut leader_seen = Instant::now();
     loop {
-        let Some(node) = node.upgrade().map(Node) else { return };
+        let Some(node) = node.upgrade().map(Node) else {
+            return;
+        };
         if !caught_up {
             // A read index is a commit index learned since this start.
             caught_up = node.0.read_index.linearizable(LOOK).await.is_ok();
@@ -35,7 +37,8 @@ async fn watch(node: Weak<Inner>) {
         let health = if let Some(fatal) = state.fatal {
             Health::not_ready(format!("stopped: {fatal}"))
         } else if node.0.identity.membership().is_none() {
-            Health::not_ready("not a member of a cluster yet")
+            // Founding says there what it waits for.
+            node.0.health.borrow().clone()
         } else if !state.members.contains(node.id()) {
             Health::not_ready("not in the committed membership")
         } else if !caught_up {

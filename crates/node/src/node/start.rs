@@ -48,7 +48,12 @@ pub struct NodeBuilder {
 
 impl NodeBuilder {
     pub(super) fn new(config: NodeConfig) -> Self {
-        Self { config, transport: None, discovery: None, volume: None }
+        Self {
+            config,
+            transport: None,
+            discovery: None,
+            volume: None,
+        }
     }
 
     /// How bytes reach other nodes; TCP by default.
@@ -73,26 +78,45 @@ impl NodeBuilder {
     /// once the node can be called; it serves when [`Node::health`] says that it is ready.
     pub async fn start(self) -> Result<Node> {
         self.config.check()?;
-        let transport = self.transport.unwrap_or_else(|| Arc::new(TcpTransport::new(TcpSettings::default())));
-        let discovery = self.discovery.unwrap_or_else(|| Arc::new(FixedDiscovery::default()));
+        let transport = self
+            .transport
+            .unwrap_or_else(|| Arc::new(TcpTransport::new(TcpSettings::default())));
+        let discovery = self
+            .discovery
+            .unwrap_or_else(|| Arc::new(FixedDiscovery::default()));
         let (identity, storage) = open_volume(&self.config, self.volume).await?;
 
         let slots = Arc::<Slots>::default();
         let gate = Gate::new(identity.clone());
         let service = PeerService::new(gate.clone(), slots.clone());
         let peer_settings = PeerSettings::default();
-        let listener = transport.listen(&self.config.peer_listen).await.map_err(|error| {
-            Error::new(Reason::Configuration, format!("cannot listen for peers on {}: {error}", self.config.peer_listen))
+        let listener = transport
+            .listen(&self.config.peer_listen)
+            .await
+            .map_err(|error| {
+                Error::new(
+                    Reason::Configuration,
+                    format!(
+                        "cannot listen for peers on {}: {error}",
+                        self.config.peer_listen
+                    ),
+                )
                 .with_source(error)
-        })?;
+            })?;
         let server = PeerServer::start(listener, service, &peer_settings);
         let peers = PeerPool::new(transport, PeerHeaders::new(identity.clone()), peer_settings);
 
-        let parts = Parts { config: self.config, identity, storage, peers };
+        let parts = Parts {
+            config: self.config,
+            identity,
+            storage,
+            peers,
+        };
         let started = match parts.start().await {
             Ok(node) => {
                 let peer_address = reachable(&node.0.config, server.local_address());
-                node.join_cluster(&slots, gate, discovery, peer_address).map(|()| node)
+                node.join_cluster(&slots, gate, discovery, peer_address)
+                    .map(|()| node)
             }
             Err(error) => Err(error),
         };
@@ -115,29 +139,47 @@ impl NodeBuilder {
 
 /// What peers are told to dial. A configured port 0 is replaced by the port that was taken.
 fn reachable(config: &NodeConfig, local_address: &str) -> String {
-    match (config.peer_address.rsplit_once(':'), local_address.rsplit_once(':')) {
+    match (
+        config.peer_address.rsplit_once(':'),
+        local_address.rsplit_once(':'),
+    ) {
         (Some((host, "0")), Some((_, port))) => format!("{host}:{port}"),
         _ => config.peer_address.clone(),
     }
 }
 
 /// Locks the volume, reads who it belongs to, opens the stores. All of it waits for the disk.
-async fn open_volume(config: &NodeConfig, volume: Option<Volume>) -> Result<(Arc<Identity>, Storage)> {
-    let (storage, name, cache_bytes) = (config.storage.clone(), config.name.clone(), config.cache_bytes);
+async fn open_volume(
+    config: &NodeConfig,
+    volume: Option<Volume>,
+) -> Result<(Arc<Identity>, Storage)> {
+    let (storage, name, cache_bytes) = (
+        config.storage.clone(),
+        config.name.clone(),
+        config.cache_bytes,
+    );
     let opening = tokio::task::spawn_blocking(move || {
         let volume = match volume {
             Some(volume) => volume,
             None => Volume::open(&storage)?,
         };
         let identity = Identity::open(volume.markers(), &name)?;
-        let storage = volume.open_stores(&identity, cache_bytes).map_err(storage_failed)?;
+        let storage = volume
+            .open_stores(&identity, cache_bytes)
+            .map_err(storage_failed)?;
         Ok((Arc::new(identity), storage))
     });
-    opening.await.unwrap_or_else(|_| Err(Error::internal("opening the volume did not come to an end")))
+    opening
+        .await
+        .unwrap_or_else(|_| Err(Error::internal("opening the volume did not come to an end")))
 }
 
 fn storage_failed(error: crate::storage::StorageError) -> Error {
-    let reason = if error.corrupt { Reason::Corrupt } else { Reason::Internal };
+    let reason = if error.corrupt {
+        Reason::Corrupt
+    } else {
+        Reason::Internal
+    };
     Error::new(reason, error.to_string()).with_source(error)
 }
 
@@ -150,7 +192,12 @@ struct Parts {
 
 impl Parts {
     async fn start(self) -> Result<Node> {
-        let Self { config, identity, storage, peers } = self;
+        let Self {
+            config,
+            identity,
+            storage,
+            peers,
+        } = self;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let group_state = Arc::<OnceLock<watch::Receiver<GroupState>>>::default();
         let watches = start_watches(&config, &identity, &storage, group_state.clone()).await?;
@@ -192,11 +239,17 @@ impl Parts {
             &tasks,
             stop.clone(),
         );
-        let lease_renewals = Renewals::start(writer.clone(), config.request_timeout, &tasks, stop.clone());
-        let session_renewals = Renewals::start(writer.clone(), config.request_timeout, &tasks, stop.clone());
+        let lease_renewals =
+            Renewals::start(writer.clone(), config.request_timeout, &tasks, stop.clone());
+        let session_renewals =
+            Renewals::start(writer.clone(), config.request_timeout, &tasks, stop.clone());
         let (health, _) = watch::channel(Health::starting());
         let recovered = watch_recovery(&group, &tasks, &stop);
-        let max_answer_bytes = config.limits.max_request_bytes.max(Limits::DEFAULT_MAX_REQUEST_BYTES) + ANSWER_OVERHEAD;
+        let max_answer_bytes = config
+            .limits
+            .max_request_bytes
+            .max(Limits::DEFAULT_MAX_REQUEST_BYTES)
+            + ANSWER_OVERHEAD;
         let node = Node(Arc::new(Inner {
             query: Query::new(storage.state.clone(), max_answer_bytes),
             config,
@@ -213,12 +266,15 @@ impl Parts {
             opening_session: tokio::sync::Mutex::default(),
             clock,
             health,
+            failure: watch::channel(None).0,
             recovered,
             tasks,
             stop,
         }));
         node.spawn_duties();
-        node.0.health.send_replace(Health::not_ready("not a member of a cluster yet"));
+        node.0
+            .health
+            .send_replace(Health::not_ready("not a member of a cluster yet"));
         Ok(node)
     }
 }
@@ -234,25 +290,45 @@ async fn start_watches(
     let meta = tokio::task::spawn_blocking(move || read_meta(&*state.view()))
         .await
         .map_err(|_| Error::internal("reading the state did not come to an end"))?
-        .map_err(|error| Error::new(Reason::Corrupt, "the state cannot be read").with_source(error))?;
+        .map_err(|error| {
+            Error::new(Reason::Corrupt, "the state cannot be read").with_source(error)
+        })?;
     let identity = identity.clone();
     let header = move || {
         let (cluster, incarnation) = identity.membership().unwrap_or_default();
         let term = group_state.get().map_or(0, |state| state.borrow().term);
         // The hub fills in the revision that each message speaks of.
-        Header { cluster, incarnation, member: identity.node_id(), term, revision: 0 }
+        Header {
+            cluster,
+            incarnation,
+            member: identity.node_id(),
+            term,
+            revision: 0,
+        }
     };
-    let tip = Tip { revision: meta.revision, compacted_revision: meta.compacted_revision };
+    let tip = Tip {
+        revision: meta.revision,
+        compacted_revision: meta.compacted_revision,
+    };
     let settings = WatchSettings {
         buffer_bytes: config.watch_buffer_bytes,
         max_key_bytes: config.limits.max_key_bytes,
         ..WatchSettings::default()
     };
-    Ok(WatchHub::start(storage.state.clone(), tip, Arc::new(header), settings))
+    Ok(WatchHub::start(
+        storage.state.clone(),
+        tip,
+        Arc::new(header),
+        settings,
+    ))
 }
 
 /// Turns true once the log that survived the last stop is applied again.
-fn watch_recovery(group: &Group, tasks: &TaskTracker, stop: &CancellationToken) -> watch::Receiver<bool> {
+fn watch_recovery(
+    group: &Group,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> watch::Receiver<bool> {
     let (done, recovered) = watch::channel(false);
     let (group, stop) = (group.clone(), stop.clone());
     tasks.spawn(async move {
@@ -287,6 +363,8 @@ impl Node {
             keep_bytes: inner.config.log_keep_bytes,
         };
         inner.tasks.spawn(keeper.run(inner.stop.clone()));
-        inner.tasks.spawn(readiness::run(Arc::downgrade(inner), inner.stop.clone()));
+        inner
+            .tasks
+            .spawn(readiness::run(Arc::downgrade(inner), inner.stop.clone()));
     }
 }

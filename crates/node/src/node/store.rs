@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use podkv_api::{
-    CompactResponse, Consistency, Delete, DeleteResponse, LeaseGrantResponse, LeaseId, LeaseStatus, Limits,
-    Member, NodeStatus, Put, PutResponse, Range, RangeResponse, RangeStream, Reason, Result, Revision,
-    SessionId, Store, Txn, TxnResponse, Watch, WatchStream,
+    CompactResponse, Consistency, Delete, DeleteResponse, LeaseGrantResponse, LeaseId, LeaseStatus,
+    Limits, Member, NodeStatus, Put, PutResponse, Range, RangeResponse, RangeStream, Reason,
+    Result, Revision, SessionId, Store, Txn, TxnResponse, Watch, WatchStream,
 };
 use podkv_core::{Answer, Command, Proposal, Stamp};
 use tokio::time::Instant;
@@ -33,7 +33,9 @@ impl Store for Node {
 
     async fn txn(&self, txn: Txn) -> Result<TxnResponse> {
         if txn.is_read_only() {
-            return self.txn_with(txn, None, Consistency::Linearizable, None).await;
+            return self
+                .txn_with(txn, None, Consistency::Linearizable, None)
+                .await;
         }
         match self.write_once(Command::Txn(txn)).await?.answer {
             Answer::Txn(response) => Ok(response),
@@ -53,7 +55,11 @@ impl Store for Node {
     async fn watch(&self, watch: Watch) -> Result<WatchStream> {
         // "From now on" and "as it is now" must not miss what was acknowledged before the call.
         let needs_now = watch.list || watch.start_revision == 0;
-        let consistency = if needs_now { Consistency::Linearizable } else { Consistency::Local };
+        let consistency = if needs_now {
+            Consistency::Linearizable
+        } else {
+            Consistency::Local
+        };
         let applied = self.fresh(consistency, None).await?;
         self.0.watches.watch(watch, applied.revision)
     }
@@ -69,7 +75,11 @@ impl Store for Node {
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
         // Ids are positive, so that an etcd client can take them.
         let id = id.unwrap_or_else(|| LeaseId(rand::random_range(1..=i64::MAX)));
-        match self.write_once(Command::LeaseGrant { id, ttl_ms }).await?.answer {
+        match self
+            .write_once(Command::LeaseGrant { id, ttl_ms })
+            .await?
+            .answer
+        {
             Answer::LeaseGrant(response) => Ok(response),
             _ => Err(unexpected()),
         }
@@ -82,14 +92,20 @@ impl Store for Node {
 
     async fn lease_keep_alive(&self, id: LeaseId) -> Result<LeaseStatus> {
         let (term, mut status) = self.0.lease_renewals.renew(id).await?;
-        status.header = podkv_api::Header { term, ..self.header_at(status.header.revision) };
+        status.header = podkv_api::Header {
+            term,
+            ..self.header_at(status.header.revision)
+        };
         Ok(status)
     }
 
     async fn lease_status(&self, id: LeaseId, keys: bool) -> Result<LeaseStatus> {
         self.fresh(Consistency::Linearizable, None).await?;
         let now_ms = self.0.clock.borrow().map(|clock| clock.now_ms());
-        self.0.query.lease_status(self.header(), id, keys, now_ms).await
+        self.0
+            .query
+            .lease_status(self.header(), id, keys, now_ms)
+            .await
     }
 
     async fn leases(&self) -> Result<Vec<LeaseId>> {
@@ -109,7 +125,11 @@ impl Store for Node {
 
 impl Node {
     /// A range in one answer, within `timeout`; `None` waits as long as the configuration says.
-    pub async fn range_within(&self, range: Range, timeout: Option<Duration>) -> Result<RangeResponse> {
+    pub async fn range_within(
+        &self,
+        range: Range,
+        timeout: Option<Duration>,
+    ) -> Result<RangeResponse> {
         self.fresh(range.consistency, timeout).await?;
         self.0.query.range(self.header(), range).await
     }
@@ -123,12 +143,20 @@ impl Node {
                 self.open_own_session().await?;
                 continue;
             };
-            let stamp = Stamp { session: ticket.stamp, identity: Bytes::new() };
-            let proposal = Proposal { stamp: Some(stamp), command: command.clone() };
+            let stamp = Stamp {
+                session: ticket.stamp,
+                identity: Bytes::new(),
+            };
+            let proposal = Proposal {
+                stamp: Some(stamp),
+                command: command.clone(),
+            };
             let left = deadline.saturating_duration_since(Instant::now());
             match self.propose(proposal, Some(left)).await {
                 // The session expired while the program was idle. Nothing was executed in it.
-                Err(error) if error.reason() == Reason::SessionNotFound && Instant::now() < deadline => {
+                Err(error)
+                    if error.reason() == Reason::SessionNotFound && Instant::now() < deadline =>
+                {
                     self.0.own_session.lost(ticket.stamp.session);
                 }
                 result => return result,
@@ -144,10 +172,13 @@ impl Node {
         let ttl = OWN_SESSION_TTL.max(self.0.config.request_timeout * 4);
         debug_assert!(ttl.as_millis() <= u128::from(Limits::MAX_TTL_MS));
         let id = SessionId(rand::random());
-        self.session_open(id, ttl, Bytes::new()).await.map_err(|error| {
-            // Nothing of the caller's was sent yet.
-            podkv_api::Error::new(error.reason(), error.text()).with_leader(error.leader().cloned())
-        })?;
+        self.session_open(id, ttl, Bytes::new())
+            .await
+            .map_err(|error| {
+                // Nothing of the caller's was sent yet.
+                podkv_api::Error::new(error.reason(), error.text())
+                    .with_leader(error.leader().cloned())
+            })?;
         self.0.own_session.opened(id);
         Ok(())
     }

@@ -49,7 +49,10 @@ impl Admission {
     pub fn admit(&self, bytes: usize) -> Result<Permit> {
         let proposals = self.0.proposals.fetch_add(1, Ordering::AcqRel) + 1;
         let total = self.0.bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
-        let permit = Permit { admission: self.0.clone(), bytes };
+        let permit = Permit {
+            admission: self.0.clone(),
+            bytes,
+        };
         let alone = total == bytes;
         if proposals > self.0.max_proposals || (total > self.0.max_bytes && !alone) {
             drop(permit);
@@ -80,11 +83,16 @@ mod tests {
     fn refuses_beyond_either_bound_and_gives_room_back() {
         let admission = Admission::new(2, 100);
         let first = admission.admit(60).unwrap();
-        assert_eq!(admission.admit(60).unwrap_err().reason(), Reason::Overloaded);
+        assert_eq!(
+            admission.admit(60).unwrap_err().reason(),
+            Reason::Overloaded
+        );
         let second = admission.admit(10).unwrap();
         assert_eq!(admission.admit(1).unwrap_err().reason(), Reason::Overloaded);
         drop((first, second));
         assert_eq!(admission.in_flight(), 0);
-        admission.admit(1_000).expect("one that is larger than the bound passes alone");
+        admission
+            .admit(1_000)
+            .expect("one that is larger than the bound passes alone");
     }
 }

@@ -49,8 +49,13 @@ impl ForwardStream {
         stop: CancellationToken,
     ) -> Self {
         let (sender, receiver) = mpsc::channel(OUTGOING);
-        let conversation =
-            Conversation { lane, batch: Vec::new(), unanswered: HashMap::new(), next_id: 1, returns };
+        let conversation = Conversation {
+            lane,
+            batch: Vec::new(),
+            unanswered: HashMap::new(),
+            next_id: 1,
+            returns,
+        };
         tasks.spawn(async move {
             stop.run_until_cancelled(conversation.run(receiver)).await;
         });
@@ -67,7 +72,9 @@ impl ForwardStream {
 
     /// Gives the proposal back if there is no room, or the stream has ended.
     pub fn send(&self, pending: Pending) -> Result<(), Pending> {
-        self.sender.try_send(pending).map_err(|refused| refused.into_inner())
+        self.sender
+            .try_send(pending)
+            .map_err(|refused| refused.into_inner())
     }
 }
 
@@ -106,19 +113,28 @@ impl Conversation {
 
     fn give_back(&self, pending: Pending) {
         if let Err(refused) = self.returns.try_send(pending) {
-            refused.into_inner().answer(Err(lost_leader().with_unknown_outcome()));
+            refused
+                .into_inner()
+                .answer(Err(lost_leader().with_unknown_outcome()));
         }
     }
 
     /// True if the stream broke.
     async fn converse(&mut self, receiver: &mut mpsc::Receiver<Pending>) -> bool {
-        let Ok(mut client) = self.lane.get().await else { return true };
+        let Ok(mut client) = self.lane.get().await else {
+            return true;
+        };
         let (messages, outgoing) = mpsc::channel(MESSAGES);
-        let first = wire::ForwardRequest { header: Some(self.lane.header()), proposals: Vec::new() };
+        let first = wire::ForwardRequest {
+            header: Some(self.lane.header()),
+            proposals: Vec::new(),
+        };
         if messages.try_send(first).is_err() {
             return true;
         }
-        let Ok(response) = client.forward(ReceiverStream::new(outgoing)).await else { return true };
+        let Ok(response) = client.forward(ReceiverStream::new(outgoing)).await else {
+            return true;
+        };
         let mut answers = response.into_inner();
         let mut clear = tokio::time::interval(CLEAR_ABANDONED);
         let mut sending = true;
@@ -170,14 +186,22 @@ impl Conversation {
             });
             self.unanswered.insert(id, pending);
         }
-        wire::ForwardRequest { header: None, proposals }
+        wire::ForwardRequest {
+            header: None,
+            proposals,
+        }
     }
 
     fn answered(&mut self, answer: wire::ForwardResponse) {
         for decided in answer.outcomes {
-            let Some(pending) = self.unanswered.remove(&decided.id) else { continue };
+            let Some(pending) = self.unanswered.remove(&decided.id) else {
+                continue;
+            };
             match into_result(decided) {
-                Err(error) if error.is_retryable() && (!error.outcome_unknown() || pending.is_repeatable()) => {
+                Err(error)
+                    if error.is_retryable()
+                        && (!error.outcome_unknown() || pending.is_repeatable()) =>
+                {
                     self.give_back(pending);
                 }
                 result => pending.answer(result),
@@ -187,20 +211,31 @@ impl Conversation {
 }
 
 fn lost_leader() -> Error {
-    Error::new(Reason::LeaderChanged, "the connection to the leader was lost before it answered")
+    Error::new(
+        Reason::LeaderChanged,
+        "the connection to the leader was lost before it answered",
+    )
 }
 
 fn millis(duration: Duration) -> u32 {
-    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX).max(1)
+    u32::try_from(duration.as_millis())
+        .unwrap_or(u32::MAX)
+        .max(1)
 }
 
 fn into_result(decided: wire::ForwardedOutcome) -> podkv_api::Result<Decided> {
     match decided.result {
-        Some(wire::forwarded_outcome::Result::OutcomeFrame(frame)) => match Outcome::decode(&frame) {
-            Ok(outcome) => Ok(Decided { term: decided.term, outcome }),
-            Err(error) => Err(Error::new(Reason::Corrupt, "the leader's answer does not decode")
-                .with_source(error)
-                .with_unknown_outcome()),
+        Some(wire::forwarded_outcome::Result::OutcomeFrame(frame)) => match Outcome::decode(&frame)
+        {
+            Ok(outcome) => Ok(Decided {
+                term: decided.term,
+                outcome,
+            }),
+            Err(error) => Err(
+                Error::new(Reason::Corrupt, "the leader's answer does not decode")
+                    .with_source(error)
+                    .with_unknown_outcome(),
+            ),
         },
         Some(wire::forwarded_outcome::Result::Refusal(refusal)) => {
             let reason = u16::try_from(refusal.reason).map_or(Reason::Internal, Reason::from_code);
@@ -209,9 +244,15 @@ fn into_result(decided: wire::ForwardedOutcome) -> podkv_api::Result<Decided> {
                 client_address: String::new(),
             });
             let error = Error::new(reason, refusal.text).with_leader(hint);
-            Err(if decided.outcome_unknown { error.with_unknown_outcome() } else { error })
+            Err(if decided.outcome_unknown {
+                error.with_unknown_outcome()
+            } else {
+                error
+            })
         }
-        None => Err(Error::new(Reason::Corrupt, "the leader's answer is empty").with_unknown_outcome()),
+        None => {
+            Err(Error::new(Reason::Corrupt, "the leader's answer is empty").with_unknown_outcome())
+        }
     }
 }
 
@@ -220,7 +261,9 @@ fn from_result(id: u64, result: podkv_api::Result<Decided>) -> wire::ForwardedOu
         Ok(decided) => wire::ForwardedOutcome {
             id,
             term: decided.term,
-            result: Some(wire::forwarded_outcome::Result::OutcomeFrame(decided.outcome.encode())),
+            result: Some(wire::forwarded_outcome::Result::OutcomeFrame(
+                decided.outcome.encode(),
+            )),
             outcome_unknown: false,
             leader_id: 0,
         },
@@ -279,7 +322,9 @@ pub(crate) fn serve_forward(
 fn accept(
     writer: &Writer,
     message: wire::ForwardRequest,
-    running: &mut FuturesUnordered<futures_util::future::BoxFuture<'static, wire::ForwardedOutcome>>,
+    running: &mut FuturesUnordered<
+        futures_util::future::BoxFuture<'static, wire::ForwardedOutcome>,
+    >,
 ) {
     for forwarded in message.proposals {
         let writer = writer.clone();
@@ -294,6 +339,11 @@ async fn decide(writer: &Writer, frame: &Bytes, deadline_ms: u32) -> podkv_api::
     let proposal = Proposal::decode(frame).map_err(|error| {
         Error::new(Reason::Corrupt, "a forwarded proposal does not decode").with_source(error)
     })?;
-    writer.write(proposal, Origin::Forwarded, Duration::from_millis(deadline_ms.into())).await
+    writer
+        .write(
+            proposal,
+            Origin::Forwarded,
+            Duration::from_millis(deadline_ms.into()),
+        )
+        .await
 }
-

@@ -120,7 +120,9 @@ impl Router {
     }
 
     fn lead_nothing(&self) {
-        self.parts.clock.send_if_modified(|clock| clock.take().is_some());
+        self.parts
+            .clock
+            .send_if_modified(|clock| clock.take().is_some());
     }
 
     fn propose(&mut self, state: &GroupState) {
@@ -138,7 +140,10 @@ impl Router {
             }
             let entry = Entry {
                 clock_ms: clock.now_ms(),
-                proposals: pendings.iter().map(|pending| pending.proposal.clone()).collect::<Vec<Proposal>>(),
+                proposals: pendings
+                    .iter()
+                    .map(|pending| pending.proposal.clone())
+                    .collect::<Vec<Proposal>>(),
             };
             let group = self.parts.group.clone();
             self.in_flight.push(Box::pin(async move {
@@ -164,7 +169,9 @@ impl Router {
         let mut taken = Vec::new();
         let mut bytes = 0;
         while let Some(next) = self.queue.front() {
-            if !taken.is_empty() && (bytes + next.bytes > MAX_ENTRY_BYTES || taken.len() == MAX_ENTRY_PROPOSALS) {
+            if !taken.is_empty()
+                && (bytes + next.bytes > MAX_ENTRY_BYTES || taken.len() == MAX_ENTRY_PROPOSALS)
+            {
                 break;
             }
             bytes += next.bytes;
@@ -190,7 +197,8 @@ impl Router {
                     self.hold_until = Some(Instant::now() + PARKED_RETRY);
                 }
                 for pending in pendings {
-                    let retry = pending.origin == Origin::Local && !error.outcome_unknown() || pending.is_repeatable();
+                    let retry = pending.origin == Origin::Local && !error.outcome_unknown()
+                        || pending.is_repeatable();
                     if retry && error.is_retryable() {
                         self.queue.push_back(pending);
                     } else {
@@ -206,11 +214,19 @@ impl Router {
         if self.queue.is_empty() {
             return;
         }
-        if self.forward.as_ref().is_none_or(|stream| stream.leader() != leader || stream.is_closed()) {
-            let Some(address) = state.members.nodes.get(&leader) else { return };
+        if self
+            .forward
+            .as_ref()
+            .is_none_or(|stream| stream.leader() != leader || stream.is_closed())
+        {
+            let Some(address) = state.members.nodes.get(&leader) else {
+                return;
+            };
             self.forward = Some(ForwardStream::open(
                 leader,
-                self.parts.peers.client(leader, address, crate::peer::pool::Lane::Forward),
+                self.parts
+                    .peers
+                    .client(leader, address, crate::peer::pool::Lane::Forward),
                 self.returns.clone(),
                 &self.tasks,
                 self.stop.clone(),
@@ -230,7 +246,11 @@ impl Router {
 
     /// What another node sent us is refused when we do not lead: that node knows better where to go.
     fn refuse_forwarded(&mut self, leader: Option<MemberId>) {
-        if !self.queue.iter().any(|pending| pending.origin == Origin::Forwarded) {
+        if !self
+            .queue
+            .iter()
+            .any(|pending| pending.origin == Origin::Forwarded)
+        {
             return;
         }
         for pending in std::mem::take(&mut self.queue) {
@@ -248,6 +268,9 @@ impl Router {
 }
 
 fn not_leader(leader: Option<MemberId>) -> Error {
-    let hint = leader.map(|member| podkv_api::LeaderHint { member, client_address: String::new() });
+    let hint = leader.map(|member| podkv_api::LeaderHint {
+        member,
+        client_address: String::new(),
+    });
     Error::new(Reason::NotLeader, "this node does not lead").with_leader(hint)
 }

@@ -1,6 +1,8 @@
 //! A cluster in this process: the node as a whole, on memory storage.
 
-use podkv_api::{Compare, Consistency, KeyRange, Op, Put, Range, Store as _, Txn, Watch, WatchMessage};
+use podkv_api::{
+    Compare, Consistency, KeyRange, Op, Put, Range, Store as _, Txn, Watch, WatchMessage,
+};
 use podkv_node::testing::cluster;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -8,9 +10,18 @@ async fn every_node_writes_and_reads_what_the_others_wrote() {
     let cluster = cluster(3).await;
     for index in 0..3 {
         let key = format!("key-{index}");
-        cluster.node(index).put(Put::new(key.clone(), "value")).await.unwrap();
+        cluster
+            .node(index)
+            .put(Put::new(key.clone(), "value"))
+            .await
+            .unwrap();
         for reader in 0..3 {
-            let kv = cluster.node(reader).get(key.clone()).await.unwrap().unwrap();
+            let kv = cluster
+                .node(reader)
+                .get(key.clone())
+                .await
+                .unwrap()
+                .unwrap();
             assert_eq!((kv.value.as_ref(), kv.version), (&b"value"[..], 1));
         }
     }
@@ -26,7 +37,10 @@ async fn nothing_is_lost_or_doubled_when_the_leader_is_killed() {
         let store = store.clone();
         async move {
             for number in 0..500 {
-                store.put(Put::new(format!("k{number:04}"), number.to_string())).await.unwrap();
+                store
+                    .put(Put::new(format!("k{number:04}"), number.to_string()))
+                    .await
+                    .unwrap();
             }
         }
     });
@@ -39,7 +53,11 @@ async fn nothing_is_lost_or_doubled_when_the_leader_is_killed() {
     let revision = store.header().revision;
     assert_eq!(revision, 501, "one revision a write");
     for index in 0..3 {
-        let all = cluster.node(index).range(Range::new(KeyRange::all())).await.unwrap();
+        let all = cluster
+            .node(index)
+            .range(Range::new(KeyRange::all()))
+            .await
+            .unwrap();
         assert_eq!(all.count, 500);
         assert!(all.kvs.iter().all(|kv| kv.version == 1));
     }
@@ -52,13 +70,25 @@ async fn a_watch_on_a_follower_sees_every_revision_across_a_failover() {
     let mut cluster = cluster(3).await;
     let leader = cluster.leader().await;
     let store = cluster.node((leader + 2) % 3);
-    let mut messages = store.watch(Watch::new(KeyRange::prefix("w/"))).await.unwrap();
-    assert!(matches!(messages.next().await, Some(Ok(WatchMessage::Created { start_revision: 2, .. }))));
+    let mut messages = store
+        .watch(Watch::new(KeyRange::prefix("w/")))
+        .await
+        .unwrap();
+    assert!(matches!(
+        messages.next().await,
+        Some(Ok(WatchMessage::Created {
+            start_revision: 2,
+            ..
+        }))
+    ));
     for number in 0..20 {
         if number == 10 {
             cluster.kill(leader).await;
         }
-        store.put(Put::new(format!("w/{number}"), "")).await.unwrap();
+        store
+            .put(Put::new(format!("w/{number}"), ""))
+            .await
+            .unwrap();
     }
     let mut revisions = Vec::new();
     while revisions.len() < 20 {

@@ -22,7 +22,13 @@ pub struct Cli {
 #[derive(Clone, Debug, Args)]
 pub struct ClientArgs {
     /// Any of the nodes, host:port, separated by commas
-    #[arg(long, global = true, env = "PODKV_ENDPOINTS", default_value = "127.0.0.1:2379", value_delimiter = ',')]
+    #[arg(
+        long,
+        global = true,
+        env = "PODKV_ENDPOINTS",
+        default_value = "127.0.0.1:2379",
+        value_delimiter = ','
+    )]
     pub endpoints: Vec<String>,
     /// How long a call may take, retries and all
     #[arg(long, global = true, default_value = "5s", value_parser = duration)]
@@ -333,9 +339,18 @@ impl clap::FromArgMatches for SettingFlags {
 impl Args for SettingFlags {
     fn augment_args(mut command: clap::Command) -> clap::Command {
         for setting in SETTINGS {
-            let default = if setting.default.is_empty() { String::new() } else { format!(" [default: {}]", setting.default) };
+            let default = if setting.default.is_empty() {
+                String::new()
+            } else {
+                format!(" [default: {}]", setting.default)
+            };
             let help = format!("{}{default} [env: {}]", setting.help, setting.variable());
-            command = command.arg(clap::Arg::new(setting.name).long(setting.name).value_name("VALUE").help(help));
+            command = command.arg(
+                clap::Arg::new(setting.name)
+                    .long(setting.name)
+                    .value_name("VALUE")
+                    .help(help),
+            );
         }
         command
     }
@@ -377,7 +392,9 @@ mod tests {
     #[test]
     fn every_setting_is_a_flag_of_serve() {
         let cli = Cli::parse_from(["podkv", "serve", "--data-dir", "/x", "--replicas", "3"]);
-        let Command::Serve(serve) = cli.command else { panic!("not serve") };
+        let Command::Serve(serve) = cli.command else {
+            panic!("not serve")
+        };
         assert_eq!(serve.settings.0["data-dir"], "/x");
         assert_eq!(serve.settings.0["replicas"], "3");
     }

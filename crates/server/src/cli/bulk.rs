@@ -39,7 +39,10 @@ pub async fn load(
         (Box::new(BufReader::new(std::io::stdin())), None)
     } else {
         let opened = std::fs::File::open(file).map_err(|error| Failure::file(file, error))?;
-        let bytes = opened.metadata().map_err(|error| Failure::file(file, error))?.len();
+        let bytes = opened
+            .metadata()
+            .map_err(|error| Failure::file(file, error))?
+            .len();
         (Box::new(BufReader::new(opened)), Some(bytes))
     };
     let bar = progress(bytes, "bytes");
@@ -48,14 +51,20 @@ pub async fn load(
     let mut loaded = 0_u64;
     loop {
         while running.len() < concurrency.max(1) {
-            let Some((number, line)) = lines.next() else { break };
+            let Some((number, line)) = lines.next() else {
+                break;
+            };
             let line = line.map_err(|error| Failure::file(file, error))?;
             bar.inc(line.len() as u64 + 1);
             if line.is_empty() {
                 continue;
             }
             let (key, value) = record(&line).ok_or_else(|| {
-                let text = format!("line {} of {}: expected KEY, tab, VALUE, or JSON with key and value", number + 1, file.display());
+                let text = format!(
+                    "line {} of {}: expected KEY, tab, VALUE, or JSON with key and value",
+                    number + 1,
+                    file.display()
+                );
                 Error::new(Reason::InvalidArgument, text)
             })?;
             let key = [prefix.as_bytes(), &key].concat();
@@ -70,12 +79,22 @@ pub async fn load(
         }
     }
     bar.finish_and_clear();
-    if printer.is_json() { printer.json(&json!({"loaded": loaded}))? } else { printer.line(format_args!("loaded {loaded}"))? }
+    if printer.is_json() {
+        printer.json(&json!({"loaded": loaded}))?
+    } else {
+        printer.line(format_args!("loaded {loaded}"))?
+    }
     Ok(Exit::Ok)
 }
 
-pub async fn dump(store: &impl Store, printer: &mut Printer, prefix: String) -> Result<Exit, Failure> {
-    let mut chunks = store.range_stream(Range::new(KeyRange::prefix(prefix))).await?;
+pub async fn dump(
+    store: &impl Store,
+    printer: &mut Printer,
+    prefix: String,
+) -> Result<Exit, Failure> {
+    let mut chunks = store
+        .range_stream(Range::new(KeyRange::prefix(prefix)))
+        .await?;
     while let Some(chunk) = chunks.next().await {
         for kv in &chunk?.kvs {
             printer.json(&Value::Object(key_value(kv)))?;
@@ -86,28 +105,35 @@ pub async fn dump(store: &impl Store, printer: &mut Printer, prefix: String) -> 
 
 /// Saves a snapshot: to a temporary file beside the target, synced, then renamed, so that a file under the
 /// final name is always whole.
-pub async fn snapshot_save(client: &Client, printer: &mut Printer, file: &Path) -> Result<Exit, Failure> {
+pub async fn snapshot_save(
+    client: &Client,
+    printer: &mut Printer,
+    file: &Path,
+) -> Result<Exit, Failure> {
     let failed = |error| Failure::file(file, error);
-    let mut snapshot = client.snapshot_save().await?;
+    let mut snapshot = client.snapshot().await?;
     let part = file.with_extension("part");
     let mut out = std::fs::File::create(&part).map_err(failed)?;
-    let bar = progress(Some(snapshot.total_bytes()), "bytes");
-    while let Some(chunk) = snapshot.next_chunk().await? {
+    let bar = progress(Some(snapshot.total_bytes), "bytes");
+    while let Some(chunk) = snapshot.data.next().await {
+        let chunk = chunk?;
         out.write_all(&chunk).map_err(failed)?;
         bar.inc(chunk.len() as u64);
     }
     out.sync_all().map_err(failed)?;
     std::fs::rename(&part, file).map_err(failed)?;
     bar.finish_and_clear();
-    let header = snapshot.header();
+    let header = snapshot.header;
     if printer.is_json() {
-        printer.json(&json!({"header": super::output::header(&header), "bytes": snapshot.total_bytes()}))?;
+        printer.json(
+            &json!({"header": super::output::header(&header), "bytes": snapshot.total_bytes}),
+        )?;
     } else {
         printer.line(format_args!(
             "saved revision {} of cluster {}, {} bytes, to {}",
             header.revision,
             header.cluster,
-            snapshot.total_bytes(),
+            snapshot.total_bytes,
             file.display()
         ))?;
     }

@@ -1,19 +1,34 @@
 //! member and status.
 
-use podkv_api::{Member, MemberId, Store as _};
-use podkv_client::Client;
+use podkv_api::{MemberId, Store as _};
+use podkv_client::{Client, NewMember};
 use serde_json::json;
 
 use super::args::MemberCommand;
 use super::output::{self, Printer, role, table};
 use super::{Exit, Failure};
 
-pub async fn member(client: &Client, printer: &mut Printer, command: MemberCommand) -> Result<Exit, Failure> {
+pub async fn member(
+    client: &Client,
+    printer: &mut Printer,
+    command: MemberCommand,
+) -> Result<Exit, Failure> {
     let members = match command {
         MemberCommand::List => client.members().await?,
-        MemberCommand::Add { id, name, peer_address, client_address } => {
-            let role = podkv_api::MemberRole::Learner;
-            client.add_member(Member { id: MemberId(id), name, peer_address, client_address, role }).await?
+        MemberCommand::Add {
+            id,
+            name,
+            peer_address,
+            client_address,
+        } => {
+            client
+                .add_member(NewMember {
+                    id: MemberId(id),
+                    name,
+                    peer_address,
+                    client_address,
+                })
+                .await?
         }
         MemberCommand::Promote { id } => client.promote_member(MemberId(id)).await?,
         MemberCommand::Remove { id } => client.remove_member(MemberId(id)).await?,
@@ -50,17 +65,23 @@ pub async fn member(client: &Client, printer: &mut Printer, command: MemberComma
 /// Asks every node for its own view. A node that does not answer is a line too, and the exit code says so.
 pub async fn status(client: &Client, printer: &mut Printer) -> Result<Exit, Failure> {
     let mut rows = vec![row([
-        "ENDPOINT", "NAME", "ROLE", "LEADS", "TERM", "REVISION", "APPLIED", "KEYS", "DISK", "DURABLE",
+        "ENDPOINT", "NAME", "ROLE", "LEADS", "TERM", "REVISION", "APPLIED", "KEYS", "DISK",
+        "DURABLE",
     ])];
     let mut exit = Exit::Ok;
-    for (endpoint, result) in client.status_of_all().await? {
+    for (endpoint, result) in client.statuses().await {
         match result {
             Ok(status) if printer.is_json() => printer.json(&output::status(&endpoint, &status))?,
             Ok(status) => rows.push(vec![
                 endpoint,
                 status.name,
                 role(status.role).into(),
-                if status.leader == Some(status.header.member) { "yes" } else { "no" }.into(),
+                if status.leader == Some(status.header.member) {
+                    "yes"
+                } else {
+                    "no"
+                }
+                .into(),
                 status.header.term.to_string(),
                 status.header.revision.to_string(),
                 status.applied_index.to_string(),

@@ -5,8 +5,8 @@ use std::io::Read as _;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use podkv_api::{
-    Compare, Consistency, Delete, Error, KeyRange, LeaseId, Op, Put, Range, Reason, Store, Txn, Watch,
-    WatchMessage,
+    Compare, Consistency, Delete, Error, KeyRange, LeaseId, Op, Put, Range, Reason, Store, Txn,
+    Watch, WatchMessage,
 };
 use serde_json::{Value, json};
 
@@ -36,10 +36,19 @@ impl KeysArgs {
     }
 }
 
-pub async fn get(store: &impl Store, printer: &mut Printer, key: String, read: ReadArgs) -> Result<Exit, Failure> {
-    let range = Range::new(KeyRange::key(key)).at(read.revision).consistency(read.consistency());
+pub async fn get(
+    store: &impl Store,
+    printer: &mut Printer,
+    key: String,
+    read: ReadArgs,
+) -> Result<Exit, Failure> {
+    let range = Range::new(KeyRange::key(key))
+        .at(read.revision)
+        .consistency(read.consistency());
     let response = store.range(range).await?;
-    let Some(kv) = response.kvs.first() else { return Ok(Exit::NotFound) };
+    let Some(kv) = response.kvs.first() else {
+        return Ok(Exit::NotFound);
+    };
     if printer.is_json() {
         printer.json(&Value::Object(key_value(kv)))?;
     } else {
@@ -48,7 +57,11 @@ pub async fn get(store: &impl Store, printer: &mut Printer, key: String, read: R
     Ok(Exit::Ok)
 }
 
-pub async fn put(store: &impl Store, printer: &mut Printer, args: PutArgs) -> Result<Exit, Failure> {
+pub async fn put(
+    store: &impl Store,
+    printer: &mut Printer,
+    args: PutArgs,
+) -> Result<Exit, Failure> {
     let value = match (&args.value, &args.file) {
         (_, Some(file)) => std::fs::read(file).map_err(|error| Failure::file(file, error))?,
         (Some(value), None) if value != "-" => value.clone().into_bytes(),
@@ -76,7 +89,12 @@ pub async fn put(store: &impl Store, printer: &mut Printer, args: PutArgs) -> Re
     Ok(Exit::Ok)
 }
 
-pub async fn delete(store: &impl Store, printer: &mut Printer, keys: KeysArgs, prev: bool) -> Result<Exit, Failure> {
+pub async fn delete(
+    store: &impl Store,
+    printer: &mut Printer,
+    keys: KeysArgs,
+    prev: bool,
+) -> Result<Exit, Failure> {
     let mut delete = Delete::new(keys.range());
     delete.prev_kv = prev;
     let response = store.delete(delete).await?;
@@ -107,8 +125,15 @@ pub async fn range(
     options: RangeOptions,
 ) -> Result<Exit, Failure> {
     // Without a key there is only one sensible reading: everything.
-    let range = if keys.key.is_empty() && keys.end.is_none() { KeyRange::all() } else { keys.range() };
-    let mut request = Range::new(range).at(read.revision).consistency(read.consistency()).limit(options.limit);
+    let range = if keys.key.is_empty() && keys.end.is_none() {
+        KeyRange::all()
+    } else {
+        keys.range()
+    };
+    let mut request = Range::new(range)
+        .at(read.revision)
+        .consistency(read.consistency())
+        .limit(options.limit);
     request.reverse = options.reverse;
     request.keys_only = options.keys_only;
     request.count_only = options.count_only;
@@ -117,12 +142,20 @@ pub async fn range(
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk?;
         for kv in &chunk.kvs {
-            if options.keys_only { printer.key(kv)? } else { printer.key_value(kv)? }
+            if options.keys_only {
+                printer.key(kv)?
+            } else {
+                printer.key_value(kv)?
+            }
         }
         count = count.max(chunk.count);
     }
     if options.count_only {
-        if printer.is_json() { printer.json(&json!({"count": count}))? } else { printer.line(count)? }
+        if printer.is_json() {
+            printer.json(&json!({"count": count}))?
+        } else {
+            printer.line(count)?
+        }
     }
     Ok(Exit::Ok)
 }
@@ -140,7 +173,11 @@ pub async fn watch(
     keys: KeysArgs,
     options: WatchOptions,
 ) -> Result<Exit, Failure> {
-    let range = if keys.key.is_empty() && keys.end.is_none() { KeyRange::all() } else { keys.range() };
+    let range = if keys.key.is_empty() && keys.end.is_none() {
+        KeyRange::all()
+    } else {
+        keys.range()
+    };
     let mut request = Watch::new(range);
     request.start_revision = options.revision;
     request.list = options.list;
@@ -162,7 +199,9 @@ pub async fn watch(
                     }
                 }
             }
-            WatchMessage::Created { .. } | WatchMessage::Listed { .. } | WatchMessage::Bookmark { .. } => {}
+            WatchMessage::Created { .. }
+            | WatchMessage::Listed { .. }
+            | WatchMessage::Bookmark { .. } => {}
         }
         printer.flush()?;
         if left == Some(0) {
@@ -179,15 +218,34 @@ pub async fn txn(
     then: &[String],
     or_else: &[String],
 ) -> Result<Exit, Failure> {
-    let compares: Vec<Compare> = compares.iter().map(|text| parse_compare(text)).collect::<Result<_, _>>()?;
-    let then: Vec<Op> = then.iter().map(|text| parse_action(text)).collect::<Result<_, _>>()?;
-    let or_else: Vec<Op> = or_else.iter().map(|text| parse_action(text)).collect::<Result<_, _>>()?;
-    let response = store.txn(Txn::new().when(compares).then(then).or_else(or_else)).await?;
+    let compares: Vec<Compare> = compares
+        .iter()
+        .map(|text| parse_compare(text))
+        .collect::<Result<_, _>>()?;
+    let then: Vec<Op> = then
+        .iter()
+        .map(|text| parse_action(text))
+        .collect::<Result<_, _>>()?;
+    let or_else: Vec<Op> = or_else
+        .iter()
+        .map(|text| parse_action(text))
+        .collect::<Result<_, _>>()?;
+    let response = store
+        .txn(Txn::new().when(compares).then(then).or_else(or_else))
+        .await?;
     printer.txn(&response)?;
-    Ok(if response.succeeded { Exit::Ok } else { Exit::Conflict })
+    Ok(if response.succeeded {
+        Exit::Ok
+    } else {
+        Exit::Conflict
+    })
 }
 
-pub async fn compact(store: &impl Store, printer: &mut Printer, revision: u64) -> Result<Exit, Failure> {
+pub async fn compact(
+    store: &impl Store,
+    printer: &mut Printer,
+    revision: u64,
+) -> Result<Exit, Failure> {
     let response = store.compact(revision).await?;
     if printer.is_json() {
         printer.json(&json!({"header": header(&response.header)}))?;
@@ -206,7 +264,10 @@ pub fn record(line: &[u8]) -> Option<(Bytes, Bytes)> {
         return Some((key.into(), value.into()));
     }
     let tab = line.iter().position(|byte| *byte == b'\t')?;
-    Some((Bytes::copy_from_slice(&line[..tab]), Bytes::copy_from_slice(&line[tab + 1..])))
+    Some((
+        Bytes::copy_from_slice(&line[..tab]),
+        Bytes::copy_from_slice(&line[tab + 1..]),
+    ))
 }
 
 #[cfg(test)]

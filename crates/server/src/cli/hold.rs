@@ -12,25 +12,36 @@ use super::args::LeaseCommand;
 use super::output::Printer;
 use super::{Exit, Failure, interrupted};
 
-pub async fn lease(store: &impl Store, printer: &mut Printer, command: LeaseCommand) -> Result<Exit, Failure> {
+pub async fn lease(
+    store: &impl Store,
+    printer: &mut Printer,
+    command: LeaseCommand,
+) -> Result<Exit, Failure> {
     match command {
         LeaseCommand::Grant { ttl, id } => {
             let granted = store.lease_grant(ttl, id.map(LeaseId)).await?;
             if printer.is_json() {
-                printer.json(&json!({"id": granted.lease.to_string(), "ttl_ms": granted.ttl_ms}))?;
+                printer
+                    .json(&json!({"id": granted.lease.to_string(), "ttl_ms": granted.ttl_ms}))?;
             } else {
                 printer.line(granted.lease)?;
             }
         }
         LeaseCommand::Revoke { id } => store.lease_revoke(LeaseId(id)).await?,
-        LeaseCommand::KeepAlive { id, once } => return keep_alive(store, printer, LeaseId(id), once).await,
+        LeaseCommand::KeepAlive { id, once } => {
+            return keep_alive(store, printer, LeaseId(id), once).await;
+        }
         LeaseCommand::Status { id, keys } => {
             let status = store.lease_status(LeaseId(id), keys).await?;
             print_status(printer, &status)?;
         }
         LeaseCommand::List => {
             for id in store.leases().await? {
-                if printer.is_json() { printer.json(&json!({"id": id.to_string()}))? } else { printer.line(id)? }
+                if printer.is_json() {
+                    printer.json(&json!({"id": id.to_string()}))?
+                } else {
+                    printer.line(id)?
+                }
             }
         }
     }
@@ -38,7 +49,12 @@ pub async fn lease(store: &impl Store, printer: &mut Printer, command: LeaseComm
 }
 
 /// A third of the TTL leaves room for two more tries before the lease expires.
-async fn keep_alive(store: &impl Store, printer: &mut Printer, id: LeaseId, once: bool) -> Result<Exit, Failure> {
+async fn keep_alive(
+    store: &impl Store,
+    printer: &mut Printer,
+    id: LeaseId,
+    once: bool,
+) -> Result<Exit, Failure> {
     loop {
         let status = store.lease_keep_alive(id).await?;
         print_status(printer, &status)?;
@@ -55,7 +71,11 @@ async fn keep_alive(store: &impl Store, printer: &mut Printer, id: LeaseId, once
 
 fn print_status(printer: &mut Printer, status: &LeaseStatus) -> std::io::Result<()> {
     if printer.is_json() {
-        let keys: Vec<Value> = status.keys.iter().map(|key| json!(String::from_utf8_lossy(key))).collect();
+        let keys: Vec<Value> = status
+            .keys
+            .iter()
+            .map(|key| json!(String::from_utf8_lossy(key)))
+            .collect();
         return printer.json(&json!({
             "id": status.lease.to_string(),
             "granted_ttl_ms": status.granted_ttl_ms,
@@ -79,7 +99,12 @@ pub struct LockOptions {
     pub command: Vec<String>,
 }
 
-pub async fn lock(store: &impl Store, printer: &mut Printer, name: &str, options: LockOptions) -> Result<Exit, Failure> {
+pub async fn lock(
+    store: &impl Store,
+    printer: &mut Printer,
+    name: &str,
+    options: LockOptions,
+) -> Result<Exit, Failure> {
     let mutex = Mutex::new(store.clone(), name).with_ttl(options.ttl);
     let guard = if options.try_lock {
         match mutex.try_lock().await? {
@@ -129,7 +154,12 @@ pub struct ElectOptions {
     pub observe: bool,
 }
 
-pub async fn elect(store: &impl Store, printer: &mut Printer, name: &str, options: ElectOptions) -> Result<Exit, Failure> {
+pub async fn elect(
+    store: &impl Store,
+    printer: &mut Printer,
+    name: &str,
+    options: ElectOptions,
+) -> Result<Exit, Failure> {
     let election = Election::new(store.clone(), name).with_ttl(options.ttl);
     if let Some(value) = options.value {
         let leadership = tokio::select! {
@@ -148,7 +178,9 @@ pub async fn elect(store: &impl Store, printer: &mut Printer, name: &str, option
     if options.observe {
         let mut leaders = election.observe().await?;
         while let Some(leader) = leaders.next().await {
-            let text = leader.map_or_else(String::new, |leader| String::from_utf8_lossy(&leader.value).into_owned());
+            let text = leader.map_or_else(String::new, |leader| {
+                String::from_utf8_lossy(&leader.value).into_owned()
+            });
             printer.line(text)?;
             printer.flush()?;
         }

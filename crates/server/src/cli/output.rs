@@ -6,7 +6,9 @@
 use std::io::{self, Write};
 
 use base64::Engine as _;
-use podkv_api::{Event, EventKind, Header, KeyValue, Member, MemberRole, NodeStatus, OpResponse, TxnResponse};
+use podkv_api::{
+    Event, EventKind, Header, KeyValue, Member, MemberRole, NodeStatus, OpResponse, TxnResponse,
+};
 use serde_json::{Map, Value, json};
 
 use super::args::Output;
@@ -19,7 +21,10 @@ pub struct Printer {
 
 impl Printer {
     pub fn new(output: Output) -> Self {
-        Self { output, out: io::BufWriter::new(io::stdout()) }
+        Self {
+            output,
+            out: io::BufWriter::new(io::stdout()),
+        }
     }
 
     pub fn is_json(&self) -> bool {
@@ -79,7 +84,11 @@ impl Printer {
         if self.is_json() {
             return self.json(&txn(response));
         }
-        self.line(if response.succeeded { "SUCCESS" } else { "FAILURE" })?;
+        self.line(if response.succeeded {
+            "SUCCESS"
+        } else {
+            "FAILURE"
+        })?;
         self.txn_text(response)
     }
 
@@ -87,7 +96,9 @@ impl Printer {
         for response in &response.responses {
             match response {
                 OpResponse::Put(_) => self.line("put")?,
-                OpResponse::Delete(deleted) => self.line(format_args!("deleted {}", deleted.deleted))?,
+                OpResponse::Delete(deleted) => {
+                    self.line(format_args!("deleted {}", deleted.deleted))?
+                }
                 OpResponse::Range(range) => {
                     for kv in &range.kvs {
                         self.key_value(kv)?;
@@ -208,12 +219,22 @@ pub fn status(endpoint: &str, status: &NodeStatus) -> Value {
 /// Columns as wide as their widest cell.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
-    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+    };
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| width(column).unwrap_or(0))
+        .collect();
     let lines: Vec<String> = rows
         .iter()
         .map(|row| {
-            let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+            let cells = row
+                .iter()
+                .zip(&widths)
+                .map(|(cell, width)| format!("{cell:<width$}"));
             cells.collect::<Vec<_>>().join("  ").trim_end().to_string()
         })
         .collect();
@@ -236,7 +257,10 @@ mod tests {
 
     #[test]
     fn tables_align() {
-        let rows = [vec!["a".to_string(), "b".into()], vec!["long".into(), "c".into()]];
+        let rows = [
+            vec!["a".to_string(), "b".into()],
+            vec!["long".into(), "c".into()],
+        ];
         assert_eq!(table(&rows), "a     b\nlong  c");
     }
 }

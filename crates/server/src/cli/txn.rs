@@ -8,7 +8,10 @@
 //! Words are split at spaces; quotes ("…" or '…') keep spaces, and a backslash keeps the next character.
 
 use bytes::Bytes;
-use podkv_api::{Compare, CompareOp, CompareTarget, Delete, Error, KeyRange, LeaseId, Op, Put, Range, Reason, Result};
+use podkv_api::{
+    Compare, CompareOp, CompareTarget, Delete, Error, KeyRange, LeaseId, Op, Put, Range, Reason,
+    Result,
+};
 
 /// Parses one compare: `mod(a) > 5`.
 pub fn parse_compare(text: &str) -> Result<Compare> {
@@ -31,14 +34,19 @@ pub fn parse_compare(text: &str) -> Result<Compare> {
     .ok_or_else(wrong)?;
     let key = one_word(key)?;
     let value = one_word(value)?;
-    let number = || value.parse::<u64>().map_err(|_| bad(format!("{value:?} in {text:?} is not a number")));
+    let number = || {
+        value
+            .parse::<u64>()
+            .map_err(|_| bad(format!("{value:?} in {text:?} is not a number")))
+    };
     let target = match field.trim() {
         "value" => CompareTarget::Value(Bytes::from(value.clone())),
         "version" => CompareTarget::Version(number()?),
         "create" => CompareTarget::CreateRevision(number()?),
         "mod" => CompareTarget::ModRevision(number()?),
         "lease" => {
-            let id = i64::from_str_radix(&value, 16).map_err(|_| bad(format!("{value:?} is not a lease id")))?;
+            let id = i64::from_str_radix(&value, 16)
+                .map_err(|_| bad(format!("{value:?} is not a lease id")))?;
             CompareTarget::Lease((id != 0).then_some(LeaseId(id)))
         }
         _ => return Err(wrong()),
@@ -53,9 +61,13 @@ pub fn parse_action(text: &str) -> Result<Op> {
     Ok(match words.as_slice() {
         ["put", key, value] => Put::new(key.to_string(), value.to_string()).into(),
         ["del", key] => Delete::new(KeyRange::key(key.to_string())).into(),
-        ["del", key, end] => Delete::new(KeyRange::between(key.to_string(), end.to_string())).into(),
+        ["del", key, end] => {
+            Delete::new(KeyRange::between(key.to_string(), end.to_string())).into()
+        }
         ["get", key] => Range::new(KeyRange::key(key.to_string())).into(),
-        ["range", key, end] => Range::new(KeyRange::between(key.to_string(), end.to_string())).into(),
+        ["range", key, end] => {
+            Range::new(KeyRange::between(key.to_string(), end.to_string())).into()
+        }
         _ => {
             return Err(bad(format!(
                 "the action {text:?} cannot be read; expected put KEY VALUE, del KEY [END], get KEY or range KEY END"
@@ -69,7 +81,9 @@ fn one_word(text: &str) -> Result<String> {
     match (words.pop(), words.is_empty()) {
         (Some(word), true) => Ok(word),
         (None, _) => Ok(String::new()),
-        _ => Err(bad(format!("{text:?} is more than one word; put it in quotes"))),
+        _ => Err(bad(format!(
+            "{text:?} is more than one word; put it in quotes"
+        ))),
     }
 }
 
@@ -116,24 +130,42 @@ mod tests {
         );
         assert_eq!(
             parse_compare("value('a b')!=\"x y\"").unwrap(),
-            Compare::new("a b", CompareOp::NotEqual, CompareTarget::Value("x y".into()))
+            Compare::new(
+                "a b",
+                CompareOp::NotEqual,
+                CompareTarget::Value("x y".into())
+            )
         );
         assert_eq!(
             parse_compare("lease(a) = 0").unwrap(),
             Compare::new("a", CompareOp::Equal, CompareTarget::Lease(None))
         );
         for wrong in ["", "mod a > 5", "mod(a) 5", "size(a) = 1", "version(a) = x"] {
-            assert_eq!(parse_compare(wrong).unwrap_err().reason(), Reason::InvalidArgument, "{wrong}");
+            assert_eq!(
+                parse_compare(wrong).unwrap_err().reason(),
+                Reason::InvalidArgument,
+                "{wrong}"
+            );
         }
     }
 
     #[test]
     fn actions() {
-        assert_eq!(parse_action("put a 'x y'").unwrap(), Put::new("a", "x y").into());
-        assert_eq!(parse_action(r"put a x\ y").unwrap(), Put::new("a", "x y").into());
+        assert_eq!(
+            parse_action("put a 'x y'").unwrap(),
+            Put::new("a", "x y").into()
+        );
+        assert_eq!(
+            parse_action(r"put a x\ y").unwrap(),
+            Put::new("a", "x y").into()
+        );
         assert_eq!(parse_action("put a ''").unwrap(), Put::new("a", "").into());
         for wrong in ["", "put a", "get", "move a b", "put a 'x"] {
-            assert_eq!(parse_action(wrong).unwrap_err().reason(), Reason::InvalidArgument, "{wrong}");
+            assert_eq!(
+                parse_action(wrong).unwrap_err().reason(),
+                Reason::InvalidArgument,
+                "{wrong}"
+            );
         }
     }
 }
