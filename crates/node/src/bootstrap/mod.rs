@@ -250,7 +250,8 @@ impl Bootstrap {
                 }
             }
         };
-        // An answer proves something about a promise only if it was asked for after the promise.
+        // An answer proves something about a promise only if it was asked for after the promise: hence the
+        // phase from before. If it moved meanwhile, a decision would be about the past.
         if self.parts.identity.phase() != phase {
             return Ok(Step::Again);
         }

@@ -259,10 +259,6 @@ impl PeerLane {
         lock(&self.slot().kept).take_if(|kept| kept.number == used);
     }
 
-    pub(crate) fn target(&self) -> MemberId {
-        self.target.id
-    }
-
     /// The kept channel, if it leads to where the member is now.
     fn kept(&self) -> Option<PeerClient> {
         let mut slot = lock(&self.slot().kept);

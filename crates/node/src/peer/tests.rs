@@ -396,9 +396,14 @@ async fn a_refusal_keeps_its_reason_across_the_wire_and_never_reaches_raft() {
 async fn a_channel_is_kept_until_it_is_said_to_be_broken() {
     let pair = Pair::new().await;
     let (lane, clone) = (pair.lane(Lane::Append), pair.lane(Lane::Append));
-    for result in join_all([lane.get(), clone.get(), lane.get()]).await {
-        result.unwrap();
-    }
+    pair.hub.cut(HERE, THERE);
+    let dialing = join_all([lane.get(), clone.get(), lane.get()]);
+    let healing = async {
+        tokio::task::yield_now().await;
+        pair.hub.heal_all();
+    };
+    let (results, ()) = tokio::join!(dialing, healing);
+    assert!(results.iter().all(Result::is_ok));
     assert_eq!(pair.dials(), 1, "of several that wait, one dials");
 
     lane.broken();
