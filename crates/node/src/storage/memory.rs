@@ -115,7 +115,7 @@ pub struct MemoryVolume {
 }
 
 impl MemoryVolume {
-    pub(super) fn open_stores(&self) -> Storage {
+    pub(crate) fn open_stores(&self) -> Storage {
         Storage {
             log: Arc::new(MemoryLog(self.clone())),
             state: Arc::new(MemoryState(self.clone())),

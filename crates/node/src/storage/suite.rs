@@ -384,16 +384,18 @@ fn readers_see_no_damage_while_the_log_changes<H: Harness>() {
     std::thread::scope(|scope| {
         let readers = [0, 1].map(|_| {
             scope.spawn(|| {
-                let mut reads = 0u64;
-                while !done.load(Ordering::Relaxed) {
+                // At least once, however fast the writer is.
+                loop {
+                    let last_time = done.load(Ordering::Relaxed);
                     let recovery = log.recover().unwrap();
                     let start = recovery.first_index.unwrap_or(1);
                     let found = indexes(log, start);
                     let expected: Vec<u64> = (start..start + found.len() as u64).collect();
                     assert_eq!(found, expected, "no gaps");
-                    reads += 1;
+                    if last_time {
+                        break;
+                    }
                 }
-                reads
             })
         });
         let mut last = 0;
@@ -410,7 +412,7 @@ fn readers_see_no_damage_while_the_log_changes<H: Harness>() {
         }
         done.store(true, Ordering::Relaxed);
         for reader in readers {
-            assert!(reader.join().unwrap() > 0);
+            reader.join().unwrap();
         }
     });
 }
@@ -609,6 +611,17 @@ fn a_checkpoint_travels_and_is_installed<H: Harness>() {
     drop((before, state));
     let storage = harness.crash(storage);
     assert_eq!(get(&*storage.state.view(), "at").unwrap(), "sent");
+    let state = storage.state.clone();
+    let staged = state.stage("s2", checkpoint.files().unwrap()).unwrap();
+    send(&*checkpoint, &*staged, usize::MAX);
+    state.install(staged).unwrap();
+    drop(state);
+    let storage = harness.reopen(Some(storage));
+    assert_eq!(
+        get(&*storage.state.view(), "at").unwrap(),
+        "sent",
+        "a clean close"
+    );
     storage.state.commit(vec![put("at", "newer")]).unwrap();
     storage.state.flush().unwrap();
     let storage = harness.crash(storage);
@@ -636,6 +649,15 @@ fn a_transfer_goes_on_where_it_was_interrupted<H: Harness>() {
         staged.offsets().iter().sum::<u64>(),
         9,
         "kept over a restart"
+    );
+    let storage = harness.reopen(Some(storage));
+    let mut changed = files.clone();
+    changed[0].crc32c ^= 1;
+    let other = storage.state.stage("s1", changed).unwrap();
+    assert_eq!(
+        other.offsets().iter().sum::<u64>(),
+        0,
+        "one id, other files"
     );
     let other = storage.state.stage("s2", files.clone()).unwrap();
     assert_eq!(other.offsets().iter().sum::<u64>(), 0, "another snapshot");
