@@ -28,4 +28,4 @@ mod write;
 
 pub use config::NodeConfig;
 pub use health::Health;
-pub use node::{Node, NodeBuilder, Written};
+pub use node::{BackupHead, Node, NodeBuilder, SnapshotReader, Written};

@@ -19,6 +19,7 @@
 //! the caller's tokio runtime and ends with [`Node::shutdown`].
 
 mod admin;
+mod backup;
 mod calls;
 mod founding;
 mod readiness;
@@ -38,6 +39,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::backup::{BackupHead, SnapshotReader};
 pub use self::start::NodeBuilder;
 
 use crate::clock::LeaderClock;
@@ -79,6 +81,8 @@ struct Inner {
     failure: watch::Sender<Option<Error>>,
     /// Turns true when the state is at least as new as anything this node ever answered from.
     recovered: watch::Receiver<bool>,
+    /// One backup at a time.
+    backups: Arc<tokio::sync::Semaphore>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }

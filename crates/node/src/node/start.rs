@@ -174,7 +174,7 @@ async fn open_volume(
         .unwrap_or_else(|_| Err(Error::internal("opening the volume did not come to an end")))
 }
 
-fn storage_failed(error: crate::storage::StorageError) -> Error {
+pub(super) fn storage_failed(error: crate::storage::StorageError) -> Error {
     let reason = if error.corrupt {
         Reason::Corrupt
     } else {
@@ -268,6 +268,7 @@ impl Parts {
             health,
             failure: watch::channel(None).0,
             recovered,
+            backups: Arc::new(tokio::sync::Semaphore::new(1)),
             tasks,
             stop,
         }));
