@@ -86,6 +86,10 @@ pub enum FrameKind {
     PeerMessage = 14,
     /// What a node remembers of its peers' starts.
     PeerBoots = 15,
+    /// Records of a backup file.
+    BackupBlock = 16,
+    /// The end of a backup file.
+    BackupEnd = 17,
 }
 
 impl FrameKind {
@@ -110,6 +114,8 @@ impl FrameKind {
             FrameKind::BackupHeader => "backup header",
             FrameKind::PeerMessage => "peer message",
             FrameKind::PeerBoots => "record of peer starts",
+            FrameKind::BackupBlock => "block of a backup",
+            FrameKind::BackupEnd => "end of a backup",
         }
     }
 }

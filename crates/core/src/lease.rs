@@ -49,8 +49,12 @@ pub fn leases(view: &dyn View) -> Result<Vec<LeaseId>, ViewError> {
 fn read(view: &dyn View, id: LeaseId) -> Result<Option<LeaseV1>, ViewError> {
     match view.get(&schema::lease_key(id))? {
         None => Ok(None),
-        Some(record) => Ok(Some(codec::decode_record("lease", &record)?)),
+        Some(record) => Ok(Some(decode(&record)?)),
     }
+}
+
+pub(crate) fn decode(record: &[u8]) -> Result<LeaseV1, ViewError> {
+    Ok(codec::decode_record("lease", record)?)
 }
 
 /// The keys attached to a lease, in key order.

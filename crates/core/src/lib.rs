@@ -21,6 +21,7 @@
 )]
 
 pub mod apply;
+pub mod backup;
 pub mod changes;
 pub mod check;
 pub mod codec;
@@ -46,6 +47,10 @@ pub mod view;
 pub use bincode;
 
 pub use apply::{Applier, Effects};
+pub use backup::{
+    BackupEnd, BackupError, BackupHeader, BackupId, BackupPart, BackupReader, BackupRecord,
+    BackupWriter,
+};
 pub use changes::{ChangesLimits, ChangesPage, RevisionEvents, changes};
 pub use check::check;
 pub use codec::{Blob, CodecError, FrameKind};
