@@ -19,10 +19,10 @@
 //! the caller's tokio runtime and ends with [`Node::shutdown`].
 
 mod admin;
-mod backup;
 mod calls;
 mod founding;
 mod readiness;
+mod snapshot;
 mod start;
 mod store;
 
@@ -39,7 +39,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use self::backup::{BackupHead, SnapshotReader};
+pub use self::snapshot::SnapshotReader;
 pub use self::start::NodeBuilder;
 
 use crate::clock::LeaderClock;

@@ -1,0 +1,140 @@
+//! Backups of this node's state: [`Node::snapshot`].
+//!
+//! The format is the core's ([`podkv_core::backup`]): records of the data, not files of a storage
+//! engine. They are read from a checkpoint, so a backup is one moment of the state, however long
+//! it takes to send, and holds no write back.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use podkv_api::{Consistency, Error, Header, Reason, Result};
+use podkv_core::{BackupHeader, BackupWriter, ViewError, read_meta};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::Node;
+use super::start::storage_failed;
+use crate::storage::{Checkpoint, StateView};
+
+/// Frames that are read in one step of work: about 2 MiB, some milliseconds.
+const FRAMES_PER_STEP: usize = 8;
+
+/// A backup that is being read. It pins a checkpoint on the disk until it is dropped.
+pub struct SnapshotReader {
+    header: Header,
+    total_bytes: u64,
+    writer: BackupWriter,
+    view: Arc<dyn StateView>,
+    /// The view's files live as long as this.
+    _checkpoint: Arc<dyn Checkpoint>,
+    _only_one: OwnedSemaphorePermit,
+}
+
+impl Node {
+    /// Begins a backup that holds everything acknowledged before the call. Any node can make one;
+    /// one at a time, because each pins a checkpoint on the disk.
+    ///
+    /// Returns after a first pass over the data, which finds out how long the backup is.
+    pub async fn snapshot(&self) -> Result<SnapshotReader> {
+        let only_one = self.0.backups.clone().try_acquire_owned().map_err(|_| {
+            let text =
+                "another backup is being read from this node: wait for it, or ask another node";
+            Error::new(Reason::Overloaded, text)
+        })?;
+        self.fresh(Consistency::Linearizable, None).await?;
+        let state = self.0.storage.state.clone();
+        let opened = blocking(move || {
+            let checkpoint = state.checkpoint().map_err(storage_failed)?;
+            let view = checkpoint.view().map_err(storage_failed)?;
+            let meta = read_meta(&*view).map_err(unreadable)?;
+            Ok((checkpoint, view, meta))
+        });
+        let (checkpoint, view, meta) = opened.await?;
+        let header = self.header_at(meta.revision);
+        let writer = BackupWriter::new(BackupHeader {
+            cluster: header.cluster,
+            incarnation: header.incarnation,
+            revision: meta.revision,
+            clock_ms: meta.clock_ms,
+            retention: meta.retention,
+            release: env!("CARGO_PKG_VERSION").into(),
+        });
+        let total_bytes = length(writer.clone(), &view).await?;
+        Ok(SnapshotReader {
+            header,
+            total_bytes,
+            writer,
+            view,
+            _checkpoint: checkpoint,
+            _only_one: only_one,
+        })
+    }
+}
+
+impl SnapshotReader {
+    /// Whose state it is, and at which revision.
+    pub fn header(&self) -> Header {
+        self.header
+    }
+
+    /// Of all chunks together.
+    pub fn total_bytes(&self) -> u64 {
+        self.total_bytes
+    }
+
+    /// The next bytes, about 256 KiB, or one record if that is larger; `None` after the last.
+    pub async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
+        let (mut writer, view) = (self.writer.clone(), self.view.clone());
+        let (writer, frame) = blocking(move || {
+            let frame = writer.next_frame(&*view).map_err(unreadable)?;
+            Ok((writer, frame))
+        })
+        .await?;
+        self.writer = writer;
+        Ok(frame)
+    }
+}
+
+/// How many bytes a backup will have.
+async fn length(mut writer: BackupWriter, view: &Arc<dyn StateView>) -> Result<u64> {
+    let mut total = 0;
+    loop {
+        let view = view.clone();
+        // In steps, so that a caller who goes away ends it.
+        let (after, bytes) = blocking(move || {
+            let mut bytes = 0;
+            for _ in 0..FRAMES_PER_STEP {
+                match writer.next_frame(&*view).map_err(unreadable)? {
+                    Some(frame) => bytes += frame.len() as u64,
+                    None => return Ok((None, bytes)),
+                }
+            }
+            Ok((Some(writer), bytes))
+        })
+        .await?;
+        total += bytes;
+        match after {
+            Some(after) => writer = after,
+            None => return Ok(total),
+        }
+    }
+}
+
+fn unreadable(error: ViewError) -> Error {
+    Error::new(
+        Reason::Corrupt,
+        "the state in the checkpoint cannot be read",
+    )
+    .with_source(error)
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|_| {
+        Err(Error::new(
+            Reason::NodeNotReady,
+            "the node is stopping: ask another one",
+        ))
+    })
+}
