@@ -148,7 +148,10 @@ pub(crate) struct BootstrapParts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Settled {
     /// This node belongs to a cluster. If it founded it, Raft is initialised.
-    Member { cluster: ClusterId, incarnation: Incarnation },
+    Member {
+        cluster: ClusterId,
+        incarnation: Incarnation,
+    },
     /// This node id was removed from its cluster.
     Retired,
     /// The node is shutting down.
@@ -245,7 +248,8 @@ impl Bootstrap {
                 Ok(peers) => peers,
                 Err(error) => {
                     tracing::warn!(%error, "discovery failed; trying again");
-                    self.waiting.send_replace(Some(format!("discovery: {error}")));
+                    self.waiting
+                        .send_replace(Some(format!("discovery: {error}")));
                     return Ok(Step::Wait);
                 }
             }
@@ -281,7 +285,9 @@ impl Bootstrap {
             }
             Action::Propose { founders } => self.propose(founders).await,
             Action::Ask { founders } => {
-                let Phase::Reserved(proposal) = phase else { return Ok(Step::Again) };
+                let Phase::Reserved(proposal) = phase else {
+                    return Ok(Step::Again);
+                };
                 self.ask_founders(proposal, founders, memory).await;
                 // What they promised is seen from their next answer.
                 Ok(Step::Wait)
@@ -292,27 +298,41 @@ impl Bootstrap {
                 memory.refusals.clear();
                 self.promise(Identity::release).await
             }
-            Action::Join { cluster, incarnation, via } => self.join(cluster, incarnation, &via).await,
+            Action::Join {
+                cluster,
+                incarnation,
+                via,
+            } => self.join(cluster, incarnation, &via).await,
             Action::Member | Action::Retired => Ok(self.settled(phase)),
         }
     }
 
     async fn propose(&self, founders: Vec<Founder>) -> Result<Step> {
         let cluster = ClusterId(rand::random_range(1..=u64::MAX));
-        let names: Vec<_> = founders.iter().map(|founder| founder.name.as_str()).collect();
+        let names: Vec<_> = founders
+            .iter()
+            .map(|founder| founder.name.as_str())
+            .collect();
         tracing::info!(%cluster, founders = names.join(", "), "proposing a new cluster");
-        let proposal = Proposal { cluster, replicas: self.parts.me.replicas, founders };
-        self.promise(move |identity| identity.reserve(proposal)).await
+        let proposal = Proposal {
+            cluster,
+            replicas: self.parts.me.replicas,
+            founders,
+        };
+        self.promise(move |identity| identity.reserve(proposal))
+            .await
     }
 
     /// All have accepted. The marker first: once Raft is initialised, this node has voted.
     async fn initialize(&self, proposal: &Proposal) -> Result<Step> {
         let cluster = proposal.cluster;
         if self.parts.identity.membership().is_none() {
-            self.promise(move |identity| identity.become_member(cluster, FIRST_INCARNATION)).await?;
+            self.promise(move |identity| identity.become_member(cluster, FIRST_INCARNATION))
+                .await?;
         }
         let Some(host) = self.host.get() else {
-            self.waiting.send_replace(Some("for this node's own start".into()));
+            self.waiting
+                .send_replace(Some("for this node's own start".into()));
             return Ok(Step::Wait);
         };
         match host.initialize(Founding::from(proposal)).await {
@@ -322,23 +342,32 @@ impl Bootstrap {
             }
             Err(error) => {
                 tracing::warn!(%cluster, %error, "could not initialise the cluster; trying again");
-                self.waiting.send_replace(Some(format!("to initialise cluster {cluster}: {error}")));
+                self.waiting
+                    .send_replace(Some(format!("to initialise cluster {cluster}: {error}")));
                 Ok(Step::Wait)
             }
         }
     }
 
-    async fn join(&self, cluster: ClusterId, incarnation: Incarnation, via: &[Via]) -> Result<Step> {
+    async fn join(
+        &self,
+        cluster: ClusterId,
+        incarnation: Incarnation,
+        via: &[Via],
+    ) -> Result<Step> {
         *self.joining() = Some((cluster, incarnation));
         for member in via {
             match self.ask_to_join(cluster, incarnation, member).await {
                 Ok(()) => {
                     tracing::info!(%cluster, %incarnation, via = %member.id, "added to the cluster");
-                    return self.promise(move |identity| identity.become_member(cluster, incarnation)).await;
+                    return self
+                        .promise(move |identity| identity.become_member(cluster, incarnation))
+                        .await;
                 }
                 Err(error) => {
                     tracing::info!(%cluster, via = %member.id, %error, "not added to the cluster yet");
-                    self.waiting.send_replace(Some(format!("to join cluster {cluster}: {error}")));
+                    self.waiting
+                        .send_replace(Some(format!("to join cluster {cluster}: {error}")));
                 }
             }
         }
@@ -370,7 +399,9 @@ impl Bootstrap {
         let identity = self.parts.identity.clone();
         let result = tokio::task::spawn_blocking(move || change(&identity))
             .await
-            .map_err(|error| Error::internal("changing the node's phase failed").with_source(error))?;
+            .map_err(|error| {
+                Error::internal("changing the node's phase failed").with_source(error)
+            })?;
         if result.is_ok() {
             self.changed.notify_one();
         }
@@ -379,7 +410,10 @@ impl Bootstrap {
 
     fn settled(&self, phase: &Phase) -> Step {
         match phase {
-            Phase::Member { cluster, incarnation } => Step::Settled(Settled::Member {
+            Phase::Member {
+                cluster,
+                incarnation,
+            } => Step::Settled(Settled::Member {
                 cluster: *cluster,
                 incarnation: *incarnation,
             }),
@@ -390,8 +424,12 @@ impl Bootstrap {
 
     /// Which of the clusters that peers speak of this node has released.
     fn released(&self, peers: &[Peer]) -> BTreeSet<ClusterId> {
-        let clusters = peers.iter().filter_map(|peer| peer.answer.as_ref()?.said.cluster());
-        clusters.filter(|cluster| self.parts.identity.refuses(*cluster)).collect()
+        let clusters = peers
+            .iter()
+            .filter_map(|peer| peer.answer.as_ref()?.said.cluster());
+        clusters
+            .filter(|cluster| self.parts.identity.refuses(*cluster))
+            .collect()
     }
 
     /// Says what is waited for: when it changes, and again after a while.
@@ -416,7 +454,6 @@ impl Bootstrap {
         self.joining.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
 
 #[cfg(test)]
 mod random;
