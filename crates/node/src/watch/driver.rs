@@ -34,7 +34,11 @@ impl Desk {
         let position = warm_position(&shared.settings, tip);
         let bounds = shared.settings.bounds();
         let hub = Hub::new(bounds, position, now, shared.counters.clone());
-        Self { hub, shared, actions: Vec::new() }
+        Self {
+            hub,
+            shared,
+            actions: Vec::new(),
+        }
     }
 
     /// Hands the hub a portion of everything that waits for it. True if more may be waiting.
@@ -91,8 +95,15 @@ impl Action {
     /// Blocking: reads the state.
     pub fn run(self, state: &dyn StateStore) -> Event {
         match self {
-            Action::Read { id, from, job } => Event::Read { id, from, found: job.run(state) },
-            Action::ReadGap { floor, job } => Event::GapRead { floor, found: job.run(state) },
+            Action::Read { id, from, job } => Event::Read {
+                id,
+                from,
+                found: job.run(state),
+            },
+            Action::ReadGap { floor, job } => Event::GapRead {
+                floor,
+                found: job.run(state),
+            },
         }
     }
 }

@@ -41,7 +41,10 @@ pub(super) enum Taken {
     /// The hub has everything.
     Nothing,
     /// The next revisions without a gap. Everything up to `upto` is among them or never was.
-    Published { revisions: Vec<Arc<RevisionEvents>>, upto: Revision },
+    Published {
+        revisions: Vec<Arc<RevisionEvents>>,
+        upto: Revision,
+    },
     /// Revisions after the hub's position, up to `floor`, fell out: read them from the state.
     Gap { floor: Revision },
 }
@@ -63,8 +66,15 @@ struct Queue {
 
 impl Feed {
     pub fn new(max_bytes: usize, floor: Revision, tip: Tip) -> Self {
-        let queue = Queue { floor, tip, ..Queue::default() };
-        Self { max_bytes, queue: Mutex::new(queue) }
+        let queue = Queue {
+            floor,
+            tip,
+            ..Queue::default()
+        };
+        Self {
+            max_bytes,
+            queue: Mutex::new(queue),
+        }
     }
 
     /// Called by the apply thread, once the revisions are committed to the state.
@@ -81,7 +91,9 @@ impl Feed {
         queue.revisions.append(&mut weighed);
         queue.tip = tip;
         while queue.bytes > self.max_bytes {
-            let Some((revision, bytes)) = queue.revisions.pop_front() else { break };
+            let Some((revision, bytes)) = queue.revisions.pop_front() else {
+                break;
+            };
             queue.bytes -= bytes;
             queue.floor = revision.revision;
             fallen.push(revision);
@@ -159,24 +171,36 @@ mod tests {
     use super::*;
 
     fn revisions(numbers: impl IntoIterator<Item = Revision>) -> Vec<Arc<RevisionEvents>> {
-        let empty = |revision| Arc::new(RevisionEvents { revision, events: Vec::new() });
+        let empty = |revision| {
+            Arc::new(RevisionEvents {
+                revision,
+                events: Vec::new(),
+            })
+        };
         numbers.into_iter().map(empty).collect()
     }
 
     fn tip(revision: Revision) -> Tip {
-        Tip { revision, compacted_revision: 0 }
+        Tip {
+            revision,
+            compacted_revision: 0,
+        }
     }
 
     /// Each empty revision weighs this much.
     fn one() -> usize {
-        weight(&RevisionEvents { revision: 0, events: Vec::new() })
+        weight(&RevisionEvents {
+            revision: 0,
+            events: Vec::new(),
+        })
     }
 
     fn numbers(taken: Taken) -> (Vec<Revision>, Revision) {
         match taken {
-            Taken::Published { revisions, upto } => {
-                (revisions.iter().map(|revision| revision.revision).collect(), upto)
-            }
+            Taken::Published { revisions, upto } => (
+                revisions.iter().map(|revision| revision.revision).collect(),
+                upto,
+            ),
             other => panic!("expected revisions, not {other:?}"),
         }
     }

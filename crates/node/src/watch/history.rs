@@ -13,16 +13,24 @@ use crate::storage::{StateStore, StateView};
 /// One bounded read.
 pub(super) enum Job {
     /// The changes of a range from a revision on; of every key if `None`.
-    Changes { from: Revision, range: Option<KeyRange>, limits: ChangesLimits },
+    Changes {
+        from: Revision,
+        range: Option<KeyRange>,
+        limits: ChangesLimits,
+    },
     /// The next chunk of a list. The view of the chunk before is used again if it was kept; a list at
     /// a revision reads the same from any later view, as long as the revision is not compacted.
-    List { request: Range, view: Option<Arc<dyn StateView>>, max_bytes: usize },
+    List {
+        request: Range,
+        view: Option<Arc<dyn StateView>>,
+        max_bytes: usize,
+    },
 }
 
 /// What a [`Job`] found.
 pub(super) enum Found {
     Changes(Changes),
-    List(List),
+    List(Box<List>),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -46,25 +54,44 @@ pub(super) struct List {
 impl Job {
     pub fn run(self, state: &dyn StateStore) -> Result<Found> {
         match self {
-            Job::Changes { from, range, limits } => {
+            Job::Changes {
+                from,
+                range,
+                limits,
+            } => {
                 let view = state.view();
                 let page = podkv_core::changes(&*view, from, Revision::MAX, range.as_ref(), limits)
                     .map_err(unreadable)??;
                 let next = from.max(page.looked_to.saturating_add(1));
-                Ok(Found::Changes(Changes { revisions: page.revisions, next }))
+                Ok(Found::Changes(Changes {
+                    revisions: page.revisions,
+                    next,
+                }))
             }
-            Job::List { request, view, max_bytes } => {
+            Job::List {
+                request,
+                view,
+                max_bytes,
+            } => {
                 let view = view.unwrap_or_else(|| state.view());
-                let limits = PageLimits { max_bytes, count: false };
-                let page =
-                    podkv_core::range(&*view, &request, limits).map_err(unreadable)??;
+                let limits = PageLimits {
+                    max_bytes,
+                    count: false,
+                };
+                let page = podkv_core::range(&*view, &request, limits).map_err(unreadable)??;
                 let revision = match request.revision {
                     0 => page.revision,
                     pinned => pinned,
                 };
                 let again = request.at(revision);
                 let rest = page.next.map(|rest| rest.at(revision));
-                Ok(Found::List(List { kvs: page.kvs, revision, again, rest, view }))
+                Ok(Found::List(Box::new(List {
+                    kvs: page.kvs,
+                    revision,
+                    again,
+                    rest,
+                    view,
+                })))
             }
         }
     }
@@ -74,6 +101,9 @@ impl Job {
 /// learns that it cannot go on here.
 fn unreadable(error: ViewError) -> Error {
     tracing::error!(%error, "the state cannot be read for a watcher");
-    Error::new(Reason::Internal, "the node cannot read its state: watch on another one")
-        .with_source(error)
+    Error::new(
+        Reason::Internal,
+        "the node cannot read its state: watch on another one",
+    )
+    .with_source(error)
 }

@@ -83,7 +83,11 @@ pub(super) enum Event {
 /// What the driver has to do, off the async threads.
 pub(super) enum Action {
     /// Read for a watcher, and give the three back in [`Event::Read`].
-    Read { id: WatcherId, from: Place, job: Job },
+    Read {
+        id: WatcherId,
+        from: Place,
+        job: Job,
+    },
     /// Read what the feed lost.
     ReadGap { floor: Revision, job: Job },
 }
@@ -222,7 +226,13 @@ impl Hub {
     }
 
     fn register(&mut self, registration: Registration) {
-        let Registration { id, watch, outbox, current, compacted_revision } = registration;
+        let Registration {
+            id,
+            watch,
+            outbox,
+            current,
+            compacted_revision,
+        } = registration;
         let from = outbox.place();
         let start = match (watch.list, watch.start_revision) {
             (true, _) => 0,
@@ -235,7 +245,13 @@ impl Hub {
                 true => Place::Live { next: start },
                 false => Place::Behind { next: start },
             };
-            outbox.deliver(&from, [Item::Created { start_revision: start }], place);
+            outbox.deliver(
+                &from,
+                [Item::Created {
+                    start_revision: start,
+                }],
+                place,
+            );
             if start < compacted_revision {
                 self.counters.compacted.fetch_add(1, Ordering::Relaxed);
                 outbox.end(Error::compacted(compacted_revision));
@@ -260,7 +276,9 @@ impl Hub {
     }
 
     fn signal(&mut self, id: WatcherId) {
-        let Some(watcher) = self.watchers.get(&id) else { return };
+        let Some(watcher) = self.watchers.get(&id) else {
+            return;
+        };
         match watcher.outbox.acknowledge() {
             true => self.advance(id),
             false => self.remove(id),
@@ -268,7 +286,9 @@ impl Hub {
     }
 
     fn remove(&mut self, id: WatcherId) {
-        let Some(watcher) = self.watchers.remove(&id) else { return };
+        let Some(watcher) = self.watchers.remove(&id) else {
+            return;
+        };
         self.index.remove(&watcher.watch.range, id);
         if watcher.watch.bookmarks {
             self.bookmark_portion(id).remove(&id);
@@ -314,7 +334,9 @@ impl Hub {
         let max_age = self.bounds.list_view_age;
         let watchers = &mut self.watchers;
         self.viewing.retain(|id| {
-            let Some(watcher) = watchers.get_mut(id) else { return false };
+            let Some(watcher) = watchers.get_mut(id) else {
+                return false;
+            };
             let is_old = |since: Instant| now.saturating_duration_since(since) >= max_age;
             watcher.view.take_if(|(_, since)| is_old(*since));
             watcher.view.is_some()
@@ -323,13 +345,17 @@ impl Hub {
 
     fn count(&self) {
         let counters = &self.counters;
-        counters.watchers.store(self.watchers.len(), Ordering::Relaxed);
+        counters
+            .watchers
+            .store(self.watchers.len(), Ordering::Relaxed);
         let buffered = self.recent.bytes() + self.held.load(Ordering::Relaxed);
         counters.buffered_bytes.store(buffered, Ordering::Relaxed);
     }
 
     fn set_behind(&mut self, id: WatcherId, is_behind: bool) {
-        let Some(watcher) = self.watchers.get_mut(&id) else { return };
+        let Some(watcher) = self.watchers.get_mut(&id) else {
+            return;
+        };
         if watcher.is_behind == is_behind {
             return;
         }
@@ -359,13 +385,18 @@ impl Drop for Hub {
 }
 
 pub(super) fn stopping() -> Error {
-    Error::new(Reason::NodeNotReady, "the node is stopping: watch on another one")
+    Error::new(
+        Reason::NodeNotReady,
+        "the node is stopping: watch on another one",
+    )
 }
 
 /// The place that a new watcher's outbox starts from.
 pub(super) fn first_place(watch: &Watch) -> Place {
     match watch.list {
         true => Place::Listing(Box::new(Range::new(watch.range.clone()))),
-        false => Place::Behind { next: watch.start_revision },
+        false => Place::Behind {
+            next: watch.start_revision,
+        },
     }
 }

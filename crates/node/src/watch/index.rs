@@ -101,7 +101,10 @@ impl Interval {
             RangeEnd::Before(end) => End::Before(end.clone()),
             RangeEnd::Unbounded => End::Unbounded,
         };
-        Some(Self { start: range.start.clone(), end })
+        Some(Self {
+            start: range.start.clone(),
+            end,
+        })
     }
 }
 
@@ -159,7 +162,9 @@ impl IntervalTree {
     }
 
     fn remove(&mut self, interval: &Interval, id: WatcherId) {
-        let Some(at) = self.locate(interval) else { return };
+        let Some(at) = self.locate(interval) else {
+            return;
+        };
         let watchers = &mut self.node_mut(at).watchers;
         watchers.remove(&id);
         if watchers.is_empty() {
@@ -224,7 +229,9 @@ impl IntervalTree {
 
     /// Joins two subtrees, everything in `left` being less than everything in `right`.
     fn merge(&mut self, left: Option<NodeRef>, right: Option<NodeRef>) -> Option<NodeRef> {
-        let (Some(l), Some(r)) = (left, right) else { return left.or(right) };
+        let (Some(l), Some(r)) = (left, right) else {
+            return left.or(right);
+        };
         if self.node(l).priority >= self.node(r).priority {
             let below = self.merge(self.node(l).right, right);
             self.node_mut(l).right = below;
@@ -279,12 +286,18 @@ impl IntervalTree {
         mixed ^ (mixed >> 31)
     }
 
-    #[allow(clippy::expect_used, reason = "only live places are linked from the root")]
+    #[allow(
+        clippy::expect_used,
+        reason = "only live places are linked from the root"
+    )]
     fn node(&self, at: NodeRef) -> &Node {
         self.nodes[at].as_ref().expect("a linked node is live")
     }
 
-    #[allow(clippy::expect_used, reason = "only live places are linked from the root")]
+    #[allow(
+        clippy::expect_used,
+        reason = "only live places are linked from the root"
+    )]
     fn node_mut(&mut self, at: NodeRef) -> &mut Node {
         self.nodes[at].as_mut().expect("a linked node is live")
     }
@@ -314,8 +327,11 @@ mod tests {
 
     /// The naive twin: ask everybody.
     fn expected(watchers: &[(KeyRange, WatcherId)], key: &[u8]) -> Vec<WatcherId> {
-        let mut ids: Vec<_> =
-            watchers.iter().filter(|(range, _)| range.contains(key)).map(|(_, id)| *id).collect();
+        let mut ids: Vec<_> = watchers
+            .iter()
+            .filter(|(range, _)| range.contains(key))
+            .map(|(_, id)| *id)
+            .collect();
         ids.sort();
         ids
     }
@@ -344,7 +360,11 @@ mod tests {
             index.remove(&range, id);
         }
         assert!(index.is_empty());
-        assert_eq!(index.ranges.free.len(), index.ranges.nodes.len(), "every place is free again");
+        assert_eq!(
+            index.ranges.free.len(),
+            index.ranges.nodes.len(),
+            "every place is free again"
+        );
     }
 
     #[test]

@@ -64,7 +64,8 @@ pub(crate) use self::stats::WatchStats;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct WatcherId(u64);
 
-/// Stamps messages: the node as it is now. Called for each message, so it must be cheap.
+/// Stamps messages: the node as it is now, but for the revision, which the hub fills in. Called for each
+/// message, so it must be cheap.
 pub(crate) type HeaderSource = Arc<dyn Fn() -> Header + Send + Sync>;
 
 /// What the hub's task, the streams and the handles share.
@@ -73,6 +74,8 @@ struct Shared {
     mailbox: Mailbox,
     counters: Arc<Counters>,
     header: HeaderSource,
+    /// The last revision that was published.
+    revision: AtomicU64,
     settings: WatchSettings,
     next_id: AtomicU64,
     /// Streams that were handed out and not yet dropped.
@@ -110,8 +113,14 @@ impl WatchHub {
         let stop = CancellationToken::new();
         let desk = Desk::new(shared.clone(), tip, tokio::time::Instant::now().into_std());
         let handle = tokio::spawn(driver::run(desk, state, stop.clone()));
-        let task = Task { stop, handle: Mutex::new(Some(handle)) };
-        Self { shared, task: Arc::new(task) }
+        let task = Task {
+            stop,
+            handle: Mutex::new(Some(handle)),
+        };
+        Self {
+            shared,
+            task: Arc::new(task),
+        }
     }
 
     /// Takes over what was applied. Called in order, once it is committed to the state, by the thread that
@@ -141,7 +150,12 @@ impl WatchHub {
     /// Ends every watch with [`Reason::NodeNotReady`], and waits until the hub has stopped.
     pub async fn shutdown(&self) {
         self.task.stop.cancel();
-        let handle = self.task.handle.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let handle = self
+            .task
+            .handle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(handle) = handle
             && let Err(error) = handle.await
         {
@@ -157,6 +171,7 @@ impl Shared {
             mailbox: Mailbox::default(),
             counters: Arc::default(),
             header,
+            revision: AtomicU64::new(tip.revision),
             settings,
             next_id: AtomicU64::new(1),
             open: AtomicUsize::new(0),
@@ -165,11 +180,13 @@ impl Shared {
 
     fn publish(&self, revisions: Vec<Arc<RevisionEvents>>, tip: Tip) {
         self.feed.publish(revisions, tip);
+        self.revision.store(tip.revision, Ordering::Release);
         self.mailbox.bell.notify_one();
     }
 
     fn reset(&self, tip: Tip) {
         self.feed.reset(tip);
+        self.revision.store(tip.revision, Ordering::Release);
         self.mailbox.bell.notify_one();
     }
 
@@ -183,17 +200,27 @@ impl Shared {
         }
         let id = WatcherId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let tip = self.feed.tip();
+        let seen = at_least.max(tip.revision);
         let watch = Arc::new(watch);
-        let outbox = Arc::new(Outbox::new(self.settings.queue_items, hub::first_place(&watch)));
+        let outbox = Arc::new(Outbox::new(
+            self.settings.queue_items,
+            hub::first_place(&watch),
+        ));
         let registration = Registration {
             id,
             watch: watch.clone(),
             outbox: outbox.clone(),
-            current: at_least.max(tip.revision),
+            current: seen,
             compacted_revision: tip.compacted_revision,
         };
         // From here on its drop undoes what was done.
-        let stream = Watching { id, watch, outbox, shared: self.clone() };
+        let stream = Watching {
+            id,
+            watch,
+            outbox,
+            shared: self.clone(),
+            seen,
+        };
         match self.mailbox.register(registration) {
             Ok(()) => Ok(Box::pin(stream)),
             Err(_) => Err(hub::stopping()),
@@ -212,11 +239,20 @@ fn check(watch: &Watch, settings: &WatchSettings) -> Result<()> {
         let text = "list and start_revision exclude each other: a list says where it starts";
         (Reason::InvalidArgument, text.into())
     } else if range.is_single() && range.start.is_empty() {
-        (Reason::EmptyKey, "the key is empty; a key has at least one byte".into())
+        (
+            Reason::EmptyKey,
+            "the key is empty; a key has at least one byte".into(),
+        )
     } else if range.is_empty() {
-        (Reason::InvalidArgument, "the range is empty: its end is not after its start".into())
+        (
+            Reason::InvalidArgument,
+            "the range is empty: its end is not after its start".into(),
+        )
     } else if longest > max {
-        (Reason::KeyTooLarge, format!("the key has {longest} bytes; at most {max} are allowed"))
+        (
+            Reason::KeyTooLarge,
+            format!("the key has {longest} bytes; at most {max} are allowed"),
+        )
     } else {
         return Ok(());
     };
@@ -235,17 +271,25 @@ impl EventSink for WatchHub {
 
 impl From<&Applied> for Tip {
     fn from(applied: &Applied) -> Self {
-        Self { revision: applied.revision, compacted_revision: applied.compacted_revision }
+        Self {
+            revision: applied.revision,
+            compacted_revision: applied.compacted_revision,
+        }
     }
 }
 
 /// What a revision costs in memory, about.
 fn weight(revision: &RevisionEvents) -> usize {
-    let kvs = revision.events.iter().flat_map(|event| [Some(&event.kv), event.prev_kv.as_ref()]);
+    let kvs = revision
+        .events
+        .iter()
+        .flat_map(|event| [Some(&event.kv), event.prev_kv.as_ref()]);
     let data: usize = kvs.flatten().map(|kv| kv.key.len() + kv.value.len()).sum();
     size_of::<RevisionEvents>() + revision.events.len() * size_of::<Event>() + data
 }
 
 fn kvs_weight(kvs: &[KeyValue]) -> usize {
-    kvs.iter().map(|kv| size_of::<KeyValue>() + kv.key.len() + kv.value.len()).sum()
+    kvs.iter()
+        .map(|kv| size_of::<KeyValue>() + kv.key.len() + kv.value.len())
+        .sum()
 }

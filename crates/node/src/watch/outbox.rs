@@ -64,13 +64,13 @@ pub(super) struct ListChunk {
     pub kvs: Vec<KeyValue>,
     /// Reads this chunk and all after it again.
     pub again: Range,
-    pub held: Held,
+    pub _held: Held,
 }
 
 #[derive(Debug)]
 pub(super) struct PastRevision {
     pub events: RevisionEvents,
-    pub held: Held,
+    pub _held: Held,
 }
 
 /// Bytes that were read from the state and are held for one watcher; counted until dropped.
@@ -83,7 +83,10 @@ pub(super) struct Held {
 impl Held {
     pub fn new(bytes: usize, total: &Arc<AtomicUsize>) -> Self {
         total.fetch_add(bytes, Ordering::Relaxed);
-        Self { bytes, total: total.clone() }
+        Self {
+            bytes,
+            total: total.clone(),
+        }
     }
 }
 
@@ -96,12 +99,21 @@ impl Drop for Held {
 /// An [`Item`] that was taken: what it pointed to is there.
 #[derive(Debug)]
 pub(super) enum Taken {
-    Created { start_revision: Revision },
-    List { revision: Revision, kvs: Vec<KeyValue> },
-    Listed { revision: Revision },
+    Created {
+        start_revision: Revision,
+    },
+    List {
+        revision: Revision,
+        kvs: Vec<KeyValue>,
+    },
+    Listed {
+        revision: Revision,
+    },
     Recent(Arc<RevisionEvents>),
     Past(RevisionEvents),
-    Bookmark { revision: Revision },
+    Bookmark {
+        revision: Revision,
+    },
 }
 
 /// What became of a live revision.
@@ -148,7 +160,10 @@ impl Outbox {
             ended: false,
             waker: None,
         };
-        Self { max_items, inner: Mutex::new(inner) }
+        Self {
+            max_items,
+            inner: Mutex::new(inner),
+        }
     }
 
     /// No code panics while it holds the lock, and every step leaves the outbox whole.
@@ -168,7 +183,10 @@ impl Outbox {
 
     /// True if anything that was read from the state for this watcher waits for its user.
     pub fn holds(&self) -> bool {
-        self.lock().items.iter().any(|item| matches!(item, Item::List(_) | Item::Past(_)))
+        self.lock()
+            .items
+            .iter()
+            .any(|item| matches!(item, Item::List(_) | Item::Past(_)))
     }
 
     /// How many more items the watcher takes, if it is behind from exactly `next` on.
@@ -192,7 +210,9 @@ impl Outbox {
             inner.items.push_back(item);
         }
         inner.place = to;
-        let waker = (inner.items.len() > before).then(|| inner.waker.take()).flatten();
+        let waker = (inner.items.len() > before)
+            .then(|| inner.waker.take())
+            .flatten();
         wake(inner, waker);
         true
     }
@@ -209,7 +229,10 @@ impl Outbox {
             inner.place = Place::Behind { next: revision };
             return Pushed::FellBehind;
         }
-        inner.items.push_back(Item::Recent { revision, events: Arc::downgrade(events) });
+        inner.items.push_back(Item::Recent {
+            revision,
+            events: Arc::downgrade(events),
+        });
         inner.place = Place::Live { next: revision + 1 };
         inner.reported = revision;
         let waker = inner.waker.take();
@@ -246,11 +269,21 @@ impl Outbox {
     /// the user comes back. True if there was anything.
     pub fn take_back(&self) -> bool {
         let mut inner = self.lock();
-        let Some((at, place)) = inner.items.iter().enumerate().find_map(|(at, item)| match item {
-            Item::List(chunk) => Some((at, Place::Listing(Box::new(chunk.again.clone())))),
-            Item::Past(past) => Some((at, Place::Behind { next: past.events.revision })),
-            _ => None,
-        }) else {
+        let Some((at, place)) = inner
+            .items
+            .iter()
+            .enumerate()
+            .find_map(|(at, item)| match item {
+                Item::List(chunk) => Some((at, Place::Listing(Box::new(chunk.again.clone())))),
+                Item::Past(past) => Some((
+                    at,
+                    Place::Behind {
+                        next: past.events.revision,
+                    },
+                )),
+                _ => None,
+            })
+        else {
             return false;
         };
         let taken_back = inner.items.split_off(at);
@@ -288,22 +321,7 @@ impl Outbox {
     /// The next thing to report. `ask` is called if the hub must be asked for more.
     pub fn poll(&self, cx: &mut Context<'_>, ask: impl FnOnce()) -> Poll<Option<Result<Taken>>> {
         let mut inner = self.lock();
-        while let Some(item) = inner.items.pop_front() {
-            let taken = match item {
-                Item::Recent { revision, events } => match events.upgrade() {
-                    Some(events) => Taken::Recent(events),
-                    None => {
-                        // Too slow: it fell out of the ring, and what follows must come after it.
-                        inner.fall_behind(revision);
-                        break;
-                    }
-                },
-                Item::Past(past) => Taken::Past(past.events),
-                Item::List(chunk) => Taken::List { revision: chunk.revision, kvs: chunk.kvs },
-                Item::Created { start_revision } => Taken::Created { start_revision },
-                Item::Listed { revision } => Taken::Listed { revision },
-                Item::Bookmark { revision } => Taken::Bookmark { revision },
-            };
+        if let Some(taken) = inner.take() {
             return Poll::Ready(Some(Ok(taken)));
         }
         if let Some(error) = inner.end.take() {
@@ -336,6 +354,28 @@ impl Outbox {
 }
 
 impl Inner {
+    /// The first item; `None` if there is none, or if what it points to is gone.
+    fn take(&mut self) -> Option<Taken> {
+        Some(match self.items.pop_front()? {
+            Item::Recent { revision, events } => match events.upgrade() {
+                Some(events) => Taken::Recent(events),
+                None => {
+                    // Too slow: it fell out of the ring, and what follows must come after it.
+                    self.fall_behind(revision);
+                    return None;
+                }
+            },
+            Item::Past(past) => Taken::Past(past.events),
+            Item::List(chunk) => Taken::List {
+                revision: chunk.revision,
+                kvs: chunk.kvs,
+            },
+            Item::Created { start_revision } => Taken::Created { start_revision },
+            Item::Listed { revision } => Taken::Listed { revision },
+            Item::Bookmark { revision } => Taken::Bookmark { revision },
+        })
+    }
+
     fn fall_behind(&mut self, next: Revision) {
         // All weak, or read again: nothing large is freed here under the lock.
         self.items.clear();

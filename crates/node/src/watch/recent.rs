@@ -24,7 +24,12 @@ pub(super) struct Recent {
 
 impl Recent {
     pub fn new(max_bytes: usize, floor: Revision) -> Self {
-        Self { max_bytes, revisions: VecDeque::new(), bytes: 0, floor }
+        Self {
+            max_bytes,
+            revisions: VecDeque::new(),
+            bytes: 0,
+            floor,
+        }
     }
 
     /// Appends the next revision. It stays at least until the one after it, whatever its size: else
@@ -34,7 +39,9 @@ impl Recent {
         self.bytes += bytes;
         self.revisions.push_back((revision, bytes));
         while self.bytes > self.max_bytes && self.revisions.len() > 1 {
-            let Some((oldest, bytes)) = self.revisions.pop_front() else { break };
+            let Some((oldest, bytes)) = self.revisions.pop_front() else {
+                break;
+            };
             self.bytes -= bytes;
             self.floor = oldest.revision;
         }
@@ -54,7 +61,9 @@ impl Recent {
 
     /// The revisions from `from` on, in order. Only meaningful if it [`Recent::covers`] `from`.
     pub fn since(&self, from: Revision) -> impl Iterator<Item = &Arc<RevisionEvents>> {
-        let start = self.revisions.partition_point(|(revision, _)| revision.revision < from);
+        let start = self
+            .revisions
+            .partition_point(|(revision, _)| revision.revision < from);
         self.revisions.range(start..).map(|(revision, _)| revision)
     }
 
@@ -68,7 +77,10 @@ mod tests {
     use super::*;
 
     fn revision(revision: Revision) -> Arc<RevisionEvents> {
-        Arc::new(RevisionEvents { revision, events: Vec::new() })
+        Arc::new(RevisionEvents {
+            revision,
+            events: Vec::new(),
+        })
     }
 
     #[test]

@@ -78,7 +78,9 @@ impl WatchSettings {
             // Large enough that a thread's wake-up costs little beside it.
             step_bytes: (256 << 10).min(held_bytes / (2 * max_reads)).max(1),
             max_reads,
-            bookmark_ticks: usize::try_from(ticks).unwrap_or(usize::MAX).clamp(1, MAX_TICKS),
+            bookmark_ticks: usize::try_from(ticks)
+                .unwrap_or(usize::MAX)
+                .clamp(1, MAX_TICKS),
             list_view_age: self.list_view_age,
         }
     }

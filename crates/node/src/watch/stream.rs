@@ -31,6 +31,8 @@ pub(super) struct Watching {
     pub watch: Arc<Watch>,
     pub outbox: Arc<Outbox>,
     pub shared: Arc<Shared>,
+    /// The state's revision when the watch was asked for.
+    pub seen: Revision,
 }
 
 impl Stream for Watching {
@@ -51,25 +53,37 @@ impl Watching {
         match taken {
             Taken::Created { start_revision } => {
                 // A start in the future says nothing about the present.
-                WatchMessage::Created { header: self.header(0), start_revision }
+                WatchMessage::Created {
+                    header: self.header(0),
+                    start_revision,
+                }
             }
-            Taken::List { revision, kvs } => {
-                WatchMessage::List { header: self.header(revision), revision, kvs }
-            }
-            Taken::Listed { revision } => {
-                WatchMessage::Listed { header: self.header(revision), revision }
-            }
-            Taken::Bookmark { revision } => {
-                WatchMessage::Bookmark { header: self.header(revision), revision }
-            }
+            Taken::List { revision, kvs } => WatchMessage::List {
+                header: self.header(revision),
+                revision,
+                kvs,
+            },
+            Taken::Listed { revision } => WatchMessage::Listed {
+                header: self.header(revision),
+                revision,
+            },
+            Taken::Bookmark { revision } => WatchMessage::Bookmark {
+                header: self.header(revision),
+                revision,
+            },
             Taken::Recent(shared) => {
-                let wanted = shared.events.iter().filter(|event| wants(&self.watch, event));
+                let wanted = shared
+                    .events
+                    .iter()
+                    .filter(|event| wants(&self.watch, event));
                 let events = wanted.map(|event| self.copy(event)).collect();
                 self.events(shared.revision, events)
             }
             Taken::Past(mut past) => {
                 if !self.watch.prev_kv {
-                    past.events.iter_mut().for_each(|event| event.prev_kv = None);
+                    past.events
+                        .iter_mut()
+                        .for_each(|event| event.prev_kv = None);
                 }
                 self.events(past.revision, past.events)
             }
@@ -80,19 +94,30 @@ impl Watching {
         Event {
             kind: event.kind,
             kv: event.kv.clone(),
-            prev_kv: if self.watch.prev_kv { event.prev_kv.clone() } else { None },
+            prev_kv: if self.watch.prev_kv {
+                event.prev_kv.clone()
+            } else {
+                None
+            },
         }
     }
 
     fn events(&self, revision: Revision, events: Vec<Event>) -> WatchMessage {
-        WatchMessage::Events { header: self.header(revision), revision, events }
+        WatchMessage::Events {
+            header: self.header(revision),
+            revision,
+            events,
+        }
     }
 
-    /// The node as it is now: while a watcher catches up, the header tells how far it has to go, and
-    /// never runs backwards.
-    fn header(&self, at_least: Revision) -> Header {
-        let header = (self.shared.header)();
-        Header { revision: header.revision.max(at_least), ..header }
+    /// The node as it is now: while a watcher catches up, the header tells how far it has to go. It
+    /// never runs backwards, nor behind what the caller has seen of this node before.
+    fn header(&self, message: Revision) -> Header {
+        let published = self.shared.revision.load(Ordering::Acquire);
+        Header {
+            revision: published.max(self.seen).max(message),
+            ..(self.shared.header)()
+        }
     }
 }
 

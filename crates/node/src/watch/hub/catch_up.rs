@@ -29,7 +29,9 @@ const PATIENCE: Duration = Duration::from_millis(250);
 impl Hub {
     /// Decides what comes next for a watcher that is not live.
     pub(super) fn advance(&mut self, id: WatcherId) {
-        let Some(watcher) = self.watchers.get_mut(&id) else { return };
+        let Some(watcher) = self.watchers.get_mut(&id) else {
+            return;
+        };
         if watcher.turn != Turn::Idle {
             return;
         }
@@ -59,22 +61,30 @@ impl Hub {
 
     /// Serves one watcher from `recent`. Returns how many events were looked at.
     fn scan_recent(&mut self, id: WatcherId) -> usize {
-        let Some(watcher) = self.watchers.get_mut(&id) else { return 0 };
+        let Some(watcher) = self.watchers.get_mut(&id) else {
+            return 0;
+        };
         watcher.turn = Turn::Idle;
-        let Place::Behind { next } = watcher.outbox.place() else { return 0 };
+        let Place::Behind { next } = watcher.outbox.place() else {
+            return 0;
+        };
         if !self.recent.covers(next) && next <= self.position {
             // It fell out while the watcher stood in line.
             self.advance(id);
             return 0;
         }
         // None: it moved, and will ask again.
-        let Some(room) = watcher.outbox.room(next) else { return 0 };
+        let Some(room) = watcher.outbox.room(next) else {
+            return 0;
+        };
         let mut items = Vec::new();
         let mut looked_at = 0;
         let mut stopped_at = None;
         for revision in self.recent.since(next) {
-            let is_wanted =
-                revision.events.iter().any(|event| stream::wants(&watcher.watch, event));
+            let is_wanted = revision
+                .events
+                .iter()
+                .any(|event| stream::wants(&watcher.watch, event));
             if looked_at >= SCAN || (is_wanted && items.len() == room) {
                 stopped_at = Some(revision.revision);
                 break;
@@ -82,12 +92,17 @@ impl Hub {
             looked_at += revision.events.len();
             if is_wanted {
                 let events = Arc::downgrade(revision);
-                items.push(Item::Recent { revision: revision.revision, events });
+                items.push(Item::Recent {
+                    revision: revision.revision,
+                    events,
+                });
             }
         }
         let is_full = items.len() == room;
         let to = match stopped_at {
-            None => Place::Live { next: next.max(self.position + 1) },
+            None => Place::Live {
+                next: next.max(self.position + 1),
+            },
             Some(next) => Place::Behind { next },
         };
         if !watcher.outbox.deliver(&Place::Behind { next }, items, to) {
@@ -107,8 +122,12 @@ impl Hub {
     /// Starts as many reads as may run, for those who wait longest.
     pub(super) fn start_reads(&mut self, actions: &mut Vec<Action>) {
         while self.reading < self.bounds.max_reads && !self.waiting.is_empty() && self.make_room() {
-            let Some(id) = self.waiting.next() else { return };
-            let Some(watcher) = self.watchers.get_mut(&id) else { continue };
+            let Some(id) = self.waiting.next() else {
+                return;
+            };
+            let Some(watcher) = self.watchers.get_mut(&id) else {
+                continue;
+            };
             watcher.turn = Turn::Idle;
             let from = watcher.outbox.place();
             let job = match &from {
@@ -142,11 +161,16 @@ impl Hub {
     fn make_room(&mut self) -> bool {
         let expected = (self.reading + 1) * self.bounds.step_bytes;
         while self.held.load(Ordering::Relaxed) + expected > self.bounds.held_bytes {
-            let Some(id) = self.holders.first() else { return self.reading == 0 };
-            let Some(watcher) = self.watchers.get_mut(&id) else { return false };
-            let is_fresh = watcher.holds.as_ref().is_some_and(|(_, since)| {
-                self.now.saturating_duration_since(*since) < PATIENCE
-            });
+            let Some(id) = self.holders.first() else {
+                return self.reading == 0;
+            };
+            let Some(watcher) = self.watchers.get_mut(&id) else {
+                return false;
+            };
+            let is_fresh = watcher
+                .holds
+                .as_ref()
+                .is_some_and(|(_, since)| self.now.saturating_duration_since(*since) < PATIENCE);
             if is_fresh && watcher.outbox.holds() {
                 return false;
             }
@@ -166,45 +190,68 @@ impl Hub {
 
     pub(super) fn read(&mut self, id: WatcherId, from: Place, found: Result<Found>) {
         self.reading -= 1;
-        let Some(watcher) = self.watchers.get_mut(&id) else { return };
+        let Some(watcher) = self.watchers.get_mut(&id) else {
+            return;
+        };
         watcher.turn = Turn::Idle;
         match found {
             Ok(Found::Changes(changes)) => self.changes_read(id, &from, changes),
-            Ok(Found::List(list)) => self.list_read(id, &from, list),
+            Ok(Found::List(list)) => self.list_read(id, &from, *list),
             Err(error) => return self.fail(id, error),
         }
         self.advance(id);
     }
 
     fn changes_read(&mut self, id: WatcherId, from: &Place, changes: Changes) {
-        let Some(watcher) = self.watchers.get_mut(&id) else { return };
+        let Some(watcher) = self.watchers.get_mut(&id) else {
+            return;
+        };
         let watch = &watcher.watch;
-        let wanted = changes.revisions.into_iter().filter_map(|mut revision: RevisionEvents| {
-            revision.events.retain(|event| stream::wants_kind(watch, event.kind));
-            (!revision.events.is_empty()).then_some(revision)
-        });
+        let wanted = changes
+            .revisions
+            .into_iter()
+            .filter_map(|mut revision: RevisionEvents| {
+                revision
+                    .events
+                    .retain(|event| stream::wants_kind(watch, event.kind));
+                (!revision.events.is_empty()).then_some(revision)
+            });
         let items: Vec<_> = wanted
             .map(|events| {
                 let held = Held::new(weight(&events), &self.held);
-                Item::Past(Box::new(PastRevision { events, held }))
+                Item::Past(Box::new(PastRevision {
+                    events,
+                    _held: held,
+                }))
             })
             .collect();
         let holds = !items.is_empty();
-        watcher.outbox.deliver(from, items, Place::Behind { next: changes.next });
+        watcher
+            .outbox
+            .deliver(from, items, Place::Behind { next: changes.next });
         if holds {
             self.hold(id);
         }
     }
 
     fn list_read(&mut self, id: WatcherId, from: &Place, list: List) {
-        let Some(watcher) = self.watchers.get_mut(&id) else { return };
+        let Some(watcher) = self.watchers.get_mut(&id) else {
+            return;
+        };
         let revision = list.revision;
         let is_first = matches!(from, Place::Listing(request) if request.revision == 0);
         let holds = !list.kvs.is_empty();
-        let created = is_first.then_some(Item::Created { start_revision: revision + 1 });
+        let created = is_first.then_some(Item::Created {
+            start_revision: revision + 1,
+        });
         let chunk = holds.then(|| {
             let held = Held::new(kvs_weight(&list.kvs), &self.held);
-            Item::List(Box::new(ListChunk { revision, kvs: list.kvs, again: list.again, held }))
+            Item::List(Box::new(ListChunk {
+                revision,
+                kvs: list.kvs,
+                again: list.again,
+                _held: held,
+            }))
         });
         let listed = list.rest.is_none().then_some(Item::Listed { revision });
         watcher.start = revision + 1;
@@ -214,13 +261,17 @@ impl Hub {
                 watcher.view = Some((list.view, since));
                 self.viewing.insert(id);
                 let items = [created, chunk, listed].into_iter().flatten();
-                watcher.outbox.deliver(from, items, Place::Listing(Box::new(rest)));
+                watcher
+                    .outbox
+                    .deliver(from, items, Place::Listing(Box::new(rest)));
             }
             None => {
                 watcher.view = None;
                 self.viewing.remove(&id);
                 let items = [created, chunk, listed].into_iter().flatten();
-                watcher.outbox.deliver(from, items, Place::Behind { next: revision + 1 });
+                watcher
+                    .outbox
+                    .deliver(from, items, Place::Behind { next: revision + 1 });
             }
         }
         if holds {
@@ -230,7 +281,9 @@ impl Hub {
 
     /// Remembers who got data last: it is asked to give back last.
     fn hold(&mut self, id: WatcherId) {
-        let Some(watcher) = self.watchers.get_mut(&id) else { return };
+        let Some(watcher) = self.watchers.get_mut(&id) else {
+            return;
+        };
         if let Some((ticket, _)) = watcher.holds.take() {
             self.holders.leave(ticket);
         }

@@ -15,8 +15,11 @@ use crate::watch::{WatcherId, stream};
 const WORK: usize = 4096;
 
 /// What is read at once to close a gap.
-const GAP: ChangesLimits =
-    ChangesLimits { max_events: 10_000, max_bytes: 1024 * 1024, max_scanned: 10_000 };
+const GAP: ChangesLimits = ChangesLimits {
+    max_events: 10_000,
+    max_bytes: 1024 * 1024,
+    max_scanned: 10_000,
+};
 
 /// One revision on its way to all who want it. Both steps may take several calls.
 pub(super) struct FanOut {
@@ -28,7 +31,10 @@ pub(super) struct FanOut {
 
 impl Hub {
     pub(super) fn published(&mut self, revisions: Vec<Arc<RevisionEvents>>, upto: Revision) {
-        debug_assert!(self.wants_more(), "what comes now would overtake what is still incoming");
+        debug_assert!(
+            self.wants_more(),
+            "what comes now would overtake what is still incoming"
+        );
         self.incoming.extend(revisions);
         self.incoming_upto = upto;
         if self.incoming.is_empty() {
@@ -52,17 +58,26 @@ impl Hub {
 
     /// From here on the revision is in `recent`: who catches up or registers now gets it from there.
     fn next_revision(&mut self) -> bool {
-        let Some(events) = self.incoming.pop_front() else { return false };
+        let Some(events) = self.incoming.pop_front() else {
+            return false;
+        };
         self.recent.push(events.clone());
         self.position = events.revision;
-        let fan_out = FanOut { events, looked_up: 0, targets: Vec::new(), offered: 0 };
+        let fan_out = FanOut {
+            events,
+            looked_up: 0,
+            targets: Vec::new(),
+            offered: 0,
+        };
         self.fan_out = Some(fan_out);
         true
     }
 
     /// Finds who watches the keys of the revision. True once all are found.
     fn look_up(&mut self, work: &mut usize) -> bool {
-        let Some(fan_out) = &mut self.fan_out else { return false };
+        let Some(fan_out) = &mut self.fan_out else {
+            return false;
+        };
         let left = &fan_out.events.events[fan_out.looked_up..];
         if left.is_empty() {
             return true;
@@ -80,15 +95,24 @@ impl Hub {
     }
 
     fn offer(&mut self, work: &mut usize) {
-        let Some(fan_out) = &mut self.fan_out else { return };
+        let Some(fan_out) = &mut self.fan_out else {
+            return;
+        };
         let left = &fan_out.targets[fan_out.offered..];
         let portion = &left[..left.len().min(*work)];
         let mut fell_behind = Vec::new();
         for id in portion {
-            let Some(watcher) = self.watchers.get(id) else { continue };
+            let Some(watcher) = self.watchers.get(id) else {
+                continue;
+            };
             let filters = watcher.watch.no_put || watcher.watch.no_delete;
             let events = &fan_out.events;
-            if filters && !events.events.iter().any(|event| stream::wants(&watcher.watch, event)) {
+            if filters
+                && !events
+                    .events
+                    .iter()
+                    .any(|event| stream::wants(&watcher.watch, event))
+            {
                 continue;
             }
             if watcher.outbox.push(events) == Pushed::FellBehind {
@@ -114,10 +138,17 @@ impl Hub {
     /// The hub itself fell behind, or a snapshot was installed. It catches up as a watcher of every key
     /// would, once for all that are live.
     pub(super) fn read_gap(&mut self, floor: Revision, actions: &mut Vec<Action>) {
-        debug_assert!(self.wants_more(), "what comes now would overtake what is still incoming");
+        debug_assert!(
+            self.wants_more(),
+            "what comes now would overtake what is still incoming"
+        );
         self.is_reading_gap = true;
         self.counters.gaps.fetch_add(1, Ordering::Relaxed);
-        let job = Job::Changes { from: self.position + 1, range: None, limits: GAP };
+        let job = Job::Changes {
+            from: self.position + 1,
+            range: None,
+            limits: GAP,
+        };
         actions.push(Action::ReadGap { floor, job });
     }
 
@@ -128,8 +159,7 @@ impl Hub {
                 self.published(revisions.into_iter().map(Arc::new).collect(), next - 1);
             }
             Err(error)
-                if error.reason() == Reason::Compacted
-                    && error.revision() > self.position + 1 =>
+                if error.reason() == Reason::Compacted && error.revision() > self.position + 1 =>
             {
                 // What follows the floor was not lost by the feed, compacted or not.
                 let readable = error.revision().min(floor + 1);
@@ -142,8 +172,13 @@ impl Hub {
             }
             Ok(_) => {
                 // Published revisions are committed before: they must be in the state.
-                tracing::error!(position = self.position, floor, "published revisions are not in the state");
-                let error = Error::internal("the node lost track of its state: watch on another one");
+                tracing::error!(
+                    position = self.position,
+                    floor,
+                    "published revisions are not in the state"
+                );
+                let error =
+                    Error::internal("the node lost track of its state: watch on another one");
                 self.fail_live(&error, |_| true);
                 self.restart(floor);
             }
@@ -153,11 +188,14 @@ impl Hub {
     /// Ends the live watchers for whose next revision `is_lost` holds.
     fn fail_live(&mut self, error: &Error, is_lost: impl Fn(Revision) -> bool) {
         let needed = self.position + 1;
-        let lost = self.watchers.iter().filter(|(_, watcher)| match watcher.outbox.place() {
-            Place::Live { next } => is_lost(next.max(needed)),
-            // They find out by themselves, where they stand.
-            Place::Behind { .. } | Place::Listing(_) => false,
-        });
+        let lost = self
+            .watchers
+            .iter()
+            .filter(|(_, watcher)| match watcher.outbox.place() {
+                Place::Live { next } => is_lost(next.max(needed)),
+                // They find out by themselves, where they stand.
+                Place::Behind { .. } | Place::Listing(_) => false,
+            });
         let lost: Vec<_> = lost.map(|(id, _)| *id).collect();
         for id in lost {
             self.fail(id, error.clone());

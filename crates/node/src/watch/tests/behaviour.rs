@@ -16,7 +16,12 @@ fn rig() -> Rig {
 }
 
 fn tight(buffer_bytes: usize, queue_items: usize) -> WatchSettings {
-    WatchSettings { buffer_bytes, queue_items, warm_revisions: 0, ..WatchSettings::default() }
+    WatchSettings {
+        buffer_bytes,
+        queue_items,
+        warm_revisions: 0,
+        ..WatchSettings::default()
+    }
 }
 
 fn prefix(prefix: &'static str) -> Watch {
@@ -50,7 +55,10 @@ fn resumes_from_a_revision_and_goes_on_live() {
     let mut rig = rig();
     rig.apply_each([put("a", "1"), put("b", "1"), put("a", "2"), put("a", "3")]);
     let mut user = rig.watch(prefix("a").from_revision(4).bookmarks());
-    assert_eq!(rig.read(&mut user), ["created from 4", "4: put a=2", "5: put a=3"]);
+    assert_eq!(
+        rig.read(&mut user),
+        ["created from 4", "4: put a=2", "5: put a=3"]
+    );
     rig.apply([put("a", "4")]);
     assert_eq!(rig.read(&mut user), ["6: put a=4"]);
 }
@@ -77,7 +85,11 @@ fn a_revision_is_one_message_in_the_order_of_its_operations() {
     rig.apply([delete_range(KeyRange::all())]);
     assert_eq!(
         rig.read(&mut user),
-        ["created from 2", "2: put z=1, put a=1, put m=1", "3: delete a, delete m, delete z"]
+        [
+            "created from 2",
+            "2: put z=1, put a=1, put m=1",
+            "3: delete a, delete m, delete z"
+        ]
     );
 }
 
@@ -88,19 +100,31 @@ fn a_watch_sees_its_part_of_a_revision() {
     let mut some = rig.watch(Watch::new(KeyRange::between("b", "n")));
     rig.apply([txn(&[("z", "1"), ("c", "1"), ("m", "1")])]);
     assert_eq!(rig.read(&mut one), ["created from 2", "2: put m=1"]);
-    assert_eq!(rig.read(&mut some), ["created from 2", "2: put c=1, put m=1"]);
+    assert_eq!(
+        rig.read(&mut some),
+        ["created from 2", "2: put c=1, put m=1"]
+    );
 }
 
 #[test]
 fn what_filters_to_nothing_sends_nothing() {
     let mut rig = rig();
-    let mut deletes = rig.watch(Watch { no_put: true, ..prefix("") });
-    let mut puts = rig.watch(Watch { no_delete: true, ..prefix("") });
+    let mut deletes = rig.watch(Watch {
+        no_put: true,
+        ..prefix("")
+    });
+    let mut puts = rig.watch(Watch {
+        no_delete: true,
+        ..prefix("")
+    });
     rig.apply_each([put("a", "1"), delete("a")]);
     assert_eq!(rig.read(&mut deletes), ["created from 2", "3: delete a"]);
     assert_eq!(rig.read(&mut puts), ["created from 2", "2: put a=1"]);
     // The same from history, live and catching up.
-    let mut deletes = rig.watch(Watch { no_put: true, ..prefix("").from_revision(2) });
+    let mut deletes = rig.watch(Watch {
+        no_put: true,
+        ..prefix("").from_revision(2)
+    });
     assert_eq!(rig.read(&mut deletes), ["created from 2", "3: delete a"]);
 }
 
@@ -112,9 +136,17 @@ fn the_value_before_comes_only_if_asked_for() {
     rig.apply_each([put("a", "1"), put("a", "2"), delete("a")]);
     assert_eq!(
         rig.read(&mut with),
-        ["created from 2", "2: put a=1", "3: put a=2 (was 1)", "4: delete a (was 2)"]
+        [
+            "created from 2",
+            "2: put a=1",
+            "3: put a=2 (was 1)",
+            "4: delete a (was 2)"
+        ]
     );
-    assert_eq!(rig.read(&mut without), ["created from 2", "2: put a=1", "3: put a=2", "4: delete a"]);
+    assert_eq!(
+        rig.read(&mut without),
+        ["created from 2", "2: put a=1", "3: put a=2", "4: delete a"]
+    );
 }
 
 #[test]
@@ -122,10 +154,16 @@ fn a_compacted_start_is_created_and_then_refused() {
     let mut rig = rig();
     rig.apply_each([put("a", "1"), put("a", "2"), put("a", "3"), compact(3)]);
     let mut user = rig.watch(prefix("a").from_revision(2));
-    assert_eq!(rig.read(&mut user), ["created from 2", "Compacted at 3", "end"]);
+    assert_eq!(
+        rig.read(&mut user),
+        ["created from 2", "Compacted at 3", "end"]
+    );
     // The compacted revision itself is readable.
     let mut user = rig.watch(prefix("a").from_revision(3));
-    assert_eq!(rig.read(&mut user), ["created from 3", "3: put a=2", "4: put a=3"]);
+    assert_eq!(
+        rig.read(&mut user),
+        ["created from 3", "3: put a=2", "4: put a=3"]
+    );
 }
 
 #[test]
@@ -153,7 +191,10 @@ fn a_start_in_the_future_survives_a_snapshot_without_old_events() {
     rig.apply_each([put("a", "6"), put("a", "7"), put("a", "8")]);
     assert_eq!(rig.read(&mut future), ["created from 8", "8: put a=8"]);
     // Whose place was skipped over is told.
-    assert_eq!(rig.read(&mut now), ["created from 2", "Compacted at 5", "end"]);
+    assert_eq!(
+        rig.read(&mut now),
+        ["created from 2", "Compacted at 5", "end"]
+    );
 }
 
 #[test]
@@ -165,7 +206,10 @@ fn a_snapshot_that_kept_the_history_is_a_gap_that_is_read() {
     rig.state.apply([put("a", "2")]);
     rig.shared.reset(rig.state.tip());
     rig.apply([put("a", "3")]);
-    assert_eq!(rig.read(&mut user), ["created from 2", "2: put a=1", "3: put a=2", "4: put a=3"]);
+    assert_eq!(
+        rig.read(&mut user),
+        ["created from 2", "2: put a=1", "3: put a=2", "4: put a=3"]
+    );
 }
 
 #[test]
@@ -174,7 +218,10 @@ fn lists_in_chunks_at_one_revision_and_then_watches() {
     rig.apply_each([put("a", "1"), put("b", "1"), put("c", "1"), put("x", "1")]);
     let mut user = rig.watch(Watch::new(KeyRange::between("a", "d")).list());
     rig.settle();
-    assert!(matches!(user.poll(), Poll::Ready(Some(Ok(WatchMessage::Created { .. })))));
+    assert!(matches!(
+        user.poll(),
+        Poll::Ready(Some(Ok(WatchMessage::Created { .. })))
+    ));
     // Between two chunks: neither seen in the list nor lost.
     rig.apply_each([put("b", "2"), put("aa", "1"), delete("c")]);
     assert_eq!(
@@ -214,7 +261,13 @@ fn a_slow_list_goes_on_from_a_younger_view_at_the_same_revision() {
     }
     assert_eq!(
         rig.read(&mut user),
-        ["list at 4: b=1", "list at 4: c=1", "listed at 4", "5: put b=2", "6: delete c"]
+        [
+            "list at 4: b=1",
+            "list at 4: c=1",
+            "listed at 4",
+            "5: put b=2",
+            "6: delete c"
+        ]
     );
 }
 
@@ -239,7 +292,11 @@ fn bookmarks_tell_how_far_a_quiet_watch_is() {
     let mut user = rig.watch(prefix("a").bookmarks());
     assert_eq!(rig.read(&mut user), ["created from 2"]);
     rig.tick(INTERVAL);
-    assert_eq!(rig.read(&mut user), [""; 0], "nothing happened, nothing is said");
+    assert_eq!(
+        rig.read(&mut user),
+        [""; 0],
+        "nothing happened, nothing is said"
+    );
     rig.apply_each([put("b", "1"), put("b", "2")]);
     rig.settle();
     rig.tick(INTERVAL);
@@ -247,7 +304,11 @@ fn bookmarks_tell_how_far_a_quiet_watch_is() {
     rig.apply_each([put("b", "3"), put("a", "1")]);
     rig.settle();
     rig.tick(INTERVAL);
-    assert_eq!(rig.read(&mut user), ["5: put a=1"], "the event says it already");
+    assert_eq!(
+        rig.read(&mut user),
+        ["5: put a=1"],
+        "the event says it already"
+    );
 }
 
 #[test]
@@ -267,12 +328,18 @@ fn a_resumed_watch_is_told_when_it_has_caught_up() {
     rig.apply_each([put("a", "1"), put("b", "1"), put("b", "2")]);
     rig.settle();
     let mut user = rig.watch(prefix("a").from_revision(2).bookmarks());
-    assert_eq!(rig.read(&mut user), ["created from 2", "2: put a=1", "bookmark 4"]);
+    assert_eq!(
+        rig.read(&mut user),
+        ["created from 2", "2: put a=1", "bookmark 4"]
+    );
 }
 
 #[test]
 fn a_slow_watcher_catches_up_from_memory() {
-    let mut rig = Rig::new(WatchSettings { queue_items: 2, ..WatchSettings::default() });
+    let mut rig = Rig::new(WatchSettings {
+        queue_items: 2,
+        ..WatchSettings::default()
+    });
     let mut user = rig.watch(prefix("a"));
     rig.settle();
     for number in 0..10 {
@@ -280,7 +347,10 @@ fn a_slow_watcher_catches_up_from_memory() {
         rig.settle();
     }
     let stats = rig.shared.counters.read(0);
-    assert_eq!((stats.live, stats.behind, stats.fell_behind_total), (0, 1, 1));
+    assert_eq!(
+        (stats.live, stats.behind, stats.fell_behind_total),
+        (0, 1, 1)
+    );
     let messages = rig.read(&mut user);
     assert_eq!(messages.len(), 11);
     assert_eq!(messages[10], "11: put a=9");
@@ -325,7 +395,10 @@ fn a_compaction_does_not_touch_who_is_level() {
     let mut rig = rig();
     let mut user = rig.watch(prefix("a"));
     rig.apply_each([put("a", "1"), put("a", "2")]);
-    assert_eq!(rig.read(&mut user), ["created from 2", "2: put a=1", "3: put a=2"]);
+    assert_eq!(
+        rig.read(&mut user),
+        ["created from 2", "2: put a=1", "3: put a=2"]
+    );
     rig.apply_each([compact(3), put("a", "3")]);
     assert_eq!(rig.read(&mut user), ["4: put a=3"]);
 }
@@ -337,7 +410,10 @@ fn a_hub_that_falls_behind_the_log_reads_what_it_missed() {
     rig.settle();
     let numbers = (0..100).map(|number| put("a", &number.to_string()));
     rig.apply_each(numbers);
-    assert!(rig.shared.feed.bytes() <= 512, "the publisher neither waits nor piles up");
+    assert!(
+        rig.shared.feed.bytes() <= 512,
+        "the publisher neither waits nor piles up"
+    );
     let messages = rig.read(&mut user);
     assert_eq!(messages.len(), 101);
     assert!(rig.shared.counters.read(0).gaps_total > 0);
@@ -352,7 +428,9 @@ fn what_was_read_and_not_taken_is_taken_back_for_others() {
         rig.apply([put(&format!("a{number:02}"), &value)]);
     }
     rig.settle();
-    let mut users: Vec<_> = (0..4).map(|_| rig.watch(prefix("").from_revision(2))).collect();
+    let mut users: Vec<_> = (0..4)
+        .map(|_| rig.watch(prefix("").from_revision(2)))
+        .collect();
     // All ask, nobody reads on: the later ones get theirs all the same.
     for user in &mut users {
         rig.settle();
@@ -367,10 +445,43 @@ fn what_was_read_and_not_taken_is_taken_back_for_others() {
         assert!(held <= 8 << 10, "{held} bytes are held");
     }
     for user in &mut users {
-        let revisions: Vec<_> =
-            rig.read(user).iter().map(|line| line.split(':').next().unwrap().to_owned()).collect();
+        let revisions: Vec<_> = rig
+            .read(user)
+            .iter()
+            .map(|line| line.split(':').next().unwrap().to_owned())
+            .collect();
         let expected: Vec<_> = (2..22).map(|revision: u64| revision.to_string()).collect();
         assert_eq!(revisions, expected);
+    }
+}
+
+#[test]
+fn who_does_not_read_is_not_read_for() {
+    // No room at all: one may hold something at a time. Memory reaches back to revision 3.
+    let mut rig = Rig::new(tight(1, 8));
+    rig.apply_each([put("a", "1"), put("a", "2")]);
+    rig.settle();
+    let mut users: Vec<_> = (0..2)
+        .map(|_| rig.watch(prefix("").from_revision(2)))
+        .collect();
+    rig.settle();
+    for user in &mut users {
+        assert_eq!(poll(user), "created from 2");
+        assert!(user.poll().is_pending());
+    }
+    rig.desk.take_over();
+    let action = rig.desk.actions.pop().unwrap();
+    assert!(rig.desk.actions.is_empty(), "the other one waits");
+    rig.run(action);
+    // The first one stands in line for the rest when its part is taken back for the other.
+    rig.tick(INTERVAL);
+    for _ in 0..5 {
+        rig.settle();
+        rig.tick(INTERVAL);
+    }
+    assert_eq!(rig.shared.counters.read(0).reads_total, 2, "one for each");
+    for user in &mut users {
+        assert_eq!(rig.read(user), ["2: put a=1", "3: put a=2"]);
     }
 }
 
@@ -378,12 +489,22 @@ fn what_was_read_and_not_taken_is_taken_back_for_others() {
 fn a_new_hub_reads_the_recent_past_back() {
     let mut before = rig();
     before.apply_each([put("a", "1"), put("a", "2"), put("a", "3")]);
-    let settings = WatchSettings { warm_revisions: 2, ..WatchSettings::default() };
+    let settings = WatchSettings {
+        warm_revisions: 2,
+        ..WatchSettings::default()
+    };
     let mut rig = Rig::over(before.state.clone(), settings);
     rig.settle();
     let mut user = rig.watch(prefix("a").from_revision(3));
-    assert_eq!(rig.read(&mut user), ["created from 3", "3: put a=2", "4: put a=3"]);
-    assert_eq!(rig.shared.counters.read(0).reads_total, 0, "it came from memory");
+    assert_eq!(
+        rig.read(&mut user),
+        ["created from 3", "3: put a=2", "4: put a=3"]
+    );
+    assert_eq!(
+        rig.shared.counters.read(0).reads_total,
+        0,
+        "it came from memory"
+    );
     let mut user = rig.watch(prefix("a"));
     assert_eq!(rig.read(&mut user), ["created from 5"]);
 }
@@ -392,14 +513,23 @@ fn a_new_hub_reads_the_recent_past_back() {
 fn a_revision_that_was_raised_is_no_event() {
     let mut rig = rig();
     let mut user = rig.watch(prefix("a").bookmarks());
-    rig.apply_each([put("a", "1"), Command::RaiseRevision { revision: 1000 }, put("a", "2")]);
-    assert_eq!(rig.read(&mut user), ["created from 2", "2: put a=1", "1001: put a=2"]);
+    rig.apply_each([
+        put("a", "1"),
+        Command::RaiseRevision { revision: 1000 },
+        put("a", "2"),
+    ]);
+    assert_eq!(
+        rig.read(&mut user),
+        ["created from 2", "2: put a=1", "1001: put a=2"]
+    );
 }
 
 #[test]
 fn a_dropped_watch_is_forgotten() {
     let mut rig = rig();
-    let mut users: Vec<_> = (0..10).map(|_| rig.watch(prefix("a").bookmarks())).collect();
+    let mut users: Vec<_> = (0..10)
+        .map(|_| rig.watch(prefix("a").bookmarks()))
+        .collect();
     users.push(rig.watch(prefix("a").list()));
     rig.settle();
     assert_eq!(rig.shared.counters.read(0).watchers, 11);
@@ -407,7 +537,10 @@ fn a_dropped_watch_is_forgotten() {
     rig.settle();
     let stats = rig.shared.counters.read(0);
     assert_eq!((stats.watchers, stats.behind), (0, 0));
-    assert_eq!(rig.shared.open.load(std::sync::atomic::Ordering::Relaxed), 0);
+    assert_eq!(
+        rig.shared.open.load(std::sync::atomic::Ordering::Relaxed),
+        0
+    );
     assert!(rig.desk.hub.is_clear());
 }
 
@@ -431,12 +564,24 @@ fn however_the_hub_ends_its_watches_do() {
 
 #[test]
 fn what_makes_no_sense_is_refused() {
-    let rig = Rig::new(WatchSettings { max_watches: 1, ..WatchSettings::default() });
+    let rig = Rig::new(WatchSettings {
+        max_watches: 1,
+        ..WatchSettings::default()
+    });
     let refused = |watch: Watch| rig.shared.watch(watch, 0).err().unwrap().reason();
-    assert_eq!(refused(prefix("a").list().from_revision(3)), Reason::InvalidArgument);
-    assert_eq!(refused(Watch::new(KeyRange::between("b", "a"))), Reason::InvalidArgument);
+    assert_eq!(
+        refused(prefix("a").list().from_revision(3)),
+        Reason::InvalidArgument
+    );
+    assert_eq!(
+        refused(Watch::new(KeyRange::between("b", "a"))),
+        Reason::InvalidArgument
+    );
     assert_eq!(refused(Watch::new(KeyRange::key(""))), Reason::EmptyKey);
-    assert_eq!(refused(Watch::new(KeyRange::key(vec![b'k'; 1 << 20]))), Reason::KeyTooLarge);
+    assert_eq!(
+        refused(Watch::new(KeyRange::key(vec![b'k'; 1 << 20]))),
+        Reason::KeyTooLarge
+    );
     let open = rig.shared.watch(prefix("a"), 0).unwrap();
     assert_eq!(refused(prefix("a")), Reason::Overloaded);
     drop(open);
@@ -451,7 +596,9 @@ fn headers_tell_the_present_while_a_watcher_catches_up() {
     rig.settle();
     assert_eq!(poll(&mut user), "created from 2");
     match user.poll() {
-        Poll::Ready(Some(Ok(WatchMessage::Events { header, revision, .. }))) => {
+        Poll::Ready(Some(Ok(WatchMessage::Events {
+            header, revision, ..
+        }))) => {
             assert_eq!((header.revision, revision), (3, 2));
         }
         other => panic!("expected events, not {other:?}"),

@@ -12,11 +12,11 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::watch;
 
 use super::random::{History, Twin};
-use super::rig::{FakeState, compact, delete, describe, header_of, put, tip_of, txn};
+use super::rig::{FakeState, compact, delete, describe, header, put, tip_of, txn};
 use crate::watch::{WatchHub, WatchSettings};
 
 fn start(state: &Arc<FakeState>, settings: WatchSettings) -> WatchHub {
-    WatchHub::start(state.clone(), state.tip(), header_of(state), settings)
+    WatchHub::start(state.clone(), state.tip(), header(), settings)
 }
 
 fn write(state: &FakeState, hub: &WatchHub, key: &str, value: &str) {
@@ -85,14 +85,19 @@ async fn the_hub_stops_with_its_last_handle() {
 #[test]
 fn a_runtime_that_ends_leaves_nobody_waiting() {
     let state = Arc::new(FakeState::default());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let _guard = runtime.enter();
     // The task is dropped before it ever ran.
     let hub = start(&state, WatchSettings::default());
     let mut stream = hub.watch(Watch::new(KeyRange::all()), 0).unwrap();
     drop(_guard);
     drop(runtime);
-    let error = futures_util::FutureExt::now_or_never(stream.next()).unwrap().unwrap();
+    let error = futures_util::FutureExt::now_or_never(stream.next())
+        .unwrap()
+        .unwrap();
     assert_eq!(error.unwrap_err().reason(), Reason::NodeNotReady);
 }
 
@@ -100,9 +105,15 @@ fn a_runtime_that_ends_leaves_nobody_waiting() {
 #[test]
 fn publishing_waits_for_nobody() {
     let state = Arc::new(FakeState::default());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     let guard = runtime.enter();
-    let settings = WatchSettings { buffer_bytes: 1 << 20, ..WatchSettings::default() };
+    let settings = WatchSettings {
+        buffer_bytes: 1 << 20,
+        ..WatchSettings::default()
+    };
     let hub = start(&state, settings);
     let _stalled = hub.watch(Watch::new(KeyRange::all()), 0).unwrap();
     let value = "x".repeat(1000);
@@ -117,8 +128,11 @@ fn publishing_waits_for_nobody() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_under_load() {
     let state = Arc::new(FakeState::default());
-    let settings =
-        WatchSettings { buffer_bytes: 32 << 10, queue_items: 16, ..WatchSettings::default() };
+    let settings = WatchSettings {
+        buffer_bytes: 32 << 10,
+        queue_items: 16,
+        ..WatchSettings::default()
+    };
     let hub = start(&state, settings);
     let is_done = Arc::new(AtomicBool::new(false));
     let (history, known) = watch::channel(History::new());
@@ -167,9 +181,17 @@ async fn nothing_is_lost_under_load() {
         let now = state.tip().revision;
         let stream = hub.watch(watch.clone(), now).unwrap();
         let pause = number % 3 == 0;
-        users.spawn(follow(stream, Twin::new(watch, now), known.clone(), is_done.clone(), pause));
+        users.spawn(follow(
+            stream,
+            Twin::new(watch, now),
+            known.clone(),
+            is_done.clone(),
+            pause,
+        ));
     }
-    tokio::task::spawn_blocking(move || stopped.recv().unwrap_err()).await.unwrap();
+    tokio::task::spawn_blocking(move || stopped.recv().unwrap_err())
+        .await
+        .unwrap();
     let history = writer.join().unwrap();
     // The last word: whoever is level has seen it.
     write_last(&state, &hub, &history);
@@ -182,8 +204,13 @@ async fn nothing_is_lost_under_load() {
 }
 
 fn write_last(state: &FakeState, hub: &WatchHub, history: &watch::Sender<History>) {
-    let all: Vec<_> = (0..20).map(|key| (format!("k{key}"), "last".to_owned())).collect();
-    let all: Vec<_> = all.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let all: Vec<_> = (0..20)
+        .map(|key| (format!("k{key}"), "last".to_owned()))
+        .collect();
+    let all: Vec<_> = all
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .collect();
     let effects = state.apply([txn(&all)]);
     let tip = tip_of(&effects);
     history.send_modify(|history| {
@@ -205,9 +232,9 @@ async fn follow(
         twin.check(&known.borrow(), &message);
         let is_last = match &message {
             None => return,
-            Some(Ok(WatchMessage::Events { events, .. })) => {
-                events.iter().any(|event| event.kv.value.as_ref() == b"last")
-            }
+            Some(Ok(WatchMessage::Events { events, .. })) => events
+                .iter()
+                .any(|event| event.kv.value.as_ref() == b"last"),
             Some(_) => false,
         };
         if is_last {

@@ -41,7 +41,11 @@ pub struct History {
 impl History {
     pub fn new() -> Self {
         let keys = BTreeMap::from([(1, Arc::default())]);
-        Self { keys, revision: 1, ..Self::default() }
+        Self {
+            keys,
+            revision: 1,
+            ..Self::default()
+        }
     }
 
     pub fn record(&mut self, events: &[Arc<RevisionEvents>]) {
@@ -99,11 +103,20 @@ pub struct Twin {
     start: Revision,
     /// Everything before was reported.
     next: Revision,
+    /// The last header's revision.
+    seen: Revision,
 }
 
 impl Twin {
     pub fn new(watch: Watch, asked_at: Revision) -> Self {
-        Self { watch, asked_at, stage: Stage::New, start: 0, next: 0 }
+        Self {
+            watch,
+            asked_at,
+            stage: Stage::New,
+            start: 0,
+            next: 0,
+            seen: asked_at,
+        }
     }
 
     pub fn check(&mut self, history: &History, message: &Option<Result<WatchMessage>>) {
@@ -112,13 +125,27 @@ impl Twin {
             self.stage = Stage::Ended;
             return;
         };
+        if let Ok(
+            WatchMessage::Created { header, .. }
+            | WatchMessage::List { header, .. }
+            | WatchMessage::Listed { header, .. }
+            | WatchMessage::Events { header, .. }
+            | WatchMessage::Bookmark { header, .. },
+        ) = message
+        {
+            assert!(header.revision >= self.seen, "a header ran backwards");
+            assert!(header.revision <= history.revision);
+            self.seen = header.revision;
+        }
         match message {
             Ok(WatchMessage::Created { start_revision, .. }) => {
                 assert!(matches!(self.stage, Stage::New));
                 self.created(history, *start_revision);
             }
             Ok(WatchMessage::List { revision, kvs, .. }) => {
-                let Stage::Listing { from } = &mut self.stage else { panic!("a list") };
+                let Stage::Listing { from } = &mut self.stage else {
+                    panic!("a list")
+                };
                 assert_eq!(*revision + 1, self.start);
                 assert!(!kvs.is_empty());
                 let keys = history.keys_at(*revision);
@@ -129,14 +156,20 @@ impl Twin {
                 *from = [&kvs[kvs.len() - 1].key[..], b"\0"].concat().into();
             }
             Ok(WatchMessage::Listed { revision, .. }) => {
-                let Stage::Listing { from } = &self.stage else { panic!("listed") };
+                let Stage::Listing { from } = &self.stage else {
+                    panic!("listed")
+                };
                 assert_eq!(*revision + 1, self.start);
                 let keys = history.keys_at(*revision);
                 let mut rest = keys.range(from.clone()..).map(|(key, _)| key);
                 assert_eq!(rest.find(|key| self.watch.range.contains(key)), None);
                 self.stage = Stage::Watching;
             }
-            Ok(WatchMessage::Events { header, revision, events }) => {
+            Ok(WatchMessage::Events {
+                header,
+                revision,
+                events,
+            }) => {
                 assert!(matches!(self.stage, Stage::Watching));
                 let (expected, changes) = history.next(&self.watch, self.next).unwrap();
                 assert_eq!(*revision, expected, "a gap, a duplicate, or out of order");
@@ -149,7 +182,10 @@ impl Twin {
                 assert!(*revision >= self.start && *revision <= history.revision);
                 assert!(*revision >= self.next, "says nothing new");
                 let next = history.next(&self.watch, self.next).map(|(next, _)| next);
-                assert!(next.is_none_or(|next| next > *revision), "ahead of what was reported");
+                assert!(
+                    next.is_none_or(|next| next > *revision),
+                    "ahead of what was reported"
+                );
                 self.next = revision + 1;
             }
             Err(error) => {
@@ -161,7 +197,10 @@ impl Twin {
                     Stage::Listing { .. } => self.start - 1,
                     _ => panic!("an error in {:?}", self.stage),
                 };
-                assert!(needed < error.revision(), "nothing that it needs is compacted");
+                assert!(
+                    needed < error.revision(),
+                    "nothing that it needs is compacted"
+                );
                 self.stage = Stage::Failed;
             }
         }
@@ -182,7 +221,11 @@ impl Twin {
     }
 
     fn events(&self, history: &History, revision: Revision, got: &[Change], expected: &[Change]) {
-        assert_eq!(got.len(), expected.len(), "the revision {revision} is not whole");
+        assert_eq!(
+            got.len(),
+            expected.len(),
+            "the revision {revision} is not whole"
+        );
         for (got, expected) in got.iter().zip(expected) {
             assert_eq!((got.kind, &got.kv), (expected.kind, &expected.kv));
             match &got.prev_kv {
@@ -240,7 +283,9 @@ struct World {
 #[test]
 fn every_user_is_told_everything_or_the_truth() {
     let mut seen = Seen::default();
-    let only: Option<u64> = std::env::var("WATCH_SEED").ok().and_then(|seed| seed.parse().ok());
+    let only: Option<u64> = std::env::var("WATCH_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
     for seed in 0..SEEDS {
         if only.is_none_or(|only| only == seed) {
             // A failure names the seed that brings it back: WATCH_SEED=7 cargo test …
@@ -250,11 +295,22 @@ fn every_user_is_told_everything_or_the_truth() {
     }
     println!("{seen:?}");
     if only.is_none() {
-        let Seen { fell_behind, compacted, reads, gaps, resets, lists, .. } = seen;
+        let Seen {
+            fell_behind,
+            compacted,
+            reads,
+            gaps,
+            resets,
+            lists,
+            ..
+        } = seen;
         for count in [fell_behind, compacted, reads, gaps, resets, lists] {
             assert!(count > SEEDS, "the schedules are too tame: {seen:?}");
         }
-        assert!(seen.bookmarks > SEEDS && seen.values_before > SEEDS, "{seen:?}");
+        assert!(
+            seen.bookmarks > SEEDS && seen.values_before > SEEDS,
+            "{seen:?}"
+        );
     }
 }
 
@@ -298,7 +354,10 @@ impl World {
         total.values_before += self.seen.values_before;
         self.users.clear();
         self.settle();
-        assert!(self.rig.desk.hub.is_clear(), "something is left of watchers that are gone");
+        assert!(
+            self.rig.desk.hub.is_clear(),
+            "something is left of watchers that are gone"
+        );
         assert_eq!(self.rig.shared.open.load(Ordering::Relaxed), 0);
     }
 
@@ -325,7 +384,9 @@ impl World {
 
     fn key(&mut self) -> Bytes {
         let length = self.rng.random_range(1..3);
-        (0..length).map(|_| self.rng.random_range(b'a'..b'd')).collect()
+        (0..length)
+            .map(|_| self.rng.random_range(b'a'..b'd'))
+            .collect()
     }
 
     fn range(&mut self) -> KeyRange {
@@ -348,8 +409,9 @@ impl World {
             35..45 => Command::Delete(Delete::new(KeyRange::key(self.key()))),
             45 => Command::Delete(Delete::new(self.range())),
             46..56 => {
-                let mut puts: Vec<_> =
-                    (0..self.rng.random_range(1..5)).map(|_| self.put()).collect();
+                let mut puts: Vec<_> = (0..self.rng.random_range(1..5))
+                    .map(|_| self.put())
+                    .collect();
                 puts.sort_by(|one, other| one.key.cmp(&other.key));
                 puts.dedup_by(|one, other| one.key == other.key);
                 Command::Txn(Txn::new().then(puts.into_iter().map(Into::into)))
@@ -357,9 +419,13 @@ impl World {
             56 => {
                 let revision = self.history.revision;
                 let back = self.rng.random_range(0..200);
-                Command::Compact { revision: revision.saturating_sub(back).max(1) }
+                Command::Compact {
+                    revision: revision.saturating_sub(back).max(1),
+                }
             }
-            57 => Command::Sweep { limit: self.rng.random_range(1..20) },
+            57 => Command::Sweep {
+                limit: self.rng.random_range(1..20),
+            },
             _ if self.rng.random_bool(0.05) => {
                 let revision = self.history.revision + self.rng.random_range(0..50);
                 Command::RaiseRevision { revision }
@@ -371,7 +437,9 @@ impl World {
     /// Commits a batch; the apply thread publishes it before the next.
     fn commit(&mut self) {
         self.publish();
-        let commands: Vec<_> = (0..self.rng.random_range(1..6)).map(|_| self.command()).collect();
+        let commands: Vec<_> = (0..self.rng.random_range(1..6))
+            .map(|_| self.command())
+            .collect();
         let effects = self.rig.state.apply(commands);
         self.history.record(&effects.events);
         self.history.revision = effects.meta.revision;
@@ -381,7 +449,9 @@ impl World {
 
     fn publish(&mut self) {
         if let Some(effects) = self.unpublished.take() {
-            self.rig.shared.publish(effects.events.clone(), tip_of(&effects));
+            self.rig
+                .shared
+                .publish(effects.events.clone(), tip_of(&effects));
         }
     }
 
@@ -456,7 +526,9 @@ impl World {
     /// True if there was something to read.
     fn poll(&mut self, at: usize) -> bool {
         let (user, twin, _) = &mut self.users[at];
-        let Poll::Ready(message) = user.poll() else { return false };
+        let Poll::Ready(message) = user.poll() else {
+            return false;
+        };
         match &message {
             Some(Ok(WatchMessage::Bookmark { .. })) => self.seen.bookmarks += 1,
             Some(Ok(WatchMessage::Events { events, .. })) => {
@@ -483,7 +555,11 @@ impl World {
         let mut turns = 0;
         loop {
             turns += 1;
-            assert!(turns < 100_000, "the hub is busy for ever: {:?}", self.rig.shared.counters.read(0));
+            assert!(
+                turns < 100_000,
+                "the hub is busy for ever: {:?}",
+                self.rig.shared.counters.read(0)
+            );
             let is_busy = self.rig.desk.take_over();
             self.asked.append(&mut self.rig.desk.actions);
             let reads = self.asked.len() + self.done.len();
@@ -535,7 +611,10 @@ impl World {
         let shared = &self.rig.shared;
         let stats = shared.counters.read(shared.feed.bytes());
         let single = 5 * 5 * 2_000;
-        assert!(stats.buffered_bytes <= shared.settings.buffer_bytes + 3 * single, "{stats:?}");
+        assert!(
+            stats.buffered_bytes <= shared.settings.buffer_bytes + 3 * single,
+            "{stats:?}"
+        );
         assert!(stats.behind <= stats.watchers);
     }
 }

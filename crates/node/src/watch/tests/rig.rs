@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use futures_util::Stream;
 use podkv_api::{
     Bytes, Delete, EventKind, Header, KeyRange, Put, Result, Revision, Txn, Watch, WatchMessage,
     WatchStream,
@@ -35,7 +34,12 @@ impl FakeState {
         let view = self.current();
         let mut applier = Applier::new(&*view).unwrap();
         let proposals = commands.into_iter().map(Proposal::from).collect();
-        applier.apply(&Entry { clock_ms: 0, proposals }).unwrap();
+        applier
+            .apply(&Entry {
+                clock_ms: 0,
+                proposals,
+            })
+            .unwrap();
         let effects = applier.finish();
         self.commit(effects.writes.clone()).unwrap();
         effects
@@ -43,7 +47,10 @@ impl FakeState {
 
     pub fn tip(&self) -> Tip {
         let meta = read_meta(&*self.current()).unwrap();
-        Tip { revision: meta.revision, compacted_revision: meta.compacted_revision }
+        Tip {
+            revision: meta.revision,
+            compacted_revision: meta.compacted_revision,
+        }
     }
 }
 
@@ -93,13 +100,15 @@ impl StateStore for FakeState {
 
 pub fn tip_of(effects: &Effects) -> Tip {
     let meta = &effects.meta;
-    Tip { revision: meta.revision, compacted_revision: meta.compacted_revision }
+    Tip {
+        revision: meta.revision,
+        compacted_revision: meta.compacted_revision,
+    }
 }
 
-/// A header that knows the state's revision.
-pub fn header_of(state: &Arc<FakeState>) -> HeaderSource {
-    let state = state.clone();
-    Arc::new(move || Header { revision: state.tip().revision, ..Header::default() })
+/// A header of nobody.
+pub fn header() -> HeaderSource {
+    Arc::new(Header::default)
 }
 
 pub struct Rig {
@@ -117,22 +126,33 @@ impl Rig {
     /// A hub that starts over a state that is there.
     pub fn over(state: Arc<FakeState>, settings: WatchSettings) -> Self {
         let tip = state.tip();
-        let shared = Arc::new(Shared::new(tip, header_of(&state), settings));
+        let shared = Arc::new(Shared::new(tip, header(), settings));
         let now = Instant::now();
         let desk = Desk::new(shared.clone(), tip, now);
-        Self { state, shared, desk, now }
+        Self {
+            state,
+            shared,
+            desk,
+            now,
+        }
     }
 
     /// Applies and publishes, as the apply thread does.
-    pub fn apply(&mut self, commands: impl IntoIterator<Item = Command>) -> Vec<Arc<RevisionEvents>> {
+    pub fn apply(
+        &mut self,
+        commands: impl IntoIterator<Item = Command>,
+    ) -> Vec<Arc<RevisionEvents>> {
         let effects = self.state.apply(commands);
-        self.shared.publish(effects.events.clone(), tip_of(&effects));
+        self.shared
+            .publish(effects.events.clone(), tip_of(&effects));
         effects.events
     }
 
     /// Each command in an entry of its own.
     pub fn apply_each(&mut self, commands: impl IntoIterator<Item = Command>) {
-        commands.into_iter().for_each(|command| drop(self.apply([command])));
+        commands
+            .into_iter()
+            .for_each(|command| drop(self.apply([command])));
     }
 
     pub fn watch(&mut self, watch: Watch) -> User {
@@ -206,7 +226,10 @@ impl std::task::Wake for WakeFlag {
 
 impl User {
     pub fn new(stream: WatchStream) -> Self {
-        Self { stream, woken: Arc::default() }
+        Self {
+            stream,
+            woken: Arc::default(),
+        }
     }
 
     /// True if the stream woke its user since the last poll.
@@ -215,9 +238,13 @@ impl User {
     }
 
     pub fn poll(&mut self) -> Poll<Option<Result<WatchMessage>>> {
-        self.woken.0.store(false, std::sync::atomic::Ordering::SeqCst);
+        self.woken
+            .0
+            .store(false, std::sync::atomic::Ordering::SeqCst);
         let waker = Waker::from(self.woken.clone());
-        self.stream.as_mut().poll_next(&mut Context::from_waker(&waker))
+        self.stream
+            .as_mut()
+            .poll_next(&mut Context::from_waker(&waker))
     }
 }
 
@@ -226,13 +253,20 @@ pub fn describe(message: &Result<WatchMessage>) -> String {
     let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
     let kv = |kv: &podkv_api::KeyValue| format!("{}={}", text(&kv.key), text(&kv.value));
     match message {
-        Ok(WatchMessage::Created { start_revision, .. }) => format!("created from {start_revision}"),
+        Ok(WatchMessage::Created { start_revision, .. }) => {
+            format!("created from {start_revision}")
+        }
         Ok(WatchMessage::List { revision, kvs, .. }) => {
-            format!("list at {revision}: {}", kvs.iter().map(kv).collect::<Vec<_>>().join(" "))
+            format!(
+                "list at {revision}: {}",
+                kvs.iter().map(kv).collect::<Vec<_>>().join(" ")
+            )
         }
         Ok(WatchMessage::Listed { revision, .. }) => format!("listed at {revision}"),
         Ok(WatchMessage::Bookmark { revision, .. }) => format!("bookmark {revision}"),
-        Ok(WatchMessage::Events { revision, events, .. }) => {
+        Ok(WatchMessage::Events {
+            revision, events, ..
+        }) => {
             let events = events.iter().map(|event| {
                 let before = match &event.prev_kv {
                     Some(before) => format!(" (was {})", text(&before.value)),
