@@ -14,6 +14,7 @@ use crate::check;
 use crate::command::{Command, Entry, Proposal};
 use crate::meta::Meta;
 use crate::outcome::{Answer, Outcome, Rejection};
+use crate::restore;
 use crate::session::Admission;
 use crate::state::State;
 use crate::view::{View, ViewError};
@@ -26,6 +27,9 @@ pub struct Effects {
     pub writes: Vec<(Bytes, Option<Bytes>)>,
     /// What to tell watchers once the writes are committed: one for each revision, in order.
     pub events: Vec<Arc<RevisionEvents>>,
+    /// A backup was restored. Its keys are there without ever having been events: who watched has
+    /// missed them, and must be told so.
+    pub restored: bool,
     /// The state as a whole, after the batch. It is among the writes too.
     pub meta: Meta,
 }
@@ -57,6 +61,10 @@ impl<'v> Applier<'v> {
 
 impl State<'_> {
     fn propose(&mut self, proposal: &Proposal) -> Result<Outcome, ViewError> {
+        if self.restoring && !restore::may_run_meanwhile(&proposal.command) {
+            // Before its session notes anything: sent again later, it is still fresh.
+            return Ok(self.outcome(Err(self.reject(Reason::Restoring))));
+        }
         let Some(stamp) = &proposal.stamp else {
             return self.execute(&proposal.command);
         };
@@ -131,7 +139,22 @@ impl State<'_> {
                 self.meta.feature_level = *level;
                 Ok(Answer::Done)
             }
+            // Nobody could read anything yet, and the end of the restore raises it.
+            Command::RaiseRevision { .. } if self.restoring => Ok(Answer::Done),
             Command::RaiseRevision { revision } => Ok(self.raise_revision(*revision)?),
+            Command::RestoreBegin {
+                backup,
+                revision,
+                clock_ms,
+                retention,
+            } => self.restore_begin(*backup, *revision, *clock_ms, *retention)?,
+            Command::RestoreRecords {
+                backup,
+                first,
+                records,
+            } => self.restore_records(*backup, *first, records)?,
+            Command::RestoreEnd { backup, records } => self.restore_end(*backup, *records)?,
+            Command::RestoreDiscard { limit } => Ok(self.restore_discard(*limit)?),
         })
     }
 }

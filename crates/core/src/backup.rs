@@ -317,7 +317,10 @@ impl BackupReader {
         let length = codec::frame_length("the backup", &self.buffer, limit);
         let length = length.map_err(|source| match self.state {
             Reading::Header => BackupError::Foreign(source),
-            _ => BackupError::Damaged { at: self.at, source },
+            _ => BackupError::Damaged {
+                at: self.at,
+                source,
+            },
         })?;
         if self.buffer.len() < length {
             return Ok(None);

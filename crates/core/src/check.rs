@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use podkv_api::{Bytes, Error, KeyRange, Limits, Op, Put, Range, RangeEnd, Reason, Txn};
 
+use crate::backup::BackupRecord;
 use crate::command::Command;
 use crate::record::MAX_TXN_DEPTH;
 
@@ -73,6 +74,7 @@ impl Checker<'_> {
                 }
                 ttl("the session", *ttl_ms)
             }
+            Command::RestoreRecords { records, .. } => backup_records(records),
             Command::Compact { .. }
             | Command::LeaseRevoke { .. }
             | Command::LeaseKeepAlive { .. }
@@ -82,7 +84,10 @@ impl Checker<'_> {
             | Command::Sweep { .. }
             | Command::SetRetention(_)
             | Command::SetFeatureLevel(_)
-            | Command::RaiseRevision { .. } => Ok(()),
+            | Command::RaiseRevision { .. }
+            | Command::RestoreBegin { .. }
+            | Command::RestoreEnd { .. }
+            | Command::RestoreDiscard { .. } => Ok(()),
         }
     }
 
@@ -195,6 +200,31 @@ pub fn check_range(range: &Range, limits: &Limits) -> Result<(), Error> {
 
 fn invalid(text: impl Into<String>) -> Error {
     Error::new(Reason::InvalidArgument, text)
+}
+
+/// Records as a backup has them: leases in order, then keys in order. The limit on keys may be
+/// lower here than where they were written, and does not apply.
+fn backup_records(records: &[BackupRecord]) -> Checked {
+    let mut last_lease = None;
+    let mut last_key = None;
+    for record in records {
+        match record {
+            BackupRecord::Lease { id, ttl_ms } => {
+                ttl("the lease", *ttl_ms)?;
+                if id.0 == 0 || last_key.is_some() || last_lease.is_some_and(|last| last >= *id) {
+                    return Err(invalid("the leases of a backup are not in their order"));
+                }
+                last_lease = Some(*id);
+            }
+            BackupRecord::Key(kv) => {
+                if kv.key.is_empty() || last_key.is_some_and(|last| last >= &kv.key) {
+                    return Err(invalid("the keys of a backup are not in their order"));
+                }
+                last_key = Some(&kv.key);
+            }
+        }
+    }
+    Ok(())
 }
 
 fn ttl(what: &str, ttl_ms: u64) -> Checked {

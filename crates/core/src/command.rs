@@ -8,6 +8,7 @@ use bytes::Bytes;
 use podkv_api::{Delete, KeyRange, LeaseId, Put, RangeEnd, Revision, SessionId, SessionStamp};
 use podkv_api::{Op, Txn};
 
+use crate::backup::{BackupId, BackupRecord};
 use crate::codec::{self, CodecError, FrameKind, MAX_FRAME_BYTES};
 use crate::meta::Retention;
 use crate::record::command::{EntryV1, ProposalV1};
@@ -131,6 +132,32 @@ pub enum Command {
     RaiseRevision {
         revision: Revision,
     },
+    /// Begins to restore a backup into an empty store, or goes on with it. Until
+    /// [`Command::RestoreEnd`] reads and other writes are refused.
+    RestoreBegin {
+        backup: BackupId,
+        /// The backup's.
+        revision: Revision,
+        /// The backup's.
+        clock_ms: u64,
+        retention: Retention,
+    },
+    /// Restores the records from number `first` of the backup on: all of them, or none. Those that
+    /// are there already are left alone.
+    RestoreRecords {
+        backup: BackupId,
+        first: u64,
+        records: Vec<BackupRecord>,
+    },
+    /// Makes what was restored the state, if it is all of these `records`.
+    RestoreEnd {
+        backup: BackupId,
+        records: u64,
+    },
+    /// Throws away up to `limit` records of a restore that has not ended.
+    RestoreDiscard {
+        limit: u32,
+    },
 }
 
 impl Command {
@@ -145,6 +172,9 @@ impl Command {
                 Command::LeaseKeepAlive { ids } => ids.len() * 9,
                 Command::SessionKeepAlive { ids } => ids.len() * 17,
                 Command::SessionOpen { identity, .. } => identity.len(),
+                Command::RestoreRecords { records, .. } => {
+                    records.iter().map(BackupRecord::size).sum()
+                }
                 Command::Compact { .. }
                 | Command::LeaseGrant { .. }
                 | Command::LeaseRevoke { .. }
@@ -153,7 +183,10 @@ impl Command {
                 | Command::Sweep { .. }
                 | Command::SetRetention(_)
                 | Command::SetFeatureLevel(_)
-                | Command::RaiseRevision { .. } => 0,
+                | Command::RaiseRevision { .. }
+                | Command::RestoreBegin { .. }
+                | Command::RestoreEnd { .. }
+                | Command::RestoreDiscard { .. } => 0,
             }
     }
 }

@@ -88,6 +88,12 @@ impl State<'_> {
         })))
     }
 
+    /// Brings a lease back; the caller has checked that it is not there.
+    pub(crate) fn restore_lease(&mut self, id: LeaseId, ttl_ms: u64) {
+        self.renew_lease(id, ttl_ms, None);
+        self.meta.leases += 1;
+    }
+
     pub(crate) fn lease_revoke(
         &mut self,
         id: LeaseId,

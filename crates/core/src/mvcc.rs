@@ -296,7 +296,12 @@ impl State<'_> {
     }
 
     /// Keeps the tables of attached keys and of deadlines in step with a key's metadata.
-    fn move_attachments(&mut self, key: &Bytes, old: Option<&Stored>, new: Option<&Stored>) {
+    pub(crate) fn move_attachments(
+        &mut self,
+        key: &Bytes,
+        old: Option<&Stored>,
+        new: Option<&Stored>,
+    ) {
         let lease = |stored: Option<&Stored>| stored.and_then(|stored| stored.lease());
         let (from, to) = (lease(old), lease(new));
         if from != to {

@@ -60,6 +60,15 @@ pub enum Answer {
         /// More can be freed.
         more: bool,
     },
+    /// How many records of a backup are restored, and whether that was the end.
+    Restore {
+        records: u64,
+        done: bool,
+    },
+    RestoreDiscard {
+        /// More is to be thrown away.
+        more: bool,
+    },
     /// A setting was changed.
     Done,
     /// The command was applied, at [`Outcome::revision`]; its answer was too large to be kept for
@@ -87,6 +96,8 @@ impl Answer {
             | Answer::SessionClose
             | Answer::Expire { .. }
             | Answer::Sweep { .. }
+            | Answer::Restore { .. }
+            | Answer::RestoreDiscard { .. }
             | Answer::Done
             | Answer::RevisionOnly => {}
         }
@@ -174,6 +185,17 @@ impl From<Rejection> for Error {
             Reason::SessionExists => {
                 "the session exists or existed; open one with a new random id".into()
             }
+            Reason::Restoring => {
+                "a backup is being restored into this cluster: nothing is read or written until all \
+                 of it is there"
+                    .into()
+            }
+            Reason::NotEmpty => "the cluster is not empty: a backup is restored into a new cluster \
+                                 that nothing was written to"
+                .into(),
+            Reason::NotRestoring => "that backup is not being restored: its restore was discarded, or \
+                                     never began"
+                .into(),
             Reason::Overloaded => format!(
                 "there are {} sessions, and no more can be opened until one ends",
                 crate::session::MAX_SESSIONS

@@ -11,6 +11,7 @@ use crate::meta::{Meta, read_meta};
 use crate::mvcc::{decode_latest, superseded_at, version_at};
 use crate::outcome::{Rejection, header_at};
 use crate::record::state::Stored;
+use crate::restore;
 use crate::schema;
 use crate::state::reject;
 use crate::view::{Scan, View, ViewError};
@@ -56,6 +57,9 @@ pub fn range(
     page: PageLimits,
 ) -> Result<Result<RangePage, Rejection>, ViewError> {
     let meta = read_meta(view)?;
+    if restore::under_way(view, &meta)? {
+        return Ok(Err(reject(&meta, Reason::Restoring)));
+    }
     if let Err(reason) = check_revision(&meta, request.revision) {
         return Ok(Err(reject(&meta, reason)));
     }

@@ -15,6 +15,7 @@ use crate::meta::{Meta, read_meta};
 use crate::outcome::Rejection;
 use crate::overlay::Overlay;
 use crate::record::state::SessionV1;
+use crate::restore;
 use crate::schema;
 use crate::view::{View, ViewError};
 
@@ -23,14 +24,21 @@ pub(crate) struct State<'v> {
     /// Kept here and written once, by [`State::finish`]; the record in the view is older.
     pub(crate) meta: Meta,
     events: Vec<Arc<RevisionEvents>>,
+    /// A backup is being restored: see `restore.rs`.
+    pub(crate) restoring: bool,
+    /// A restore ended in this batch.
+    pub(crate) restored: bool,
     /// Sessions that this batch has met, so that a busy one is read once. `None`: there is none.
     pub(crate) session_cache: BTreeMap<SessionId, Option<SessionV1>>,
 }
 
 impl<'v> State<'v> {
     pub(crate) fn new(view: &'v dyn View) -> Result<Self, ViewError> {
+        let meta = read_meta(view)?;
         Ok(Self {
-            meta: read_meta(view)?,
+            restoring: restore::under_way(view, &meta)?,
+            restored: false,
+            meta,
             overlay: Overlay::new(view),
             events: Vec::new(),
             session_cache: BTreeMap::new(),
@@ -74,6 +82,7 @@ impl<'v> State<'v> {
         Effects {
             writes: self.overlay.into_writes(),
             events: self.events,
+            restored: self.restored,
             meta: self.meta,
         }
     }

@@ -19,6 +19,7 @@ use crate::mvcc::{decode_latest, latest};
 use crate::outcome::{Rejection, header_at};
 use crate::range;
 use crate::record::state::Stored;
+use crate::restore;
 use crate::schema;
 use crate::state::{Changeset, State, reject};
 use crate::view::{View, ViewError};
@@ -29,6 +30,9 @@ pub fn txn_read(view: &dyn View, txn: &Txn) -> Result<Result<TxnResponse, Reject
     let meta = read_meta(view)?;
     if !txn.is_read_only() {
         return Ok(Err(reject(&meta, Reason::InvalidArgument)));
+    }
+    if restore::under_way(view, &meta)? {
+        return Ok(Err(reject(&meta, Reason::Restoring)));
     }
     let path = Path::choose(view, txn)?;
     if let Err(reason) = check_ranges(&meta, txn, &path) {

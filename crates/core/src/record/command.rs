@@ -6,8 +6,10 @@ use podkv_api::{
 };
 
 use super::{Depth, KeyRangeV1};
+use crate::backup::{BackupId, BackupRecord};
 use crate::codec::{self, Blob, CodecError, Decode, Encode};
 use crate::command::{Command, Entry, Proposal, Stamp};
+use crate::record::backup::BackupRecordV1;
 use crate::record::state::RetentionV1;
 
 #[derive(Debug, Encode, Decode)]
@@ -70,6 +72,24 @@ pub(crate) enum CommandV1 {
     SetFeatureLevel(u32),
     RaiseRevision {
         revision: u64,
+    },
+    RestoreBegin {
+        backup: u128,
+        revision: u64,
+        clock_ms: u64,
+        retention: RetentionV1,
+    },
+    RestoreRecords {
+        backup: u128,
+        first: u64,
+        records: Vec<BackupRecordV1>,
+    },
+    RestoreEnd {
+        backup: u128,
+        records: u64,
+    },
+    RestoreDiscard {
+        limit: u32,
     },
 }
 
@@ -232,6 +252,31 @@ impl From<&Command> for CommandV1 {
             Command::RaiseRevision { revision } => Self::RaiseRevision {
                 revision: *revision,
             },
+            Command::RestoreBegin {
+                backup,
+                revision,
+                clock_ms,
+                retention,
+            } => Self::RestoreBegin {
+                backup: backup.0,
+                revision: *revision,
+                clock_ms: *clock_ms,
+                retention: (*retention).into(),
+            },
+            Command::RestoreRecords {
+                backup,
+                first,
+                records,
+            } => Self::RestoreRecords {
+                backup: backup.0,
+                first: *first,
+                records: records.iter().map(BackupRecordV1::from).collect(),
+            },
+            Command::RestoreEnd { backup, records } => Self::RestoreEnd {
+                backup: backup.0,
+                records: *records,
+            },
+            Command::RestoreDiscard { limit } => Self::RestoreDiscard { limit: *limit },
         }
     }
 }
@@ -271,6 +316,31 @@ impl TryFrom<CommandV1> for Command {
             CommandV1::SetRetention(retention) => Self::SetRetention(retention.into()),
             CommandV1::SetFeatureLevel(level) => Self::SetFeatureLevel(level),
             CommandV1::RaiseRevision { revision } => Self::RaiseRevision { revision },
+            CommandV1::RestoreBegin {
+                backup,
+                revision,
+                clock_ms,
+                retention,
+            } => Self::RestoreBegin {
+                backup: BackupId(backup),
+                revision,
+                clock_ms,
+                retention: retention.into(),
+            },
+            CommandV1::RestoreRecords {
+                backup,
+                first,
+                records,
+            } => Self::RestoreRecords {
+                backup: BackupId(backup),
+                first,
+                records: records.into_iter().map(BackupRecord::from).collect(),
+            },
+            CommandV1::RestoreEnd { backup, records } => Self::RestoreEnd {
+                backup: BackupId(backup),
+                records,
+            },
+            CommandV1::RestoreDiscard { limit } => Self::RestoreDiscard { limit },
         })
     }
 }

@@ -40,6 +40,8 @@ enum AnswerV1 {
     Sweep { more: bool },
     Done,
     RevisionOnly,
+    Restore { records: u64, done: bool },
+    RestoreDiscard { more: bool },
 }
 
 #[derive(Debug, Encode, Decode)]
@@ -141,6 +143,11 @@ impl From<&Answer> for AnswerV1 {
             Answer::Sweep { more } => Self::Sweep { more: *more },
             Answer::Done => Self::Done,
             Answer::RevisionOnly => Self::RevisionOnly,
+            Answer::Restore { records, done } => Self::Restore {
+                records: *records,
+                done: *done,
+            },
+            Answer::RestoreDiscard { more } => Self::RestoreDiscard { more: *more },
         }
     }
 }
@@ -175,6 +182,8 @@ impl AnswerV1 {
             Self::Sweep { more } => Answer::Sweep { more },
             Self::Done => Answer::Done,
             Self::RevisionOnly => Answer::RevisionOnly,
+            Self::Restore { records, done } => Answer::Restore { records, done },
+            Self::RestoreDiscard { more } => Answer::RestoreDiscard { more },
         })
     }
 }

@@ -152,6 +152,29 @@ impl From<RetentionV1> for Retention {
     }
 }
 
+/// Which backup is being restored, or was, and how far that is.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct RestoreV1 {
+    pub(crate) backup: u128,
+    /// The backup's.
+    pub(crate) revision: u64,
+    /// The backup's.
+    pub(crate) clock_ms: u64,
+    pub(crate) retention: RetentionV1,
+    pub(crate) records: u64,
+    pub(crate) phase: RestorePhaseV1,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum RestorePhaseV1 {
+    Records,
+    Discarding,
+    /// It ended, and the store went on from this revision.
+    Done {
+        revision: u64,
+    },
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct MetaV1 {
     revision: u64,

@@ -10,6 +10,7 @@ use podkv_api::*;
 use podkv_core::*;
 
 use crate::golden;
+use crate::restore::Backup;
 use crate::store::Store;
 
 fn file(name: &str) -> PathBuf {
@@ -127,8 +128,42 @@ fn every_command() -> Vec<Command> {
         }),
         Command::SetFeatureLevel(2),
         Command::RaiseRevision { revision: 1 << 33 },
+        Command::RestoreBegin {
+            backup: BackupId(u128::MAX - 1),
+            revision: 300,
+            clock_ms: 70_000,
+            retention: Retention::default(),
+        },
+        Command::RestoreRecords {
+            backup: BackupId(1),
+            first: 300,
+            records: every_backup_record(),
+        },
+        Command::RestoreEnd {
+            backup: BackupId(1),
+            records: 302,
+        },
+        Command::RestoreDiscard { limit: 1_000 },
     ]);
     commands
+}
+
+fn every_backup_record() -> Vec<BackupRecord> {
+    vec![
+        BackupRecord::Lease {
+            id: LeaseId(-7),
+            ttl_ms: 60_000,
+        },
+        BackupRecord::Key(KeyValue {
+            key: "k".into(),
+            value: "v".into(),
+            create_revision: 2,
+            mod_revision: 300,
+            version: 3,
+            lease: Some(LeaseId(-7)),
+            expires_at_ms: Some(5_000),
+        }),
+    ]
 }
 
 fn every_answer(revision: Revision) -> Vec<Answer> {
@@ -201,6 +236,11 @@ fn every_answer(revision: Revision) -> Vec<Answer> {
         Answer::Sweep { more: false },
         Answer::Done,
         Answer::RevisionOnly,
+        Answer::Restore {
+            records: 300,
+            done: true,
+        },
+        Answer::RestoreDiscard { more: true },
     ]
 }
 
@@ -262,6 +302,18 @@ fn frames_keep_their_bytes() {
         .into_iter()
         .map(|(name, bytes)| format!("{name}: {}\n", hex(&bytes)));
     golden::check(&file("frames.txt"), &lines.collect::<String>());
+}
+
+/// Backups are kept for years.
+#[test]
+fn a_backup_keeps_its_bytes() {
+    let backup = Backup::of(&state().view);
+    golden::check(&file("backup.txt"), &(hex(&backup.bytes) + "\n"));
+    let pinned = std::fs::read_to_string(file("backup.txt")).unwrap();
+    let pinned = Backup::read(&from_hex(pinned.trim_end())).unwrap();
+    assert_eq!(pinned.header, backup.header);
+    assert_eq!(pinned.records, backup.records);
+    assert_eq!(pinned.end, backup.end);
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod codec;
 mod counts;
 mod golden;
 mod pages;
+mod restore;
 mod scripts;
 mod sessions;
 mod store;

@@ -5,6 +5,9 @@
 //! `a*` (a prefix). `[s1/3 ack=2 by=alice] put a 1` is a write in session 1 with sequence 3. A
 //! transaction is `txn when value(a)=1 then { put b 2; range a } else { del a }`. Commands are
 //! checked as a node does before it proposes; `unchecked` leaves that out.
+//!
+//! `backup` keeps a backup of the store, `new_cluster` goes on with an empty store, and `restore`
+//! begins, restores records `2..5` of the backup, ends or discards.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -13,6 +16,7 @@ use podkv_api::*;
 use podkv_core::*;
 
 use crate::golden;
+use crate::restore::Backup;
 use crate::store::Store;
 
 #[test]
@@ -32,11 +36,12 @@ fn scripts_print_what_they_say() {
 
 fn replay(text: &str) -> String {
     let mut store = Store::new();
+    let mut saved = None;
     let mut printed = String::new();
     for line in text.lines() {
         if let Some(command) = line.strip_prefix('>') {
             let _ = writeln!(printed, "{line}");
-            let output = Step::new(command).run(&mut store);
+            let output = Step::new(command, &mut saved).run(&mut store);
             let _ = write!(printed, "{output}");
         } else if line.is_empty() || line.starts_with('#') {
             let _ = writeln!(printed, "{line}");
@@ -49,10 +54,11 @@ fn replay(text: &str) -> String {
 struct Step<'a> {
     line: &'a str,
     tokens: std::iter::Peekable<std::vec::IntoIter<String>>,
+    saved: &'a mut Option<Backup>,
 }
 
 impl<'a> Step<'a> {
-    fn new(line: &'a str) -> Self {
+    fn new(line: &'a str, saved: &'a mut Option<Backup>) -> Self {
         let spaced = ["{", "}", ";", "]", "["]
             .iter()
             .fold(line.to_owned(), |line, mark| {
@@ -62,6 +68,7 @@ impl<'a> Step<'a> {
         Self {
             line,
             tokens: tokens.into_iter().peekable(),
+            saved,
         }
     }
 
@@ -111,6 +118,21 @@ impl<'a> Step<'a> {
             "leases" => format!("{:?}\n", leases(&store.view).unwrap()),
             "lease_status" => self.show_lease(store),
             "state" => self.show_state(store),
+            "backup" => {
+                let backup = Backup::of(&store.view);
+                let text = format!(
+                    "revision {}, clock {} ms, {} records\n",
+                    backup.header.revision,
+                    backup.header.clock_ms,
+                    backup.records.len()
+                );
+                self.saved.replace(backup);
+                text
+            }
+            "new_cluster" => {
+                *store = Store::new();
+                String::new()
+            }
             _ => {
                 let command = self.command(&verb);
                 self.apply(store, stamp, command, checked)
@@ -178,7 +200,40 @@ impl<'a> Step<'a> {
             "raise_revision" => Command::RaiseRevision {
                 revision: self.number(),
             },
+            "restore" => self.restore(),
             verb => panic!("unknown command: {verb} in {}", self.line),
+        }
+    }
+
+    fn restore(&mut self) -> Command {
+        let saved = self.saved.clone().unwrap();
+        let other = u128::from(self.take("other"));
+        let backup = BackupId(saved.end.id.0 + other);
+        match self.word().as_str() {
+            "begin" => Command::RestoreBegin {
+                backup,
+                revision: saved.header.revision,
+                clock_ms: saved.header.clock_ms,
+                retention: saved.header.retention,
+            },
+            "end" => Command::RestoreEnd {
+                backup,
+                records: self
+                    .option("records")
+                    .map_or(saved.end.records, |records| records.parse().unwrap()),
+            },
+            "discard" => Command::RestoreDiscard {
+                limit: self.number(),
+            },
+            range => {
+                let (from, to) = range.split_once("..").unwrap();
+                let (from, to): (usize, usize) = (from.parse().unwrap(), to.parse().unwrap());
+                Command::RestoreRecords {
+                    backup,
+                    first: from as u64,
+                    records: saved.records[from..to].to_vec(),
+                }
+            }
         }
     }
 
@@ -391,6 +446,7 @@ fn table_name(key: &[u8]) -> &'static str {
         (0, 5) => "sessions",
         (0, 6) => "session_results",
         (0, 7) => "clock_marks",
+        (0, 8) => "restore",
         other => panic!("unknown table {other:?}"),
     }
 }

@@ -5,7 +5,7 @@
 //! core's tricks, so what they agree on is not a shared mistake in a table.
 
 mod model;
-mod programs;
+pub mod programs;
 
 use podkv_api::*;
 use podkv_core::*;

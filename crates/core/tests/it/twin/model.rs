@@ -225,6 +225,10 @@ impl Twin {
             Command::SessionOpen { .. }
             | Command::SessionKeepAlive { .. }
             | Command::SessionClose { .. } => self.run_session(command)?,
+            Command::RestoreBegin { .. }
+            | Command::RestoreRecords { .. }
+            | Command::RestoreEnd { .. }
+            | Command::RestoreDiscard { .. } => unreachable!("no program restores a backup"),
         })
     }
 
