@@ -148,6 +148,12 @@ reasons! {
     AnswerNotKept = 47, Conflict;
     /// Other writers were faster, each time.
     Contention = 48, Conflict;
+    /// A backup is being restored: nothing is read or written until all of it is there.
+    Restoring = 49, Unavailable;
+    /// A backup is restored only into a cluster that nothing was written to.
+    NotEmpty = 50, Conflict;
+    /// The restore was discarded, or never began.
+    NotRestoring = 51, Conflict;
 }
 
 /// Where the leader is, as far as the node that answered knew.
