@@ -35,7 +35,7 @@ fn apply(shared: &Shared, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<
         let view = shared.state.view();
         run_core(&*view, batch, &mut reached)?
     };
-    let Effects { mut writes, events, meta } = effects;
+    let Effects { mut writes, events, restored, meta } = effects;
     if let Some(at) = reached.position {
         writes.push((applied_key(), Some(record::encode_applied(at))));
     }
@@ -55,7 +55,11 @@ fn apply(shared: &Shared, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<
     for (responder, outcomes) in answers {
         responder.send(outcomes);
     }
-    shared.events.publish(events, applied);
+    match restored {
+        // What was restored was no event: watchers find out as after a snapshot.
+        true => shared.events.reset(applied),
+        false => shared.events.publish(events, applied),
+    }
     Ok(())
 }
 
