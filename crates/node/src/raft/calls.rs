@@ -44,7 +44,11 @@ impl Heard {
     fn new(request: &AppendEntriesRequest<TypeConfig>, quorum_age_ms: Option<u32>) -> Option<Self> {
         let age = Duration::from_millis(quorum_age_ms?.into());
         let as_of = Instant::now().checked_sub(age)?;
-        let commit = request.leader_commit.as_ref().map(position).unwrap_or_default();
+        let commit = request
+            .leader_commit
+            .as_ref()
+            .map(position)
+            .unwrap_or_default();
         Some(Self { as_of, commit })
     }
 }
@@ -117,7 +121,9 @@ impl RaftCalls for Group {
     ) -> ReplyStream<wire::AppendResponse> {
         let shared = Shared::default();
         let (freshness, applied) = (self.freshness().clone(), self.applied());
-        let answers = self.raft().stream_append(requests(shared.clone(), first, rest));
+        let answers = self
+            .raft()
+            .stream_append(requests(shared.clone(), first, rest));
         let seen = shared.clone();
         let answers = answers.map(move |answer| {
             let answer = answer.map_err(|fatal| stopped(&fatal))?;
@@ -153,10 +159,14 @@ impl RaftCalls for Group {
             let request = convert::transfer_from_wire(request)?;
             let taken = self.raft().handle_transfer_leader(request).await;
             Ok(match taken.map_err(|fatal| stopped(&fatal))? {
-                Ok(()) => wire::TransferLeaderResponse { accepted: true, text: String::new() },
-                Err(error) => {
-                    wire::TransferLeaderResponse { accepted: false, text: error.to_string() }
-                }
+                Ok(()) => wire::TransferLeaderResponse {
+                    accepted: true,
+                    text: String::new(),
+                },
+                Err(error) => wire::TransferLeaderResponse {
+                    accepted: false,
+                    text: error.to_string(),
+                },
             })
         })
     }

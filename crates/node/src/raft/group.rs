@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{
-    ClientWriteError, Fatal, ForwardReason, ForwardToLeader, InitializeError, LinearizableReadError,
-    RaftError,
+    ClientWriteError, Fatal, ForwardReason, ForwardToLeader, InitializeError,
+    LinearizableReadError, RaftError,
 };
 use openraft::{LinearizerOption, RaftMetrics};
 use podkv_api::{Error, LeaderHint, MemberId, Reason, Result};
@@ -86,7 +86,15 @@ struct Threads {
 impl Group {
     /// Opens log and state, applies what is known to be committed, and starts Raft.
     pub async fn start(parts: GroupParts) -> Result<Self> {
-        let GroupParts { node, timing, log, state, peers, events, log_cache_bytes } = parts;
+        let GroupParts {
+            node,
+            timing,
+            log,
+            state,
+            peers,
+            events,
+            log_cache_bytes,
+        } = parts;
         let config = settings::raft_config(&timing)?;
         let transfers = Arc::<Transfers>::default();
         let store = state.clone();
@@ -116,7 +124,12 @@ impl Group {
         };
         let tasks = TaskTracker::new();
         let (changed, state) = watch::channel(GroupState::default());
-        tasks.spawn(state::watch(raft.clone(), changed, freshness.clone(), peers));
+        tasks.spawn(state::watch(
+            raft.clone(),
+            changed,
+            freshness.clone(),
+            peers,
+        ));
         Ok(Self(Arc::new(Inner {
             node,
             timing,
@@ -151,8 +164,10 @@ impl Group {
     /// Makes a new cluster of these voters. To be called on one founder only, once all have agreed.
     /// Does nothing if the group has begun already.
     pub async fn initialize(&self, voters: BTreeMap<MemberId, PeerAddress>) -> Result<()> {
-        let nodes: BTreeMap<u64, PeerAddress> =
-            voters.into_iter().map(|(id, address)| (id.0, address)).collect();
+        let nodes: BTreeMap<u64, PeerAddress> = voters
+            .into_iter()
+            .map(|(id, address)| (id.0, address))
+            .collect();
         match self.0.raft.initialize(nodes).await {
             Ok(()) => Ok(()),
             Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
@@ -165,7 +180,11 @@ impl Group {
 
     /// True once this replica has voted, or holds anything of a log.
     pub async fn is_initialized(&self) -> Result<bool> {
-        self.0.raft.is_initialized().await.map_err(|fatal| stopped(&fatal))
+        self.0
+            .raft
+            .is_initialized()
+            .await
+            .map_err(|fatal| stopped(&fatal))
     }
 
     /// Proposes an entry, and returns what it came to once it is committed and applied here.
@@ -174,12 +193,17 @@ impl Group {
     /// the next one. After any other error it never is.
     pub async fn submit(&self, payload: Arc<Payload>) -> Result<Committed> {
         let (answer, answered) = oneshot::channel();
-        let sent = self.0.raft.client_write_ff(payload, Some(Answer(answer))).await;
+        let sent = self
+            .0
+            .raft
+            .client_write_ff(payload, Some(Answer(answer)))
+            .await;
         sent.map_err(|fatal| stopped(&fatal))?;
         match answered.await {
-            Ok(Ok(response)) => {
-                Ok(Committed { position: position(&response.log_id), outcomes: response.data })
-            }
+            Ok(Ok(response)) => Ok(Committed {
+                position: position(&response.log_id),
+                outcomes: response.data,
+            }),
             Ok(Err(error)) => Err(self.write_error(error)),
             Err(_) => Err(self.fatal().with_unknown_outcome()),
         }
@@ -225,8 +249,13 @@ impl Group {
         let member = MemberId(leader.filter(|leader| *leader != self.0.node.0)?);
         let state = self.0.state.borrow();
         let address = state.members.nodes.get(&member);
-        let client_address = address.map(|node| node.client_address.clone()).unwrap_or_default();
-        Some(LeaderHint { member, client_address })
+        let client_address = address
+            .map(|node| node.client_address.clone())
+            .unwrap_or_default();
+        Some(LeaderHint {
+            member,
+            client_address,
+        })
     }
 
     /// Where a linearizable read must have applied to, on any node: everything that was committed when
@@ -253,9 +282,14 @@ impl Group {
             Some(age) if age <= max_staleness => Ok(()),
             Some(age) => Err(Error::new(
                 Reason::TooStale,
-                format!("this node's state may be {age:?} old; at most {max_staleness:?} was asked for"),
+                format!(
+                    "this node's state may be {age:?} old; at most {max_staleness:?} was asked for"
+                ),
             )),
-            None => Err(Error::new(Reason::TooStale, "this node has not heard from a leader yet")),
+            None => Err(Error::new(
+                Reason::TooStale,
+                "this node has not heard from a leader yet",
+            )),
         }
     }
 
@@ -304,7 +338,12 @@ impl Group {
 
     /// A peer is there again: replication to it does not wait any longer.
     pub async fn peer_is_back(&self, peer: MemberId) -> Result<()> {
-        self.0.raft.trigger().reset_backoff([peer.0]).await.map_err(|fatal| stopped(&fatal))
+        self.0
+            .raft
+            .trigger()
+            .reset_backoff([peer.0])
+            .await
+            .map_err(|fatal| stopped(&fatal))
     }
 
     /// Makes the state durable, builds a snapshot of it, and purges the log up to what both cover,
@@ -314,15 +353,29 @@ impl Group {
         if self.0.transfers.held() {
             return Ok(());
         }
-        let Some(durable) = self.flush().await? else { return Ok(()) };
+        let Some(durable) = self.flush().await? else {
+            return Ok(());
+        };
         self.build_snapshot(durable).await?;
         // A transfer may have begun with this very snapshot; what it needs lies behind it.
-        let Some(upto) = self.0.log.purgeable(keep_bytes) else { return Ok(()) };
+        let Some(upto) = self.0.log.purgeable(keep_bytes) else {
+            return Ok(());
+        };
         let upto = upto.min(durable.index);
-        if self.0.log.purged().is_some_and(|purged| purged.index >= upto) {
+        if self
+            .0
+            .log
+            .purged()
+            .is_some_and(|purged| purged.index >= upto)
+        {
             return Ok(());
         }
-        self.0.raft.trigger().purge_log(upto).await.map_err(|fatal| stopped(&fatal))
+        self.0
+            .raft
+            .trigger()
+            .purge_log(upto)
+            .await
+            .map_err(|fatal| stopped(&fatal))
     }
 
     /// Makes everything that is applied durable, and returns up to where.
@@ -331,7 +384,9 @@ impl Group {
         let flush = move || -> Result<Option<LogPosition>> {
             store.flush()?;
             let record = store.get_durable(&applied_key())?;
-            let position = record.map(|record| record::decode_applied(&record)).transpose();
+            let position = record
+                .map(|record| record::decode_applied(&record))
+                .transpose();
             position.map_err(|error| Error::new(Reason::Corrupt, error.to_string()))
         };
         joined(tokio::task::spawn_blocking(flush).await)?
@@ -341,12 +396,20 @@ impl Group {
     async fn build_snapshot(&self, at: LogPosition) -> Result<()> {
         let mut metrics = self.0.raft.metrics();
         let covered = |metrics: &Metrics| {
-            metrics.snapshot.as_ref().is_some_and(|snapshot| snapshot.index >= at.index)
+            metrics
+                .snapshot
+                .as_ref()
+                .is_some_and(|snapshot| snapshot.index >= at.index)
         };
         if covered(&metrics.borrow_watched()) {
             return Ok(());
         }
-        self.0.raft.trigger().snapshot().await.map_err(|fatal| stopped(&fatal))?;
+        self.0
+            .raft
+            .trigger()
+            .snapshot()
+            .await
+            .map_err(|fatal| stopped(&fatal))?;
         let deadline = Instant::now() + SNAPSHOT_TIMEOUT;
         loop {
             if covered(&metrics.borrow_and_update()) {
@@ -379,7 +442,12 @@ impl Group {
         }
         self.0.tasks.close();
         self.0.tasks.wait().await;
-        let threads = self.0.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let threads = self
+            .0
+            .threads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(Threads { writer, apply }) = threads {
             // The state machine goes with openraft, and its thread with it.
             let applied = tokio::task::spawn_blocking(move || apply.join()).await;
@@ -407,7 +475,11 @@ fn open(
 }
 
 fn unreadable(error: io::Error) -> Error {
-    Error::new(Reason::Corrupt, format!("the state cannot be read: {error}")).with_source(error)
+    Error::new(
+        Reason::Corrupt,
+        format!("the state cannot be read: {error}"),
+    )
+    .with_source(error)
 }
 
 fn joined<T>(result: std::result::Result<T, tokio::task::JoinError>) -> Result<T> {
@@ -417,7 +489,10 @@ fn joined<T>(result: std::result::Result<T, tokio::task::JoinError>) -> Result<T
 /// Raft has stopped: by itself, or because it was told to.
 fn stopped(fatal: &Fatal<TypeConfig>) -> Error {
     match fatal {
-        Fatal::Stopped => Error::new(Reason::NodeNotReady, "the node is stopping: ask another one"),
+        Fatal::Stopped => Error::new(
+            Reason::NodeNotReady,
+            "the node is stopping: ask another one",
+        ),
         Fatal::Panicked => Error::internal("raft panicked; the node must be restarted"),
         Fatal::StorageError(error) => {
             let text = format!("the node has stopped: {error}");
@@ -429,3 +504,6 @@ fn stopped(fatal: &Fatal<TypeConfig>) -> Error {
 fn voter_ids(ids: &BTreeSet<MemberId>) -> BTreeSet<u64> {
     ids.iter().map(|id| id.0).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,7 +37,7 @@ pub(crate) use self::counters::{Histogram, HistogramSnapshot};
 use self::sizes::Sizes;
 use self::writer::{Job, QUEUE_BYTES, QUEUE_JOBS};
 use super::record;
-use super::types::{TypeConfig, LogEntry, LogId, Vote, log_id, position, weight};
+use super::types::{LogEntry, LogId, TypeConfig, Vote, log_id, position, weight};
 use crate::membership::LogPosition;
 use crate::storage::{LogRecovery, LogStore, StorageError};
 
@@ -67,6 +67,8 @@ pub(super) struct Shared {
 struct State {
     vote: Option<Vote>,
     purged: Option<LogPosition>,
+    /// The index of the first entry, or where it will be.
+    first: u64,
     last: Option<LogPosition>,
     committed: Option<LogPosition>,
     /// The committed position is not on disk yet.
@@ -130,7 +132,12 @@ impl Log {
         let end = state.end();
         let (durable, _) = watch::channel(Durable { end, failure: None });
         let counters = Counters::default();
-        let shared = Arc::new(Shared { store, state: Mutex::new(state), counters, durable });
+        let shared = Arc::new(Shared {
+            store,
+            state: Mutex::new(state),
+            counters,
+            durable,
+        });
         let (jobs, queue) = mpsc::channel(QUEUE_JOBS);
         let thread = std::thread::Builder::new()
             .name("podkv-log".into())
@@ -144,7 +151,14 @@ impl Log {
                 source: Some(Box::new(error)),
             })?;
         let room = Arc::new(Semaphore::new(QUEUE_BYTES));
-        Ok((Self { shared, jobs: jobs.clone(), room }, Writer { jobs, thread }))
+        Ok((
+            Self {
+                shared,
+                jobs: jobs.clone(),
+                room,
+            },
+            Writer { jobs, thread },
+        ))
     }
 
     /// Waits until everything up to `index` is synced here.
@@ -174,8 +188,12 @@ impl Log {
         let counters = &self.shared.counters;
         let (first, last, bytes) = {
             let state = self.shared.state();
-            let (start, end) = (state.start(), state.end());
-            let range = if start < end { (start, end - 1) } else { (0, 0) };
+            let (start, end) = (state.first, state.end());
+            let range = if start < end {
+                (start, end - 1)
+            } else {
+                (0, 0)
+            };
             (range.0, range.1, state.sizes.bytes())
         };
         LogStats {
@@ -206,15 +224,30 @@ fn stopped() -> io::Error {
 
 impl State {
     fn recover(store: &dyn LogStore, cache_bytes: usize) -> Result<Self, StorageError> {
-        let LogRecovery { vote, purged, committed, first_index, last_index } = store.recover()?;
-        let vote = vote.map(|record| record::decode_vote(&record)).transpose().map_err(damaged)?;
+        let LogRecovery {
+            vote,
+            purged,
+            committed,
+            first_index,
+            last_index,
+        } = store.recover()?;
+        let vote = vote
+            .map(|record| record::decode_vote(&record))
+            .transpose()
+            .map_err(damaged)?;
         let position = |record: Option<bytes::Bytes>| {
-            record.map(|record| record::decode_log_state(&record)).transpose().map_err(damaged)
+            record
+                .map(|record| record::decode_log_state(&record))
+                .transpose()
+                .map_err(damaged)
         };
         let (purged, committed) = (position(purged)?, position(committed)?);
         let mut state = Self {
             vote,
             purged,
+            first: first_index
+                .or(purged.map(|purged| purged.index + 1))
+                .unwrap_or_default(),
             last: purged,
             committed,
             committed_changed: false,
@@ -223,14 +256,17 @@ impl State {
             truncations: 0,
         };
         if let (Some(first), Some(last)) = (first_index, last_index) {
-            let begin = state.start();
-            if first != begin {
+            if let Some(purged) = purged.filter(|purged| purged.index + 1 != first) {
                 return Err(damaged(format!(
-                    "it begins at index {first}, but {begin} is the first that is not purged"
+                    "it is purged up to {purged}, and begins at {first}"
                 )));
             }
-            let found = store.read(last, last + 1, 0)?.pop().map(|(_, record)| record);
-            let record = found.ok_or_else(|| damaged(format!("its last entry, {last}, is missing")))?;
+            let found = store
+                .read(last, last + 1, 0)?
+                .pop()
+                .map(|(_, record)| record);
+            let record =
+                found.ok_or_else(|| damaged(format!("its last entry, {last}, is missing")))?;
             let entry = record::decode_entry(&record).map_err(damaged)?;
             state.last = Some(super::types::position(&entry.log_id));
         }
@@ -238,14 +274,9 @@ impl State {
         Ok(state)
     }
 
-    /// The first index that the log may hold.
-    fn start(&self) -> u64 {
-        self.purged.map_or(0, |purged| purged.index + 1)
-    }
-
     /// One behind the last entry.
     fn end(&self) -> u64 {
-        self.last.map_or(0, |last| last.index + 1)
+        self.last.map_or(self.first, |last| last.index + 1)
     }
 
     /// Takes new entries. They must follow the last one.
@@ -255,6 +286,9 @@ impl State {
             if self.last.is_some_and(|last| at.index != last.index + 1) {
                 let (last, text) = (self.end(), "would leave a hole in the log that ends before");
                 return Err(io::Error::other(format!("entry {at} {text} index {last}")));
+            }
+            if self.last.is_none() {
+                self.first = at.index;
             }
             self.last = Some(at);
             self.sizes.append(at.index, weight(entry) as u64);
@@ -275,6 +309,7 @@ impl State {
 
     fn purge(&mut self, upto: LogPosition) {
         self.purged = self.purged.max(Some(upto));
+        self.first = self.first.max(upto.index + 1);
         // It may lie beyond the tail: the log then goes on behind it.
         if self.last.is_none_or(|last| last.index <= upto.index) {
             self.last = Some(upto);
@@ -299,7 +334,11 @@ fn damaged(detail: impl std::fmt::Display) -> StorageError {
 enum Step {
     /// The cache has the rest, or the next part of it.
     Cached(Vec<LogEntry>),
-    Disk { start: u64, end: u64, truncations: u64 },
+    Disk {
+        start: u64,
+        end: u64,
+        truncations: u64,
+    },
 }
 
 impl Shared {
@@ -313,7 +352,8 @@ impl Shared {
     }
 
     fn fail(&self, failure: String) {
-        self.durable.send_modify(|durable| durable.failure = Some(failure.into()));
+        self.durable
+            .send_modify(|durable| durable.failure = Some(failure.into()));
     }
 
     fn durable_end(&self) -> u64 {
@@ -334,18 +374,24 @@ impl Shared {
     fn take_committed(&self, end: u64) -> Option<LogPosition> {
         let mut state = self.state();
         let due = state.committed_changed;
-        let committed = state.committed.filter(|committed| due && committed.index < end)?;
+        let committed = state
+            .committed
+            .filter(|committed| due && committed.index < end)?;
         state.committed_changed = false;
         Some(committed)
     }
 
     fn step(&self, start: u64, end: u64, max_bytes: usize) -> Step {
         let state = self.state();
-        let (start, end) = (start.max(state.start()), end.min(state.end()));
+        let (start, end) = (start.max(state.first), end.min(state.end()));
         let cached_from = state.cache.first().unwrap_or(state.end());
         if start < end && start < cached_from {
             let truncations = state.truncations;
-            return Step::Disk { start, end: end.min(cached_from), truncations };
+            return Step::Disk {
+                start,
+                end: end.min(cached_from),
+                truncations,
+            };
         }
         let mut bytes = 0;
         let fits = |entry: &&LogEntry| {
@@ -353,7 +399,14 @@ impl Shared {
             bytes += weight(entry);
             first || bytes <= max_bytes
         };
-        Step::Cached(state.cache.range(start, end).take_while(fits).cloned().collect())
+        Step::Cached(
+            state
+                .cache
+                .range(start, end)
+                .take_while(fits)
+                .cloned()
+                .collect(),
+        )
     }
 
     /// The first entries of `start..end` that the log holds: about `max_bytes`, at least one. Empty
@@ -367,15 +420,21 @@ impl Shared {
         loop {
             let (from, to, truncations) = match self.step(start, end, max_bytes) {
                 Step::Cached(entries) => return Ok(entries),
-                Step::Disk { start, end, truncations } => (start, end, truncations),
+                Step::Disk {
+                    start,
+                    end,
+                    truncations,
+                } => (start, end, truncations),
             };
             let store = self.store.clone();
             let read = move || read_disk(&*store, from, to, max_bytes);
-            let entries = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?;
+            let entries = tokio::task::spawn_blocking(read)
+                .await
+                .map_err(io::Error::other)?;
             // Entries that went away meanwhile are no damage: look again at what is there now.
             let moved = {
                 let state = self.state();
-                state.truncations != truncations || state.start() > from
+                state.truncations != truncations || state.first > from
             };
             match entries {
                 Ok(entries) if !moved => return Ok(entries),
@@ -418,7 +477,9 @@ fn read_disk(
         let entry = record::decode_entry(record).map_err(damaged)?;
         if *index != expected || entry.log_id.index != expected {
             let found = entry.log_id.index;
-            return Err(damaged(format!("index {expected} is missing, entry {found} is there")));
+            return Err(damaged(format!(
+                "index {expected} is missing, entry {found} is there"
+            )));
         }
         entries.push(entry);
     }
@@ -478,18 +539,21 @@ impl RaftLogReader<TypeConfig> for Reader {
         let (start, end) = bounds(&range);
         let shared = self.0.clone();
         let first = (Vec::new().into_iter(), start);
-        stream::try_unfold(first, move |(mut step, next): (std::vec::IntoIter<LogEntry>, u64)| {
-            let shared = shared.clone();
-            async move {
-                if step.len() == 0 && next < end {
-                    step = shared.read(next, end, READ_BYTES).await?.into_iter();
+        stream::try_unfold(
+            first,
+            move |(mut step, next): (std::vec::IntoIter<LogEntry>, u64)| {
+                let shared = shared.clone();
+                async move {
+                    if step.len() == 0 && next < end {
+                        step = shared.read(next, end, READ_BYTES).await?.into_iter();
+                    }
+                    Ok(step.next().map(|entry| {
+                        let next = entry.log_id.index + 1;
+                        (entry, (step, next))
+                    }))
                 }
-                Ok(step.next().map(|entry| {
-                    let next = entry.log_id.index + 1;
-                    (entry, (step, next))
-                }))
-            }
-        })
+            },
+        )
     }
 }
 
@@ -510,7 +574,10 @@ impl RaftLogStorage<TypeConfig> for Log {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let (done, written) = oneshot::channel();
-        self.queue().await?.send(Job::Vote { record: record::encode_vote(vote), done });
+        self.queue().await?.send(Job::Vote {
+            record: record::encode_vote(vote),
+            done,
+        });
         written.await.map_err(|_| stopped())??;
         self.shared.state().vote = Some(*vote);
         Ok(())
@@ -527,7 +594,11 @@ impl RaftLogStorage<TypeConfig> for Log {
         Ok(self.shared.state().committed.map(log_id))
     }
 
-    async fn append<I>(&mut self, entries: I, flushed: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    async fn append<I>(
+        &mut self,
+        entries: I,
+        flushed: IOFlushed<TypeConfig>,
+    ) -> Result<(), io::Error>
     where
         I: IntoIterator<Item = LogEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
@@ -535,18 +606,36 @@ impl RaftLogStorage<TypeConfig> for Log {
         let entries: Vec<LogEntry> = entries.into_iter().collect();
         let bytes: usize = entries.iter().map(weight).sum();
         let wanted = u32::try_from(bytes.min(QUEUE_BYTES)).unwrap_or(u32::MAX);
-        let room = self.room.clone().acquire_many_owned(wanted).await.map_err(io::Error::other)?;
+        let room = self
+            .room
+            .clone()
+            .acquire_many_owned(wanted)
+            .await
+            .map_err(io::Error::other)?;
         let queue = self.queue().await?;
         // Nothing is awaited from here on: the cache and the queue hold the same.
         self.shared.state().append(&entries)?;
-        queue.send(Job::Append { entries, bytes, flushed, room });
+        queue.send(Job::Append {
+            entries,
+            bytes,
+            flushed,
+            room,
+        });
         Ok(())
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         let (done, written) = oneshot::channel();
         let queue = self.queue().await?;
-        let from = self.shared.state().truncate(last.as_ref().map(position));
+        let last = last.as_ref().map(position);
+        let from = {
+            let mut state = self.shared.state();
+            if last.is_some() && last >= state.last {
+                // Nothing is behind it.
+                return Ok(());
+            }
+            state.truncate(last)
+        };
         queue.send(Job::Truncate { from, done });
         written.await.map_err(|_| stopped())?
     }
@@ -556,7 +645,10 @@ impl RaftLogStorage<TypeConfig> for Log {
         let queue = self.queue().await?;
         self.shared.state().purge(upto);
         let record = record::encode_log_state(upto);
-        queue.send(Job::Purge { upto: upto.index, record });
+        queue.send(Job::Purge {
+            upto: upto.index,
+            record,
+        });
         Ok(())
     }
 }

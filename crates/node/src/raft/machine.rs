@@ -34,7 +34,9 @@ pub(super) use self::snapshot::{Built, SnapshotData};
 use super::log::Log;
 use super::record;
 use super::transfer::Transfers;
-use super::types::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id, position, weight};
+use super::types::{
+    LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id, position, weight,
+};
 use super::{Applied, EventSink};
 use crate::membership::{LogPosition, Members};
 use crate::storage::StateStore;
@@ -62,8 +64,12 @@ struct Reached {
 
 impl Reached {
     fn read(view: &dyn View) -> Result<Self, ViewError> {
-        let position = view.get(&applied_key())?.map(|record| record::decode_applied(&record));
-        let members = view.get(&membership_key())?.map(|record| record::decode_members(&record));
+        let position = view
+            .get(&applied_key())?
+            .map(|record| record::decode_applied(&record));
+        let members = view
+            .get(&membership_key())?
+            .map(|record| record::decode_members(&record));
         Ok(Self {
             position: position.transpose()?,
             members: members.transpose()?.unwrap_or_default(),
@@ -76,7 +82,10 @@ impl Reached {
 
     fn snapshot_meta(&self) -> io::Result<SnapshotMeta> {
         let last_log_id = self.position.map(log_id);
-        Ok(SnapshotMeta { last_log_id, last_membership: self.membership()? })
+        Ok(SnapshotMeta {
+            last_log_id,
+            last_membership: self.membership()?,
+        })
     }
 
     fn applied(&self, view: &dyn View) -> Result<Applied, ViewError> {
@@ -138,10 +147,12 @@ impl Machine {
         });
         // openraft hands over one batch at a time.
         let (jobs, queue) = mpsc::channel(1);
-        let thread = std::thread::Builder::new().name("podkv-apply".into()).spawn({
-            let shared = shared.clone();
-            move || apply::run(&shared, queue)
-        })?;
+        let thread = std::thread::Builder::new()
+            .name("podkv-apply".into())
+            .spawn({
+                let shared = shared.clone();
+                move || apply::run(&shared, queue)
+            })?;
         Ok((Self { shared, jobs }, thread))
     }
 
@@ -150,13 +161,18 @@ impl Machine {
     }
 
     async fn apply_batch(&self, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
-        let Some((last, _)) = batch.last() else { return Ok(()) };
+        let Some((last, _)) = batch.last() else {
+            return Ok(());
+        };
         if let Some(log) = &self.shared.log {
             log.wait_durable(last.log_id.index).await?;
         }
         let (done, applied) = oneshot::channel();
         let ended = || io::Error::other("the apply thread has ended");
-        self.jobs.send(Job { batch, done }).await.map_err(|_| ended())?;
+        self.jobs
+            .send(Job { batch, done })
+            .await
+            .map_err(|_| ended())?;
         applied.await.map_err(|_| ended())?
     }
 }
@@ -218,9 +234,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         blocking(move || shared.install(expected, snapshot)).await
     }
 
-    async fn get_current_snapshot(
-        &mut self,
-    ) -> Result<Option<Snapshot<SnapshotData>>, io::Error> {
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<SnapshotData>>, io::Error> {
         let purged = self.shared.log.as_ref().and_then(Log::purged);
         if let Some(built) = self.shared.snapshots.current(purged) {
             return Ok(Some(built.into_snapshot()));
@@ -250,8 +264,10 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)?
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

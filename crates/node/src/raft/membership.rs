@@ -20,7 +20,10 @@ pub(super) enum Change {
     Promote(MemberId),
     Remove(MemberId),
     /// The learner `new` takes the vote of `old`, which leaves, in one joint change.
-    Replace { old: MemberId, new: MemberId },
+    Replace {
+        old: MemberId,
+        new: MemberId,
+    },
 }
 
 /// What a change comes to.
@@ -56,10 +59,14 @@ impl Seen {
     /// What to do for `change`; `None` if it is done already.
     pub fn plan(&self, change: &Change) -> Result<Option<Step>> {
         if !self.committed {
-            return Err(conflict("another membership change is not committed yet: try again"));
+            return Err(conflict(
+                "another membership change is not committed yet: try again",
+            ));
         }
         let [voters] = self.members.voters.as_slice() else {
-            return Err(conflict("another membership change is half done: try again"));
+            return Err(conflict(
+                "another membership change is half done: try again",
+            ));
         };
         let step = match change {
             Change::AddLearner(id, address) => match self.members.nodes.get(id) {
@@ -80,9 +87,10 @@ impl Seen {
             Change::Remove(id) if voters.contains(id) => {
                 Some(self.vote(voters - &BTreeSet::from([*id]))?)
             }
-            Change::Remove(id) => {
-                self.members.contains(*id).then_some(Step::RemoveLearner(*id))
-            }
+            Change::Remove(id) => self
+                .members
+                .contains(*id)
+                .then_some(Step::RemoveLearner(*id)),
             Change::Replace { old, new } => {
                 if voters.contains(new) && !self.members.contains(*old) {
                     return Ok(None);
@@ -114,14 +122,23 @@ impl Seen {
     }
 
     fn is_alive(&self, id: MemberId) -> bool {
-        id == self.me || self.answered.get(&id).is_some_and(|ago| *ago <= self.alive_within)
+        id == self.me
+            || self
+                .answered
+                .get(&id)
+                .is_some_and(|ago| *ago <= self.alive_within)
     }
 
     fn caught_up(&self, id: MemberId) -> Result<()> {
         if !self.members.contains(id) {
             return Err(not_found(id, "member"));
         }
-        let matched = self.matched.get(&id).copied().flatten().map_or(0, |at| at.index);
+        let matched = self
+            .matched
+            .get(&id)
+            .copied()
+            .flatten()
+            .map_or(0, |at| at.index);
         if matched + CAUGHT_UP_ENTRIES < self.last_index {
             return Err(conflict(format!(
                 "learner {id} has not caught up: it is at index {matched} of {}",
@@ -133,7 +150,11 @@ impl Seen {
 
     /// Who can take over leadership: the voter that is nearest to the end of the log.
     pub fn successor(&self) -> Option<MemberId> {
-        let voters = self.members.nodes.keys().filter(|id| self.members.is_voter(**id));
+        let voters = self
+            .members
+            .nodes
+            .keys()
+            .filter(|id| self.members.is_voter(**id));
         voters
             .filter(|id| **id != self.me && self.is_alive(**id))
             .max_by_key(|id| self.matched.get(id).copied().flatten())
@@ -142,7 +163,10 @@ impl Seen {
 }
 
 pub(super) fn not_found(id: MemberId, what: &str) -> Error {
-    Error::new(Reason::MemberNotFound, format!("{id} is no {what} of this cluster"))
+    Error::new(
+        Reason::MemberNotFound,
+        format!("{id} is no {what} of this cluster"),
+    )
 }
 
 #[cfg(test)]
@@ -154,13 +178,19 @@ mod tests {
     }
 
     fn address(id: u64) -> PeerAddress {
-        PeerAddress { name: format!("podkv-{id}"), ..PeerAddress::default() }
+        PeerAddress {
+            name: format!("podkv-{id}"),
+            ..PeerAddress::default()
+        }
     }
 
     /// Member 1 leads; `dead` do not answer.
     fn seen(voters: &[u64], learners: &[u64], dead: &[u64]) -> Seen {
         let all: Vec<u64> = voters.iter().chain(learners).copied().collect();
-        let at = LogPosition { term: 2, index: 1000 };
+        let at = LogPosition {
+            term: 2,
+            index: 1000,
+        };
         Seen {
             me: MemberId(1),
             members: Members {
@@ -200,9 +230,13 @@ mod tests {
         let mut seen = seen(&[1, 2, 3], &[4], &[]);
         let step = seen.plan(&promote).unwrap();
         assert_eq!(step, Some(Step::Voters(ids(&[1, 2, 3, 4]))));
-        seen.matched.insert(MemberId(4), Some(LogPosition { term: 2, index: 1 }));
+        seen.matched
+            .insert(MemberId(4), Some(LogPosition { term: 2, index: 1 }));
         assert_eq!(reason(seen.plan(&promote)), Reason::MembershipConflict);
-        assert_eq!(reason(seen.plan(&Change::Promote(MemberId(9)))), Reason::MemberNotFound);
+        assert_eq!(
+            reason(seen.plan(&Change::Promote(MemberId(9)))),
+            Reason::MemberNotFound
+        );
         assert_eq!(seen.plan(&Change::Promote(MemberId(2))).unwrap(), None);
     }
 
@@ -210,26 +244,45 @@ mod tests {
     fn no_change_loses_the_majority() {
         let remove = |id| Change::Remove(MemberId(id));
         // 2 is dead: without 3, member 1 would be alone of two.
-        assert_eq!(reason(seen(&[1, 2, 3], &[], &[2]).plan(&remove(3))), Reason::MembershipConflict);
+        assert_eq!(
+            reason(seen(&[1, 2, 3], &[], &[2]).plan(&remove(3))),
+            Reason::MembershipConflict
+        );
         let step = seen(&[1, 2, 3], &[], &[2]).plan(&remove(2)).unwrap();
         assert_eq!(step, Some(Step::Voters(ids(&[1, 3]))));
-        assert_eq!(reason(seen(&[1], &[], &[]).plan(&remove(1))), Reason::MembershipConflict);
+        assert_eq!(
+            reason(seen(&[1], &[], &[]).plan(&remove(1))),
+            Reason::MembershipConflict
+        );
         let step = seen(&[1, 2], &[3], &[3]).plan(&remove(3)).unwrap();
         assert_eq!(step, Some(Step::RemoveLearner(MemberId(3))));
         assert_eq!(seen(&[1, 2], &[], &[]).plan(&remove(9)).unwrap(), None);
         // One of three is dead, and a fourth voter would raise the majority to three.
         let promote = Change::Promote(MemberId(4));
         assert!(seen(&[1, 2, 3], &[4], &[3]).plan(&promote).is_ok());
-        assert_eq!(reason(seen(&[1, 2, 3], &[4], &[3, 4]).plan(&promote)), Reason::MembershipConflict);
+        assert_eq!(
+            reason(seen(&[1, 2, 3], &[4], &[3, 4]).plan(&promote)),
+            Reason::MembershipConflict
+        );
     }
 
     #[test]
     fn a_replacement_is_one_change() {
-        let replace = Change::Replace { old: MemberId(2), new: MemberId(4) };
+        let replace = Change::Replace {
+            old: MemberId(2),
+            new: MemberId(4),
+        };
         let step = seen(&[1, 2, 3], &[4], &[2]).plan(&replace).unwrap();
         assert_eq!(step, Some(Step::Voters(ids(&[1, 3, 4]))));
-        assert_eq!(seen(&[1, 3, 4], &[], &[]).plan(&replace).unwrap(), None, "done already");
-        assert_eq!(reason(seen(&[1, 3], &[4], &[]).plan(&replace)), Reason::MemberNotFound);
+        assert_eq!(
+            seen(&[1, 3, 4], &[], &[]).plan(&replace).unwrap(),
+            None,
+            "done already"
+        );
+        assert_eq!(
+            reason(seen(&[1, 3], &[4], &[]).plan(&replace)),
+            Reason::MemberNotFound
+        );
     }
 
     #[test]
@@ -246,7 +299,13 @@ mod tests {
     #[test]
     fn the_successor_is_the_voter_nearest_to_the_end() {
         let mut seen = seen(&[1, 2, 3], &[4], &[]);
-        seen.matched.insert(MemberId(2), Some(LogPosition { term: 2, index: 900 }));
+        seen.matched.insert(
+            MemberId(2),
+            Some(LogPosition {
+                term: 2,
+                index: 900,
+            }),
+        );
         assert_eq!(seen.successor(), Some(MemberId(3)));
         seen.answered.remove(&MemberId(3));
         assert_eq!(seen.successor(), Some(MemberId(2)));

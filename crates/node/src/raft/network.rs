@@ -18,7 +18,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
-use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::errors::{
+    NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
+};
 use openraft::network::{Backoff, RPCOption, RPCTypes};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
@@ -105,7 +107,12 @@ pub(super) struct Peer {
 
 impl Peer {
     fn timeout(&self, action: RPCTypes, timeout: Duration) -> Timeout<TypeConfig> {
-        Timeout { action, id: self.me.0, target: self.target.0, timeout }
+        Timeout {
+            action,
+            id: self.me.0,
+            target: self.target.0,
+            timeout,
+        }
     }
 
     /// One call on the control lane, within `ttl`, dialing included.
@@ -119,8 +126,14 @@ impl Peer {
         F: Future<Output = Result<Response<T>, Status>>,
     {
         let attempt = async {
-            let client = self.control.get().await.map_err(|error| unreachable(&error))?;
-            call(client, self.control.header()).await.map_err(|status| unreachable(&status))
+            let client = self
+                .control
+                .get()
+                .await
+                .map_err(|error| unreachable(&error))?;
+            call(client, self.control.header())
+                .await
+                .map_err(|status| unreachable(&status))
         };
         match tokio::time::timeout(ttl, attempt).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
@@ -173,7 +186,10 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         let ttl = option.soft_ttl();
         let answer_ttl = self.append_timeout.max(ttl);
         let timeout = self.timeout(RPCTypes::AppendEntries, answer_ttl);
-        let append = self.append.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let append = self
+            .append
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
         Box::pin(async move { append.session(input, ttl, timeout).await })
     }
 
@@ -183,9 +199,13 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let call = |mut client: PeerClient, header| async move {
-            client.vote(convert::vote_request_to_wire(header, &request)).await
+            client
+                .vote(convert::vote_request_to_wire(header, &request))
+                .await
         };
-        let response = self.control(RPCTypes::Vote, option.soft_ttl(), call).await?;
+        let response = self
+            .control(RPCTypes::Vote, option.soft_ttl(), call)
+            .await?;
         convert::vote_response_from_wire(response).map_err(malformed)
     }
 
@@ -195,9 +215,13 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let call = |mut client: PeerClient, header| async move {
-            client.pre_vote(convert::vote_request_to_wire(header, &request)).await
+            client
+                .pre_vote(convert::vote_request_to_wire(header, &request))
+                .await
         };
-        let response = self.control(RPCTypes::Vote, option.soft_ttl(), call).await?;
+        let response = self
+            .control(RPCTypes::Vote, option.soft_ttl(), call)
+            .await?;
         convert::vote_response_from_wire(response).map_err(malformed)
     }
 
@@ -222,15 +246,22 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
         let from = *request.from_leader();
         let call = |mut client: PeerClient, header| async move {
-            client.transfer_leader(convert::transfer_to_wire(header, &request)).await
+            client
+                .transfer_leader(convert::transfer_to_wire(header, &request))
+                .await
         };
-        let response = self.control(RPCTypes::TransferLeader, option.soft_ttl(), call).await?;
+        let response = self
+            .control(RPCTypes::TransferLeader, option.soft_ttl(), call)
+            .await?;
         if response.accepted {
             return Ok(Ok(()));
         }
         tracing::info!(target = %self.target, why = response.text, "leadership was not taken over");
         // openraft looks at nothing but the refusal itself.
-        Ok(Err(TransferLeaderError::VoteChanged { expected: from, actual: from }))
+        Ok(Err(TransferLeaderError::VoteChanged {
+            expected: from,
+            actual: from,
+        }))
     }
 
     fn backoff(&self) -> Option<Backoff> {

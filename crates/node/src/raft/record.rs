@@ -71,10 +71,13 @@ pub(super) fn decode_entry_payload(kind: u32, frame: Bytes) -> Result<EntryPaylo
     match u8::try_from(kind) {
         Ok(KIND_BLANK) if frame.is_empty() => Ok(EntryPayload::Blank),
         Ok(KIND_PROPOSALS) => Ok(EntryPayload::Normal(Payload::check(frame)?)),
-        Ok(KIND_MEMBERSHIP) => {
-            Ok(EntryPayload::Membership(membership(&decode_members(&frame)?)?))
-        }
-        _ => Err(CodecError::malformed(ENTRY, format!("unknown kind {kind}, or a blank with bytes"))),
+        Ok(KIND_MEMBERSHIP) => Ok(EntryPayload::Membership(membership(&decode_members(
+            &frame,
+        )?)?)),
+        _ => Err(CodecError::malformed(
+            ENTRY,
+            format!("unknown kind {kind}, or a blank with bytes"),
+        )),
     }
 }
 
@@ -108,7 +111,10 @@ pub(super) fn decode_entry(record: &Bytes) -> Result<LogEntry, CodecError> {
         KIND_MEMBERSHIP => EntryPayload::Membership(membership(&read_members(payload)?)?),
         kind => return Err(CodecError::malformed(ENTRY, format!("unknown kind {kind}"))),
     };
-    Ok(LogEntry { log_id: log_id(at), payload })
+    Ok(LogEntry {
+        log_id: log_id(at),
+        payload,
+    })
 }
 
 pub(super) fn encode_vote(vote: &Vote) -> Bytes {
@@ -126,7 +132,12 @@ pub(super) fn decode_vote(record: &Bytes) -> Result<Vote, CodecError> {
     Ok(match payload.get_u8() {
         0 => Vote::new(term, node),
         1 => Vote::new_committed(term, node),
-        flag => return Err(CodecError::malformed("vote", format!("committed flag {flag}"))),
+        flag => {
+            return Err(CodecError::malformed(
+                "vote",
+                format!("committed flag {flag}"),
+            ));
+        }
     })
 }
 
@@ -166,14 +177,25 @@ pub(super) fn encode_members(members: &Members) -> Bytes {
 }
 
 pub(super) fn decode_members(record: &Bytes) -> Result<Members, CodecError> {
-    read_members(codec::unframe(FrameKind::Membership, record, MEMBERSHIP_LIMIT)?)
+    read_members(codec::unframe(
+        FrameKind::Membership,
+        record,
+        MEMBERSHIP_LIMIT,
+    )?)
 }
 
 /// Our membership as openraft's. Refuses what openraft would: a voter without a node.
 pub(super) fn membership(members: &Members) -> Result<Membership, CodecError> {
-    let voters = members.voters.iter().map(|set| set.iter().map(|id| id.0).collect()).collect();
-    let nodes: BTreeMap<u64, PeerAddress> =
-        members.nodes.iter().map(|(id, node)| (id.0, node.clone())).collect();
+    let voters = members
+        .voters
+        .iter()
+        .map(|set| set.iter().map(|id| id.0).collect())
+        .collect();
+    let nodes: BTreeMap<u64, PeerAddress> = members
+        .nodes
+        .iter()
+        .map(|(id, node)| (id.0, node.clone()))
+        .collect();
     Membership::new(voters, nodes).map_err(|error| CodecError::malformed(MEMBERSHIP, error))
 }
 
@@ -182,7 +204,10 @@ pub(super) fn stored_membership(members: &Members) -> Result<StoredMembership, C
     if members.voters.is_empty() && members.nodes.is_empty() && members.position.is_none() {
         return Ok(StoredMembership::default());
     }
-    Ok(StoredMembership::new(members.position.map(log_id), membership(members)?))
+    Ok(StoredMembership::new(
+        members.position.map(log_id),
+        membership(members)?,
+    ))
 }
 
 /// What a snapshot that is offered holds: up to where, and the membership there.
@@ -230,7 +255,10 @@ fn read_members(mut payload: Bytes) -> Result<Members, CodecError> {
     need(MEMBERSHIP, &payload, 1 + POSITION_BYTES + 1)?;
     let has_position = payload.get_u8() != 0;
     let at = get_position(&mut payload);
-    let mut members = Members { position: has_position.then_some(at), ..Members::default() };
+    let mut members = Members {
+        position: has_position.then_some(at),
+        ..Members::default()
+    };
     for _ in 0..payload.get_u8() {
         need(MEMBERSHIP, &payload, 2)?;
         let count = usize::from(payload.get_u16_le());
@@ -268,19 +296,29 @@ fn put_position(buffer: &mut BytesMut, at: LogPosition) {
 
 /// Of a payload that is known to be long enough.
 fn get_position(payload: &mut Bytes) -> LogPosition {
-    LogPosition { term: payload.get_u64_le(), index: payload.get_u64_le() }
+    LogPosition {
+        term: payload.get_u64_le(),
+        index: payload.get_u64_le(),
+    }
 }
 
 fn need(what: &'static str, payload: &Bytes, need: usize) -> Result<(), CodecError> {
     let have = payload.len();
-    if have < need { Err(CodecError::Truncated { what, have, need }) } else { Ok(()) }
+    if have < need {
+        Err(CodecError::Truncated { what, have, need })
+    } else {
+        Ok(())
+    }
 }
 
 fn exactly(what: &'static str, payload: &Bytes, length: usize) -> Result<(), CodecError> {
     need(what, payload, length)?;
     match payload.len() - length {
         0 => Ok(()),
-        extra => Err(CodecError::malformed(what, format!("{extra} bytes after its end"))),
+        extra => Err(CodecError::malformed(
+            what,
+            format!("{extra} bytes after its end"),
+        )),
     }
 }
 

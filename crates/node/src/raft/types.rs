@@ -51,10 +51,8 @@ pub(crate) type LogEntry = openraft::Entry<CommittedLeaderId, EntryPayload>;
 pub(crate) type EntryPayload = openraft::EntryPayload<Arc<Payload>, u64, PeerAddress>;
 pub(crate) type Membership = openraft::Membership<u64, PeerAddress>;
 pub(crate) type StoredMembership = openraft::StoredMembership<CommittedLeaderId, u64, PeerAddress>;
-pub(crate) type SnapshotMeta =
-    openraft::storage::SnapshotMeta<CommittedLeaderId, u64, PeerAddress>;
-pub(crate) type Snapshot<D> =
-    openraft::storage::Snapshot<CommittedLeaderId, u64, PeerAddress, D>;
+pub(crate) type SnapshotMeta = openraft::storage::SnapshotMeta<CommittedLeaderId, u64, PeerAddress>;
+pub(crate) type Snapshot<D> = openraft::storage::Snapshot<CommittedLeaderId, u64, PeerAddress, D>;
 
 /// Where openraft puts the answer to a proposal. Nobody may be waiting for it any more.
 pub(crate) struct Answer<T>(pub tokio::sync::oneshot::Sender<T>);
@@ -78,7 +76,10 @@ impl Payload {
     /// Of a leader: it has the entry, and encodes it.
     pub fn new(entry: Entry) -> Arc<Self> {
         let encoded = entry.encode();
-        Arc::new(Self { encoded, entry: OnceLock::from(entry) })
+        Arc::new(Self {
+            encoded,
+            entry: OnceLock::from(entry),
+        })
     }
 
     /// Of bytes from a peer: checks the frame and its checksum, so that nothing damaged is
@@ -90,7 +91,10 @@ impl Payload {
 
     /// Of bytes from the own log, whose record has been checked.
     pub fn from_log(encoded: Bytes) -> Arc<Self> {
-        Arc::new(Self { encoded, entry: OnceLock::new() })
+        Arc::new(Self {
+            encoded,
+            entry: OnceLock::new(),
+        })
     }
 
     /// The frame, as it is written and sent.
@@ -127,7 +131,10 @@ pub(crate) fn log_id(position: LogPosition) -> LogId {
 
 /// openraft's log id as our position.
 pub(crate) fn position(id: &LogId) -> LogPosition {
-    LogPosition { term: id.leader_id.term, index: id.index }
+    LogPosition {
+        term: id.leader_id.term,
+        index: id.index,
+    }
 }
 
 /// openraft's membership as ours.
@@ -139,7 +146,10 @@ pub(crate) fn members(stored: &StoredMembership) -> Members {
             .iter()
             .map(|set| set.iter().copied().map(MemberId).collect())
             .collect(),
-        nodes: stored.nodes().map(|(id, node)| (MemberId(*id), node.clone())).collect(),
+        nodes: stored
+            .nodes()
+            .map(|(id, node)| (MemberId(*id), node.clone()))
+            .collect(),
     }
 }
 
@@ -163,7 +173,10 @@ mod tests {
 
     #[test]
     fn what_the_leader_encoded_a_follower_decodes_once() {
-        let entry = Entry { clock_ms: 7, proposals: Vec::new() };
+        let entry = Entry {
+            clock_ms: 7,
+            proposals: Vec::new(),
+        };
         let leader = Payload::new(entry.clone());
         let follower = Payload::check(leader.encoded().clone()).unwrap();
         let first: *const Entry = follower.entry().unwrap();
@@ -177,6 +190,9 @@ mod tests {
         let mut bytes = Payload::new(Entry::default()).encoded().to_vec();
         let last = bytes.len() - 1;
         bytes[last] ^= 1;
-        assert!(matches!(Payload::check(bytes.into()), Err(CodecError::BadCrc { .. })));
+        assert!(matches!(
+            Payload::check(bytes.into()),
+            Err(CodecError::BadCrc { .. })
+        ));
     }
 }

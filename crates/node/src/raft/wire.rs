@@ -2,17 +2,15 @@
 
 use bytes::Bytes;
 use openraft::raft::{
-    AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest, VoteRequest,
-    VoteResponse,
+    AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest,
+    VoteRequest, VoteResponse,
 };
 use podkv_core::codec::CodecError;
 use podkv_proto::peer as wire;
 use tonic::Status;
 
 use super::record;
-use super::types::{
-    LogEntry, LogId, SnapshotMeta, TypeConfig, Vote, log_id, members, position,
-};
+use super::types::{LogEntry, LogId, SnapshotMeta, TypeConfig, Vote, log_id, members, position};
 use crate::membership::LogPosition;
 use crate::storage::CheckpointFile;
 
@@ -41,7 +39,10 @@ fn log_id_to_wire(id: &LogId) -> wire::LogId {
 }
 
 fn log_id_from_wire(id: wire::LogId) -> LogId {
-    log_id(LogPosition { term: id.term, index: id.index })
+    log_id(LogPosition {
+        term: id.term,
+        index: id.index,
+    })
 }
 
 pub(super) fn vote_to_wire(vote: &Vote) -> wire::VoteState {
@@ -54,7 +55,11 @@ pub(super) fn vote_to_wire(vote: &Vote) -> wire::VoteState {
 
 pub(super) fn vote_from_wire(vote: Option<wire::VoteState>) -> Result<Vote, WireError> {
     let vote = vote.ok_or(WireError::Missing("the vote"))?;
-    let make = if vote.committed { Vote::new_committed } else { Vote::new };
+    let make = if vote.committed {
+        Vote::new_committed
+    } else {
+        Vote::new
+    };
     Ok(make(vote.term, vote.node_id))
 }
 
@@ -83,10 +88,16 @@ pub(super) fn append_from_wire(
     request: wire::AppendRequest,
 ) -> Result<AppendEntriesRequest<TypeConfig>, WireError> {
     let prev_log_id = request.prev_log_id.map(log_id_from_wire);
-    let mut next = prev_log_id.as_ref().map_or(0, |id| id.index.saturating_add(1));
+    let mut next = prev_log_id
+        .as_ref()
+        .map_or(0, |id| id.index.saturating_add(1));
     let mut entries = Vec::with_capacity(request.entries.len());
     for entry in request.entries {
-        let log_id = log_id_from_wire(entry.log_id.ok_or(WireError::Missing("an entry's log id"))?);
+        let log_id = log_id_from_wire(
+            entry
+                .log_id
+                .ok_or(WireError::Missing("an entry's log id"))?,
+        );
         // openraft trusts this.
         if log_id.index != next {
             return Err(WireError::NotConsecutive("the entries of a request"));
@@ -114,19 +125,26 @@ pub(super) fn appended_to_wire(result: StreamAppendResult<TypeConfig>) -> wire::
         Err(StreamAppendError::Conflict(at)) => (Wire::Conflict(log_id_to_wire(&at)), None),
         Err(StreamAppendError::HigherVote(vote)) => (Wire::HigherVote(vote_to_wire(&vote)), None),
     };
-    wire::AppendResponse { result: Some(result), last_log_id }
+    wire::AppendResponse {
+        result: Some(result),
+        last_log_id,
+    }
 }
 
 pub(super) fn appended_from_wire(
     response: wire::AppendResponse,
 ) -> Result<StreamAppendResult<TypeConfig>, WireError> {
     use wire::append_response::Result as Wire;
-    Ok(match response.result.ok_or(WireError::Missing("the result"))? {
-        Wire::Success(_) => Ok(response.last_log_id.map(log_id_from_wire)),
-        Wire::Partial(at) => Ok(Some(log_id_from_wire(at))),
-        Wire::Conflict(at) => Err(StreamAppendError::Conflict(log_id_from_wire(at))),
-        Wire::HigherVote(vote) => Err(StreamAppendError::HigherVote(vote_from_wire(Some(vote))?)),
-    })
+    Ok(
+        match response.result.ok_or(WireError::Missing("the result"))? {
+            Wire::Success(_) => Ok(response.last_log_id.map(log_id_from_wire)),
+            Wire::Partial(at) => Ok(Some(log_id_from_wire(at))),
+            Wire::Conflict(at) => Err(StreamAppendError::Conflict(log_id_from_wire(at))),
+            Wire::HigherVote(vote) => {
+                Err(StreamAppendError::HigherVote(vote_from_wire(Some(vote))?))
+            }
+        },
+    )
 }
 
 pub(super) fn vote_request_to_wire(
@@ -185,7 +203,11 @@ pub(super) fn transfer_from_wire(
     request: wire::TransferLeaderRequest,
 ) -> Result<TransferLeaderRequest<TypeConfig>, WireError> {
     let last_log_id = request.last_log_id.map(log_id_from_wire);
-    Ok(TransferLeaderRequest::new(vote_from_wire(request.from_leader)?, request.to, last_log_id))
+    Ok(TransferLeaderRequest::new(
+        vote_from_wire(request.from_leader)?,
+        request.to,
+        last_log_id,
+    ))
 }
 
 pub(super) fn snapshot_meta_to_wire(meta: &SnapshotMeta) -> Bytes {
@@ -196,15 +218,26 @@ pub(super) fn snapshot_meta_to_wire(meta: &SnapshotMeta) -> Bytes {
 pub(super) fn snapshot_meta_from_wire(frame: &Bytes) -> Result<SnapshotMeta, WireError> {
     let (at, members) = record::decode_snapshot_meta(frame)?;
     let last_membership = record::stored_membership(&members)?;
-    Ok(SnapshotMeta { last_log_id: at.map(log_id), last_membership })
+    Ok(SnapshotMeta {
+        last_log_id: at.map(log_id),
+        last_membership,
+    })
 }
 
 pub(super) fn file_to_wire(file: &CheckpointFile) -> wire::SnapshotFile {
-    wire::SnapshotFile { name: file.name.clone(), length: file.length, crc32c: file.crc32c }
+    wire::SnapshotFile {
+        name: file.name.clone(),
+        length: file.length,
+        crc32c: file.crc32c,
+    }
 }
 
 pub(super) fn file_from_wire(file: wire::SnapshotFile) -> CheckpointFile {
-    CheckpointFile { name: file.name, length: file.length, crc32c: file.crc32c }
+    CheckpointFile {
+        name: file.name,
+        length: file.length,
+        crc32c: file.crc32c,
+    }
 }
 
 #[cfg(test)]
@@ -217,8 +250,10 @@ mod tests {
     }
 
     fn request(prev: Option<LogId>, indexes: &[u64]) -> AppendEntriesRequest<TypeConfig> {
-        let entry =
-            |index: &u64| LogEntry { log_id: at(2, *index), payload: EntryPayload::Blank };
+        let entry = |index: &u64| LogEntry {
+            log_id: at(2, *index),
+            payload: EntryPayload::Blank,
+        };
         AppendEntriesRequest {
             vote: Vote::new_committed(2, 7),
             prev_log_id: prev,
@@ -239,9 +274,16 @@ mod tests {
 
     #[test]
     fn entries_with_a_gap_are_refused() {
-        for (prev, indexes) in [(Some(at(1, 4)), vec![6]), (None, vec![1]), (None, vec![0, 2])] {
+        for (prev, indexes) in [
+            (Some(at(1, 4)), vec![6]),
+            (None, vec![1]),
+            (None, vec![0, 2]),
+        ] {
             let sent = append_to_wire(None, request(prev, &indexes), None);
-            assert!(matches!(append_from_wire(sent), Err(WireError::NotConsecutive(_))));
+            assert!(matches!(
+                append_from_wire(sent),
+                Err(WireError::NotConsecutive(_))
+            ));
         }
     }
 
@@ -254,7 +296,10 @@ mod tests {
             Err(StreamAppendError::HigherVote(Vote::new(8, 1))),
         ];
         for answer in answers {
-            assert_eq!(appended_from_wire(appended_to_wire(answer.clone())).unwrap(), answer);
+            assert_eq!(
+                appended_from_wire(appended_to_wire(answer.clone())).unwrap(),
+                answer
+            );
         }
         let request = VoteRequest {
             vote: Vote::new(3, 4),
@@ -262,7 +307,11 @@ mod tests {
             leadership_transfer: true,
         };
         let wire = vote_request_to_wire(wire::PeerHeader::default(), &request);
-        assert_eq!(vote_request_from_wire(wire).unwrap(), request, "a transfer is told apart");
+        assert_eq!(
+            vote_request_from_wire(wire).unwrap(),
+            request,
+            "a transfer is told apart"
+        );
         let response = VoteResponse::new(Vote::new(3, 4), None, true);
         let got = vote_response_from_wire(vote_response_to_wire(&response)).unwrap();
         assert_eq!(got, response);
@@ -271,7 +320,10 @@ mod tests {
 
     #[test]
     fn a_candidate_does_not_append() {
-        let candidate = AppendEntriesRequest { vote: Vote::new(2, 7), ..request(None, &[]) };
+        let candidate = AppendEntriesRequest {
+            vote: Vote::new(2, 7),
+            ..request(None, &[])
+        };
         let got = append_from_wire(append_to_wire(None, candidate, None));
         assert!(matches!(got, Err(WireError::NotLeading)));
     }

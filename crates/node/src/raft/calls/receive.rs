@@ -36,7 +36,10 @@ struct Receiving {
 
 impl Receiver {
     pub fn new(state: Arc<dyn StateStore>) -> Self {
-        Self { state, receiving: Mutex::new(None) }
+        Self {
+            state,
+            receiving: Mutex::new(None),
+        }
     }
 
     pub(super) async fn offer(
@@ -49,20 +52,30 @@ impl Receiver {
         // Votes are only partly ordered: of two of one term neither may be greater.
         if known > vote {
             let higher_vote = Some(convert::vote_to_wire(&known));
-            return Ok(wire::OfferSnapshotResponse { offsets: Vec::new(), higher_vote });
+            return Ok(wire::OfferSnapshotResponse {
+                offsets: Vec::new(),
+                higher_vote,
+            });
         }
         let meta = convert::snapshot_meta_from_wire(&request.meta_frame)?;
         if request.files.len() > MAX_FILES {
             return Err(Status::invalid_argument("a snapshot of too many files"));
         }
-        let files = request.files.into_iter().map(convert::file_from_wire).collect();
+        let files = request
+            .files
+            .into_iter()
+            .map(convert::file_from_wire)
+            .collect();
         let id = request.snapshot_id;
         let mut receiving = self.receiving.lock().await;
         let (state, name) = (self.state.clone(), id.clone());
         let staged = blocking(move || state.stage(&name, files)).await?;
         let offsets = staged.offsets();
         *receiving = Some(Receiving { id, meta, staged });
-        Ok(wire::OfferSnapshotResponse { offsets, higher_vote: None })
+        Ok(wire::OfferSnapshotResponse {
+            offsets,
+            higher_vote: None,
+        })
     }
 
     pub(super) async fn receive(
@@ -96,14 +109,19 @@ impl Receiver {
         if !staged.is_complete() {
             return Err(Status::failed_precondition("the snapshot is not complete"));
         }
-        let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(staged) };
+        let snapshot = Snapshot {
+            meta,
+            snapshot: SnapshotData::Received(staged),
+        };
         let installed = raft.install_full_snapshot(vote, snapshot).await;
         let response = installed.map_err(|fatal| stopped(&fatal))?;
         self.receiving
             .lock()
             .await
             .take_if(|receiving| receiving.id == request.snapshot_id);
-        Ok(wire::InstallSnapshotResponse { vote: Some(convert::vote_to_wire(&response.vote)) })
+        Ok(wire::InstallSnapshotResponse {
+            vote: Some(convert::vote_to_wire(&response.vote)),
+        })
     }
 
     /// Another offer may have come in between: then this transfer is over.
@@ -118,11 +136,13 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, TransferError> + Send + 'static,
 ) -> Result<T, Status> {
     let result = tokio::task::spawn_blocking(work).await;
-    result.map_err(|_| Status::unavailable("the node is stopping"))?.map_err(|error| match error {
-        TransferError::Refused(why) => Status::invalid_argument(why),
-        TransferError::Storage(error) => {
-            tracing::error!(%error, "a snapshot cannot be received");
-            Status::internal(error.to_string())
-        }
-    })
+    result
+        .map_err(|_| Status::unavailable("the node is stopping"))?
+        .map_err(|error| match error {
+            TransferError::Refused(why) => Status::invalid_argument(why),
+            TransferError::Storage(error) => {
+                tracing::error!(%error, "a snapshot cannot be received");
+                Status::internal(error.to_string())
+            }
+        })
 }

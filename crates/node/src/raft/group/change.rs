@@ -60,7 +60,8 @@ impl Group {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(self.fatal().with_unknown_outcome()),
             Err(_) => {
-                let text = format!("the membership change was not committed within {CHANGE_TIMEOUT:?}");
+                let text =
+                    format!("the membership change was not committed within {CHANGE_TIMEOUT:?}");
                 Err(Error::new(Reason::DeadlineExceeded, text).with_unknown_outcome())
             }
         }
@@ -89,15 +90,21 @@ impl Group {
         if seen.committed && seen.members.voters.len() > 1 {
             tracing::info!("finishing the membership change of an earlier leader");
             // The new voters stay; who was only in the old set leaves.
-            self.write_membership(ChangeMembers::AddVoterIds(BTreeSet::new()), at).await?;
+            self.write_membership(ChangeMembers::AddVoterIds(BTreeSet::new()), at)
+                .await?;
         }
         Ok(())
     }
 
     async fn write_membership(&self, changes: Members, at: Option<LogId>) -> Result<LogPosition> {
-        let unchanged =
-            Precondition::<TypeConfig>::LastMembershipLogId { last_membership_log_id: at };
-        let written = self.0.raft.change_membership_if(changes, false, [unchanged]).await;
+        let unchanged = Precondition::<TypeConfig>::LastMembershipLogId {
+            last_membership_log_id: at,
+        };
+        let written = self
+            .0
+            .raft
+            .change_membership_if(changes, false, [unchanged])
+            .await;
         match written {
             Ok(response) => Ok(position(&response.log_id)),
             Err(RaftError::APIError(error)) => Err(self.write_error(error)),
@@ -126,7 +133,9 @@ impl Group {
             committed: metrics.membership_config.log_id()
                 == metrics.committed_membership_config.log_id(),
             last_index: metrics.last_log_index.unwrap_or_default(),
-            matched: matched.map(|(id, at)| (MemberId(*id), at.as_ref().map(position))).collect(),
+            matched: matched
+                .map(|(id, at)| (MemberId(*id), at.as_ref().map(position)))
+                .collect(),
             answered: answered
                 .filter_map(|(id, at)| Some((MemberId(*id), (*at)?.elapsed())))
                 .collect(),
@@ -145,7 +154,10 @@ impl Group {
             Some(to) if seen.members.is_voter(to) => to,
             Some(to) => return Err(not_found(to, "voter")),
             None => seen.successor().ok_or_else(|| {
-                Error::new(Reason::NoLeader, "no other voter answers: nobody can take over")
+                Error::new(
+                    Reason::NoLeader,
+                    "no other voter answers: nobody can take over",
+                )
             })?,
         };
         self.wait_matched(target, deadline).await?;
@@ -166,7 +178,10 @@ impl Group {
                     let text = "leadership was lost before it was handed over";
                     return Err(Error::new(Reason::LeaderChanged, text));
                 }
-                let matched = metrics.replication.as_ref().and_then(|peers| peers.get(&target.0));
+                let matched = metrics
+                    .replication
+                    .as_ref()
+                    .and_then(|peers| peers.get(&target.0));
                 let matched = matched.cloned().flatten().map(|at| at.index);
                 if matched.is_some() && matched == metrics.last_log_index {
                     return Ok(());

@@ -67,7 +67,13 @@ mod tests {
 
     #[test]
     fn a_bad_timing_is_named() {
-        let timing = RaftTiming { election_max: Duration::ZERO, ..RaftTiming::fast() };
-        assert_eq!(raft_config(&timing).unwrap_err().reason(), Reason::Configuration);
+        let timing = RaftTiming {
+            election_max: Duration::ZERO,
+            ..RaftTiming::fast()
+        };
+        assert_eq!(
+            raft_config(&timing).unwrap_err().reason(),
+            Reason::Configuration
+        );
     }
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use openraft::{Instant as _, ServerState};
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::Fatal;
+use openraft::{Instant as _, ServerState};
 use podkv_api::MemberId;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -77,8 +77,7 @@ impl GroupState {
             snapshot: at(&metrics.snapshot),
             purged: at(&metrics.purged),
             members: members(membership),
-            members_committed: membership.log_id()
-                == metrics.committed_membership_config.log_id(),
+            members_committed: membership.log_id() == metrics.committed_membership_config.log_id(),
             fatal: match &metrics.running_state {
                 Ok(()) | Err(Fatal::Stopped) => None,
                 Err(fatal) => Some(fatal.to_string()),
@@ -101,7 +100,11 @@ pub(super) async fn watch(
             let leads = metrics.state == ServerState::Leader;
             let quorum = metrics.last_quorum_acked.filter(|_| leads);
             let quorum = quorum.and_then(|at| Instant::now().checked_sub(at.elapsed()));
-            (GroupState::new(&metrics), quorum, metrics.running_state.is_err())
+            (
+                GroupState::new(&metrics),
+                quorum,
+                metrics.running_state.is_err(),
+            )
         };
         freshness.quorum(quorum);
         let members_changed = state.borrow().members.nodes != new.members.nodes;

@@ -30,7 +30,11 @@ impl Cache {
     /// At most `limit` bytes, beside what is not yet written. The disk holds everything before
     /// `written_end`.
     pub fn new(limit: usize, written_end: u64) -> Self {
-        Self { limit, written_end, ..Self::default() }
+        Self {
+            limit,
+            written_end,
+            ..Self::default()
+        }
     }
 
     /// The index of the first entry here, if there is any.
@@ -53,8 +57,12 @@ impl Cache {
     pub fn range(&self, start: u64, end: u64) -> impl Iterator<Item = &LogEntry> {
         let first = self.first().unwrap_or(start);
         let length = self.entries.len();
-        let from = usize::try_from(start.saturating_sub(first)).unwrap_or(length).min(length);
-        let to = usize::try_from(end.saturating_sub(first)).unwrap_or(length).min(length);
+        let from = usize::try_from(start.saturating_sub(first))
+            .unwrap_or(length)
+            .min(length);
+        let to = usize::try_from(end.saturating_sub(first))
+            .unwrap_or(length)
+            .min(length);
         self.entries.range(from..to.max(from))
     }
 
@@ -66,7 +74,11 @@ impl Cache {
 
     /// Forgets the entries at `from` and beyond.
     pub fn truncate(&mut self, from: u64) {
-        while self.entries.back().is_some_and(|entry| entry.log_id.index >= from) {
+        while self
+            .entries
+            .back()
+            .is_some_and(|entry| entry.log_id.index >= from)
+        {
             let removed = self.entries.pop_back();
             self.bytes -= removed.as_ref().map_or(0, weight);
         }
@@ -100,11 +112,17 @@ mod tests {
     use crate::raft::types::{EntryPayload, log_id};
 
     fn blank(index: u64) -> LogEntry {
-        LogEntry { log_id: log_id(LogPosition { term: 1, index }), payload: EntryPayload::Blank }
+        LogEntry {
+            log_id: log_id(LogPosition { term: 1, index }),
+            payload: EntryPayload::Blank,
+        }
     }
 
     fn indexes(cache: &Cache, start: u64, end: u64) -> Vec<u64> {
-        cache.range(start, end).map(|entry| entry.log_id.index).collect()
+        cache
+            .range(start, end)
+            .map(|entry| entry.log_id.index)
+            .collect()
     }
 
     #[test]
@@ -112,7 +130,11 @@ mod tests {
         let one = weight(&blank(0));
         let mut cache = Cache::new(3 * one, 10);
         (10..20).for_each(|index| cache.push(blank(index)));
-        assert_eq!(indexes(&cache, 0, 100), (10..20).collect::<Vec<_>>(), "nothing is written");
+        assert_eq!(
+            indexes(&cache, 0, 100),
+            (10..20).collect::<Vec<_>>(),
+            "nothing is written"
+        );
 
         cache.written(15);
         assert_eq!(cache.first(), Some(15), "written entries go first");

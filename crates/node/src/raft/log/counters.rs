@@ -33,7 +33,11 @@ impl Histogram {
 
     pub fn snapshot(&self) -> HistogramSnapshot {
         let bound = |bucket: usize| {
-            if bucket == BUCKETS - 1 { u64::MAX } else { FIRST_BOUND_MICROS << bucket }
+            if bucket == BUCKETS - 1 {
+                u64::MAX
+            } else {
+                FIRST_BOUND_MICROS << bucket
+            }
         };
         HistogramSnapshot {
             buckets: self
@@ -71,8 +75,12 @@ mod tests {
         for micros in [0, 64, 65, 1_000_000, u64::MAX / 4] {
             histogram.observe(Duration::from_micros(micros));
         }
-        let counted: Vec<_> =
-            histogram.snapshot().buckets.into_iter().filter(|(_, count)| *count > 0).collect();
+        let counted: Vec<_> = histogram
+            .snapshot()
+            .buckets
+            .into_iter()
+            .filter(|(_, count)| *count > 0)
+            .collect();
         assert_eq!(counted, [(64, 2), (128, 1), (1 << 20, 1), (u64::MAX, 1)]);
     }
 }

@@ -33,7 +33,9 @@ impl Sizes {
                     let part = u128::from(whole) * u128::from(mark) / u128::from(marks);
                     u64::try_from(part).unwrap_or(u64::MAX)
                 };
-                sizes.marks.push_back((first + share(count) - 1, share(bytes)));
+                sizes
+                    .marks
+                    .push_back((first + share(count) - 1, share(bytes)));
             }
             sizes.total = bytes;
         }
@@ -62,14 +64,21 @@ impl Sizes {
 
     pub fn purge(&mut self, upto: u64) {
         while self.marks.front().is_some_and(|(index, _)| *index <= upto) {
-            self.purged = self.marks.pop_front().map_or(self.purged, |(_, bytes)| bytes);
+            self.purged = self
+                .marks
+                .pop_front()
+                .map_or(self.purged, |(_, bytes)| bytes);
         }
     }
 
     /// Up to which index may be purged so that at least `keep` bytes stay.
     pub fn purgeable(&self, keep: u64) -> Option<u64> {
         let limit = self.total.checked_sub(keep)?;
-        self.marks.iter().take_while(|(_, bytes)| *bytes <= limit).last().map(|(index, _)| *index)
+        self.marks
+            .iter()
+            .take_while(|(_, bytes)| *bytes <= limit)
+            .last()
+            .map(|(index, _)| *index)
     }
 }
 

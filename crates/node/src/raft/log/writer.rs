@@ -17,7 +17,7 @@ use openraft::storage::IOFlushed;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::super::record;
-use super::super::types::{TypeConfig, LogEntry};
+use super::super::types::{LogEntry, TypeConfig};
 use super::Shared;
 use crate::storage::LogWrite;
 
@@ -33,10 +33,24 @@ const BATCH_BYTES: usize = 16 << 20;
 pub(super) type Done = oneshot::Sender<Result<(), io::Error>>;
 
 pub(super) enum Job {
-    Vote { record: Bytes, done: Done },
-    Append { entries: Vec<LogEntry>, bytes: usize, flushed: IOFlushed<TypeConfig>, room: Room },
-    Truncate { from: u64, done: Done },
-    Purge { upto: u64, record: Bytes },
+    Vote {
+        record: Bytes,
+        done: Done,
+    },
+    Append {
+        entries: Vec<LogEntry>,
+        bytes: usize,
+        flushed: IOFlushed<TypeConfig>,
+        room: Room,
+    },
+    Truncate {
+        from: u64,
+        done: Done,
+    },
+    Purge {
+        upto: u64,
+        record: Bytes,
+    },
     /// Writes what is queued before it, and ends the thread.
     Stop,
 }
@@ -67,7 +81,9 @@ pub(super) fn run(shared: &Arc<Shared>, mut jobs: mpsc::Receiver<Job>) {
     while let Some(first) = jobs.blocking_recv() {
         let mut batch = Batch::new(end);
         batch.push(first);
-        while !batch.is_full() && let Ok(job) = jobs.try_recv() {
+        while !batch.is_full()
+            && let Ok(job) = jobs.try_recv()
+        {
             batch.push(job);
         }
         end = batch.end;
@@ -81,7 +97,15 @@ pub(super) fn run(shared: &Arc<Shared>, mut jobs: mpsc::Receiver<Job>) {
 impl Batch {
     fn new(end: u64) -> Self {
         let (writes, waiting, room) = (Vec::new(), Vec::new(), Vec::new());
-        Self { writes, waiting, room, bytes: 0, entries: 0, end, stop: false }
+        Self {
+            writes,
+            waiting,
+            room,
+            bytes: 0,
+            entries: 0,
+            end,
+            stop: false,
+        }
     }
 
     fn is_full(&self) -> bool {
@@ -94,7 +118,12 @@ impl Batch {
                 self.writes.push(LogWrite::Vote(record));
                 self.waiting.push(Waiting::Done(done));
             }
-            Job::Append { entries, bytes, flushed, room } => {
+            Job::Append {
+                entries,
+                bytes,
+                flushed,
+                room,
+            } => {
                 self.bytes += bytes;
                 self.entries += entries.len() as u64;
                 for entry in &entries {
@@ -138,7 +167,9 @@ fn write(shared: &Shared, batch: &mut Batch) {
     }
     let synced = !batch.writes.is_empty();
     if let Some(committed) = shared.take_committed(batch.end) {
-        batch.writes.push(LogWrite::Committed(record::encode_log_state(committed)));
+        batch
+            .writes
+            .push(LogWrite::Committed(record::encode_log_state(committed)));
     }
     if batch.writes.is_empty() {
         return;

@@ -35,12 +35,20 @@ fn apply(shared: &Shared, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<
         let view = shared.state.view();
         run_core(&*view, batch, &mut reached)?
     };
-    let Effects { mut writes, events, restored, meta } = effects;
+    let Effects {
+        mut writes,
+        events,
+        restored,
+        meta,
+    } = effects;
     if let Some(at) = reached.position {
         writes.push((applied_key(), Some(record::encode_applied(at))));
     }
     if reached.members.position != shared.reached().members.position {
-        writes.push((membership_key(), Some(record::encode_members(&reached.members))));
+        writes.push((
+            membership_key(),
+            Some(record::encode_members(&reached.members)),
+        ));
     }
     shared.state.commit(writes)?;
 
@@ -73,7 +81,10 @@ fn run_core(
     let mut answers = Vec::new();
     for (entry, responder) in batch {
         let at = position(&entry.log_id);
-        if reached.position.is_some_and(|reached| at.index <= reached.index) {
+        if reached
+            .position
+            .is_some_and(|reached| at.index <= reached.index)
+        {
             let text = format!("entry {at} is in the state already");
             return Err(io::Error::other(text));
         }

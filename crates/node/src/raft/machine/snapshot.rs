@@ -40,7 +40,10 @@ impl Built {
     }
 
     pub fn into_snapshot(self: Arc<Self>) -> Snapshot<SnapshotData> {
-        Snapshot { meta: self.meta.clone(), snapshot: SnapshotData::Built(self) }
+        Snapshot {
+            meta: self.meta.clone(),
+            snapshot: SnapshotData::Built(self),
+        }
     }
 }
 
@@ -68,7 +71,10 @@ impl Slot {
     /// The kept one, if it covers everything that the log no longer holds.
     pub fn current(&self, purged: Option<LogPosition>) -> Option<Arc<Built>> {
         let floor = self.floor(purged);
-        self.kept().built.clone().filter(|built| built.position() >= floor)
+        self.kept()
+            .built
+            .clone()
+            .filter(|built| built.position() >= floor)
     }
 }
 
@@ -82,11 +88,24 @@ impl Shared {
         };
         let meta = reached.snapshot_meta()?;
         let at = reached.position.unwrap_or_default();
-        let id = format!("{:016x}-{:016x}-{:016x}", at.term, at.index, rand::random::<u64>());
-        let built = Arc::new(Built { id, meta, checkpoint });
+        let id = format!(
+            "{:016x}-{:016x}-{:016x}",
+            at.term,
+            at.index,
+            rand::random::<u64>()
+        );
+        let built = Arc::new(Built {
+            id,
+            meta,
+            checkpoint,
+        });
         let mut kept = self.snapshots.kept();
         // A slower builder must not bring back an older one.
-        if kept.built.as_ref().is_none_or(|other| other.position() <= built.position()) {
+        if kept
+            .built
+            .as_ref()
+            .is_none_or(|other| other.position() <= built.position())
+        {
             kept.built = Some(built.clone());
         }
         Ok(built)
@@ -130,7 +149,10 @@ impl Shared {
             while offset < file.length {
                 let data = built.checkpoint.read(&file.name, offset, COPY_BYTES)?;
                 if data.is_empty() {
-                    return Err(io::Error::other(format!("{} of a checkpoint is too short", file.name)));
+                    return Err(io::Error::other(format!(
+                        "{} of a checkpoint is too short",
+                        file.name
+                    )));
                 }
                 staged.write(number, offset, &data)?;
                 offset += data.len() as u64;

@@ -74,7 +74,10 @@ impl Peer {
             meta_frame: convert::snapshot_meta_to_wire(&built.meta),
             files: files.iter().map(convert::file_to_wire).collect(),
         };
-        let offered = self.within(STALL, client.offer_snapshot(offer)).await?.into_inner();
+        let offered = self
+            .within(STALL, client.offer_snapshot(offer))
+            .await?
+            .into_inner();
         if let Some(higher) = offered.higher_vote {
             let vote = convert::vote_from_wire(Some(higher)).map_err(malformed)?;
             return Ok(SnapshotResponse::new(vote));
@@ -89,7 +92,9 @@ impl Peer {
             vote: Some(convert::vote_to_wire(&vote)),
             snapshot_id: built.id.clone(),
         };
-        let installed = self.within(install_ttl, client.install_snapshot(install)).await?;
+        let installed = self
+            .within(install_ttl, client.install_snapshot(install))
+            .await?;
         let vote = convert::vote_from_wire(installed.into_inner().vote).map_err(malformed)?;
         Ok(SnapshotResponse::new(vote))
     }
@@ -101,7 +106,13 @@ impl Peer {
         offsets: Vec<u64>,
     ) -> Result<()> {
         let status = Arc::new(Progress::new(self.transfers.clone()));
-        let chunks = chunks(self.lane.clone(), built.clone(), files, offsets, status.clone());
+        let chunks = chunks(
+            self.lane.clone(),
+            built.clone(),
+            files,
+            offsets,
+            status.clone(),
+        );
         let mut client = self.lane.get().await.map_err(|error| unreachable(&error))?;
         let sending = client.send_snapshot(chunks);
         tokio::pin!(sending);
@@ -149,7 +160,10 @@ struct Progress {
 impl Progress {
     fn new(transfers: Arc<Transfers>) -> Self {
         transfers.progress();
-        Self { transfers, state: Mutex::new((Instant::now(), None)) }
+        Self {
+            transfers,
+            state: Mutex::new((Instant::now(), None)),
+        }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, (Instant, Option<Arc<io::Error>>)> {
@@ -222,7 +236,13 @@ fn chunks(
             };
             progress.advanced();
             let end = offset + data.len() as u64;
-            let chunk = wire::SendSnapshotRequest { header, snapshot_id, file: number, offset, data };
+            let chunk = wire::SendSnapshotRequest {
+                header,
+                snapshot_id,
+                file: number,
+                offset,
+                data,
+            };
             let current = (end < file.length).then_some((number, file, end));
             Some((chunk, (missing, current, None)))
         }

@@ -79,7 +79,13 @@ pub(super) struct AppendLane {
 
 impl AppendLane {
     pub fn new(lane: PeerLane, freshness: Arc<Freshness>) -> Self {
-        Self { lane, freshness, kept: None, dialing: None, bad_sessions: 0 }
+        Self {
+            lane,
+            freshness,
+            kept: None,
+            dialing: None,
+            bad_sessions: 0,
+        }
     }
 
     /// Runs one session. `dial_ttl` limits the dial, `timeout` the wait for each answer.
@@ -110,10 +116,10 @@ impl AppendLane {
             deadline: Instant::now() + timeout.timeout,
             timeout,
         };
-        Ok(futures_util::stream::unfold(Some(session), |session| async {
-            session?.next().await
-        })
-        .boxed())
+        Ok(
+            futures_util::stream::unfold(Some(session), |session| async { session?.next().await })
+                .boxed(),
+        )
     }
 
     async fn open(
@@ -128,7 +134,10 @@ impl AppendLane {
         };
         let dialing = self.dialing.get_or_insert_with(dial);
         let Ok(dialed) = tokio::time::timeout(ttl, dialing.as_mut()).await else {
-            return Err(RPCError::Timeout(Timeout { timeout: ttl, ..timeout.clone() }));
+            return Err(RPCError::Timeout(Timeout {
+                timeout: ttl,
+                ..timeout.clone()
+            }));
         };
         self.dialing = None;
         let mut client = dialed.map_err(|error| unreachable(&error))?;
@@ -136,7 +145,11 @@ impl AppendLane {
         client = self.lane.get().await.unwrap_or(client);
         let (requests, queue) = mpsc::channel(SEND_QUEUE);
         let call = async move { client.append(ReceiverStream::new(queue)).await };
-        Ok(Kept { requests, answers: Incoming::Opening(call.boxed()), greeted: false })
+        Ok(Kept {
+            requests,
+            answers: Incoming::Opening(call.boxed()),
+            greeted: false,
+        })
     }
 }
 
@@ -189,7 +202,13 @@ where
     }
 
     async fn event(&mut self) -> Event {
-        let Self { kept, input, unanswered, deadline, .. } = self;
+        let Self {
+            kept,
+            input,
+            unanswered,
+            deadline,
+            ..
+        } = self;
         let send = async {
             match input {
                 Some(input) if *unanswered < WINDOW => {

@@ -11,7 +11,13 @@ fn payload_hex(kind: FrameKind, record: &Bytes) -> String {
 }
 
 fn entry(payload: EntryPayload) -> LogEntry {
-    LogEntry { log_id: log_id(LogPosition { term: 3, index: 258 }), payload }
+    LogEntry {
+        log_id: log_id(LogPosition {
+            term: 3,
+            index: 258,
+        }),
+        payload,
+    }
 }
 
 fn some_members(position: Option<LogPosition>) -> Members {
@@ -22,7 +28,10 @@ fn some_members(position: Option<LogPosition>) -> Members {
     };
     Members {
         position,
-        voters: vec![BTreeSet::from([MemberId(1)]), BTreeSet::from([MemberId(1), MemberId(2)])],
+        voters: vec![
+            BTreeSet::from([MemberId(1)]),
+            BTreeSet::from([MemberId(1), MemberId(2)]),
+        ],
         nodes: BTreeMap::from([(MemberId(1), node("a")), (MemberId(2), node("b"))]),
     }
 }
@@ -44,7 +53,10 @@ fn golden_vote() {
 
 #[test]
 fn golden_positions() {
-    let at = LogPosition { term: 3, index: 258 };
+    let at = LogPosition {
+        term: 3,
+        index: 258,
+    };
     let expected = "03000000000000000201000000000000";
     let state = encode_log_state(at);
     assert_eq!(payload_hex(FrameKind::LogState, &state), expected);
@@ -59,14 +71,29 @@ fn golden_positions() {
 fn golden_entries() {
     let head = "03000000000000000201000000000000";
     let blank = encode_entry(&entry(EntryPayload::Blank));
-    assert_eq!(payload_hex(FrameKind::LogRecord, &blank), format!("{head}00"));
+    assert_eq!(
+        payload_hex(FrameKind::LogRecord, &blank),
+        format!("{head}00")
+    );
 
-    let payload = Payload::new(Entry { clock_ms: 5, proposals: Vec::new() });
-    let inner: String = payload.encoded().iter().map(|byte| format!("{byte:02x}")).collect();
+    let payload = Payload::new(Entry {
+        clock_ms: 5,
+        proposals: Vec::new(),
+    });
+    let inner: String = payload
+        .encoded()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let proposals = encode_entry(&entry(EntryPayload::Normal(payload)));
-    assert_eq!(payload_hex(FrameKind::LogRecord, &proposals), format!("{head}01{inner}"));
+    assert_eq!(
+        payload_hex(FrameKind::LogRecord, &proposals),
+        format!("{head}01{inner}")
+    );
     let decoded = decode_entry(&proposals).unwrap();
-    let EntryPayload::Normal(payload) = decoded.payload else { panic!("not proposals") };
+    let EntryPayload::Normal(payload) = decoded.payload else {
+        panic!("not proposals")
+    };
     assert_eq!(payload.entry().unwrap().clock_ms, 5);
 }
 
@@ -76,7 +103,10 @@ fn golden_membership() {
     let rest = "02 0100 0100000000000000 0200 0100000000000000 0200000000000000 \
                 0200 0100000000000000 0100 61 0600 613a32333830 0000 \
                 0200000000000000 0100 62 0600 623a32333830 0000";
-    let at = LogPosition { term: 3, index: 258 };
+    let at = LogPosition {
+        term: 3,
+        index: 258,
+    };
     let members = some_members(Some(at));
     let record = encode_members(&members);
     let expected = format!("{expected_position}{rest}").replace(' ', "");
@@ -96,11 +126,16 @@ fn golden_membership() {
 
 #[test]
 fn golden_snapshot_meta() {
-    let at = LogPosition { term: 3, index: 258 };
+    let at = LogPosition {
+        term: 3,
+        index: 258,
+    };
     let members = some_members(Some(at));
     let record = encode_snapshot_meta(Some(at), &members);
-    let inner: String =
-        members_payload(&members).iter().map(|byte| format!("{byte:02x}")).collect();
+    let inner: String = members_payload(&members)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let expected = format!("0103000000000000000201000000000000{inner}");
     assert_eq!(payload_hex(FrameKind::PeerMessage, &record), expected);
     assert_eq!(decode_snapshot_meta(&record).unwrap(), (Some(at), members));
@@ -110,16 +145,21 @@ fn golden_snapshot_meta() {
 fn an_entry_crosses_the_wire_as_it_is() {
     let inner = membership(&some_members(None)).unwrap();
     let payload = Payload::new(Entry::default());
-    for payload in
-        [EntryPayload::Blank, EntryPayload::Normal(payload), EntryPayload::Membership(inner)]
-    {
+    for payload in [
+        EntryPayload::Blank,
+        EntryPayload::Normal(payload),
+        EntryPayload::Membership(inner),
+    ] {
         let kind = entry_kind(&payload);
         let read = decode_entry_payload(kind.into(), entry_payload(&payload)).unwrap();
         assert_eq!(entry_kind(&read), kind);
         assert_eq!(entry_payload(&read), entry_payload(&payload));
     }
     assert!(decode_entry_payload(3, Bytes::new()).is_err());
-    assert!(decode_entry_payload(257, Bytes::new()).is_err(), "the kind is not cut to a byte");
+    assert!(
+        decode_entry_payload(257, Bytes::new()).is_err(),
+        "the kind is not cut to a byte"
+    );
 }
 
 #[test]
