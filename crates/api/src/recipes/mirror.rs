@@ -399,3 +399,56 @@ async fn next(messages: &mut WatchStream) -> Result<WatchMessage> {
     let ended = || Err(Error::new(Reason::WatchLost, "the watch ended"));
     messages.next().await.unwrap_or_else(ended)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Header;
+    use crate::watch::Event;
+
+    fn put(revision: Revision, value: &'static str) -> WatchMessage {
+        let kv = KeyValue {
+            key: "k".into(),
+            value: value.into(),
+            create_revision: 1,
+            mod_revision: revision,
+            version: 1,
+            lease: None,
+            expires_at_ms: None,
+        };
+        let event = Event {
+            kind: EventKind::Put,
+            kv,
+            prev_kv: None,
+        };
+        WatchMessage::Events {
+            header: Header::default(),
+            revision,
+            events: vec![event],
+        }
+    }
+
+    fn bookmark(revision: Revision) -> WatchMessage {
+        WatchMessage::Bookmark {
+            header: Header::default(),
+            revision,
+        }
+    }
+
+    /// A watch promises neither; a mirror that believed them would still go back in time.
+    #[test]
+    fn what_is_already_known_changes_and_confirms_nothing() -> Result<()> {
+        let mut contents = Contents::default();
+        assert!(contents.accept(put(5, "new"))?);
+        assert!(!contents.accept(put(4, "old"))?);
+        assert!(!contents.accept(put(5, "again"))?);
+        assert!(!contents.accept(bookmark(4))?);
+        assert!(contents.accept(bookmark(5))?);
+        assert_eq!(contents.snapshot.revision(), 5);
+        assert_eq!(
+            contents.snapshot.get(b"k").map(|kv| &kv.value[..]),
+            Some(&b"new"[..])
+        );
+        Ok(())
+    }
+}

@@ -267,7 +267,7 @@ async fn the_fence_holds_only_with_the_lock() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiter_outlives_lost_watches_and_compaction() {
+async fn a_waiter_outlives_lost_watches_compaction_and_elections() {
     let store = FakeStore::new();
     let held = mutex(&store).lock().await.unwrap();
     let waiter = tokio::spawn({
@@ -275,7 +275,10 @@ async fn a_waiter_outlives_lost_watches_and_compaction() {
         async move { mutex.lock().await.unwrap() }
     });
     sleep(secs(1)).await;
-    store.fail(|faults| faults.refused_watches = 6);
+    store.fail(|faults| {
+        faults.refused_watches = 6;
+        faults.refused_ranges = 3;
+    });
     store.lose_watches();
     held.unlock().await.unwrap();
     store.put(Put::new("x", "")).await.unwrap();

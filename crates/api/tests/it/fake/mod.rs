@@ -32,6 +32,8 @@ pub struct Faults {
     pub dropped_keep_alives: usize,
     /// So many calls of `watch` fail.
     pub refused_watches: usize,
+    /// So many calls of `range` fail.
+    pub refused_ranges: usize,
     /// So many lists are served as of this revision.
     pub stale_lists: Option<(usize, Revision)>,
     /// Lists break after their first part, so many times.
@@ -295,6 +297,9 @@ impl Store for FakeStore {
     }
 
     async fn range(&self, range: Range) -> Result<RangeResponse> {
+        if self.take_fault(|faults| &mut faults.refused_ranges) {
+            return Err(Error::new(Reason::NoLeader, "no leader"));
+        }
         self.call("range", |state| match range.revision {
             0 => Ok(select(&state.keys, &range, state.header())),
             past if past < state.compacted => Err(Error::compacted(state.compacted)),
