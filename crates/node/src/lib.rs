@@ -28,4 +28,4 @@ mod write;
 
 pub use config::NodeConfig;
 pub use health::Health;
-pub use node::{Node, NodeBuilder, SnapshotReader, Written};
+pub use node::{Node, NodeBuilder, RestoreWriter, Restored, SnapshotReader, Written, Latency, NodeStats};

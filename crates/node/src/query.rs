@@ -126,7 +126,7 @@ impl Query {
         keys: bool,
         now_ms: Option<u64>,
     ) -> Result<LeaseStatus> {
-        let status = self.read(move |view| {
+        let status = self.read_whole(move |view| {
             let meta = read_meta(view)?;
             Ok(podkv_core::lease_status(view, id, keys)?.map(|status| (status, meta.clock_ms)))
         });
@@ -149,12 +149,24 @@ impl Query {
     }
 
     pub async fn leases(&self) -> Result<(Revision, Vec<LeaseId>)> {
-        self.read(|view| Ok((read_meta(view)?.revision, podkv_core::leases(view)?)))
+        self.read_whole(|view| Ok((read_meta(view)?.revision, podkv_core::leases(view)?)))
             .await
     }
 
     pub async fn meta(&self) -> Result<Meta> {
         self.read(|view| read_meta(view)).await
+    }
+
+    /// Refuses a state that a backup is being restored into; ranges do that by themselves.
+    async fn read_whole<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&dyn StateView) -> Result<T, ViewError> + Send + 'static,
+    ) -> Result<T> {
+        let found = self.read(move |view| match podkv_core::restoring(view)? {
+            true => Ok(None),
+            false => read(view).map(Some),
+        });
+        found.await?.ok_or_else(restoring)
     }
 
     async fn read<T: Send + 'static>(
@@ -164,6 +176,12 @@ impl Query {
         let state = self.state.clone();
         blocking(move || read(&*state.view())).await
     }
+}
+
+/// The error of reads while a backup is being restored.
+pub(crate) fn restoring() -> Error {
+    let (reason, revision) = (Reason::Restoring, Meta::default().revision);
+    podkv_core::Rejection { reason, revision }.into()
 }
 
 /// Runs a read where it may wait for the disk.

@@ -22,8 +22,10 @@ mod admin;
 mod calls;
 mod founding;
 mod readiness;
+mod restore;
 mod snapshot;
 mod start;
+mod stats;
 mod store;
 
 use std::sync::Arc;
@@ -39,8 +41,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::restore::{RestoreWriter, Restored};
 pub use self::snapshot::SnapshotReader;
 pub use self::start::NodeBuilder;
+pub use self::stats::{Latency, NodeStats};
 
 use crate::clock::LeaderClock;
 use crate::config::NodeConfig;

@@ -13,6 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::Node;
 use super::start::storage_failed;
+use crate::query::restoring;
 use crate::storage::{Checkpoint, StateView};
 
 /// Frames that are read in one step of work: about 2 MiB, some milliseconds.
@@ -46,6 +47,9 @@ impl Node {
             let checkpoint = state.checkpoint().map_err(storage_failed)?;
             let view = checkpoint.view().map_err(storage_failed)?;
             let meta = read_meta(&*view).map_err(unreadable)?;
+            if podkv_core::restoring(&*view).map_err(unreadable)? {
+                return Err(restoring());
+            }
             Ok((checkpoint, view, meta))
         });
         let (checkpoint, view, meta) = opened.await?;

@@ -135,7 +135,7 @@ impl Node {
     }
 
     /// Writes through the node's own session.
-    async fn write_once(&self, command: Command) -> Result<Written> {
+    pub(super) async fn write_once(&self, command: Command) -> Result<Written> {
         let deadline = Instant::now() + self.0.config.request_timeout;
         podkv_core::check(&command, self.limits())?;
         loop {

@@ -5,3 +5,6 @@ mod storage;
 
 #[cfg(feature = "testing")]
 mod cluster;
+
+#[cfg(feature = "testing")]
+mod backup;
