@@ -119,6 +119,7 @@ async fn a_setting_that_cannot_be() {
     assert_eq!(code, Some(2));
 }
 
+#[expect(clippy::ptr_arg, reason = "one signature with `cut`")]
 fn flip(bytes: &mut Vec<u8>) {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0x10;

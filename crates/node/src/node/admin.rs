@@ -21,6 +21,8 @@ pub(crate) enum Change {
     AddLearner(MemberId, PeerAddress),
     Promote(MemberId),
     Remove(MemberId),
+    /// The learner `new` takes the vote of `old`, which leaves, in one joint change.
+    Replace { old: MemberId, new: MemberId },
     /// `None` lets the leader choose the voter that is furthest.
     Transfer(Option<MemberId>),
 }
@@ -45,6 +47,13 @@ impl Node {
 
     pub async fn remove_member(&self, id: MemberId) -> Result<(Header, Vec<Member>)> {
         self.change(Change::Remove(id)).await?;
+        Ok((self.header(), self.members_known()))
+    }
+
+    /// Gives the vote of `old`, which leaves, to the learner `new`, in one joint change: the number of
+    /// voters never falls in between.
+    pub async fn replace_member(&self, old: MemberId, new: MemberId) -> Result<(Header, Vec<Member>)> {
+        self.change(Change::Replace { old, new }).await?;
         Ok((self.header(), self.members_known()))
     }
 
@@ -90,6 +99,7 @@ impl Node {
             Change::AddLearner(id, address) => self.0.group.add_learner(id, address).await?,
             Change::Promote(id) => self.0.group.promote(id).await?,
             Change::Remove(id) => self.0.group.remove(id).await?,
+            Change::Replace { old, new } => self.0.group.replace(old, new).await?,
             Change::Transfer(to) => return self.0.group.transfer_leadership(to).await,
         };
         Ok(self.id())
@@ -184,6 +194,7 @@ fn to_wire(change: &Change) -> wire::admin_request::Change {
         }),
         Change::Promote(id) => Wire::Promote(id.0),
         Change::Remove(id) => Wire::Remove(id.0),
+        Change::Replace { old, new } => Wire::Replace(wire::Replacement { old: old.0, new: new.0 }),
         Change::Transfer(to) => Wire::TransferTo(to.map_or(0, |id| id.0)),
     }
 }
@@ -201,6 +212,9 @@ pub(super) fn from_wire(change: wire::admin_request::Change) -> Change {
         ),
         Wire::Promote(id) => Change::Promote(MemberId(id)),
         Wire::Remove(id) => Change::Remove(MemberId(id)),
+        Wire::Replace(wire::Replacement { old, new }) => {
+            Change::Replace { old: MemberId(old), new: MemberId(new) }
+        }
         Wire::TransferTo(id) => Change::Transfer((id != 0).then_some(MemberId(id))),
     }
 }

@@ -331,11 +331,6 @@ impl Group {
         self.0.log.stats()
     }
 
-    /// True if what is acknowledged survives the process.
-    pub fn is_durable(&self) -> bool {
-        self.0.log.is_durable()
-    }
-
     /// A peer is there again: replication to it does not wait any longer.
     pub async fn peer_is_back(&self, peer: MemberId) -> Result<()> {
         self.0

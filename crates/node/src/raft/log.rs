@@ -33,7 +33,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use self::cache::Cache;
 use self::counters::Counters;
-pub(crate) use self::counters::{Histogram, HistogramSnapshot};
+pub(crate) use self::counters::HistogramSnapshot;
 use self::sizes::Sizes;
 use self::writer::{Job, QUEUE_BYTES, QUEUE_JOBS};
 use super::record;
@@ -207,10 +207,6 @@ impl Log {
             bytes_written: counters.bytes.load(Relaxed),
             write_latency: counters.write.snapshot(),
         }
-    }
-
-    pub fn is_durable(&self) -> bool {
-        self.shared.store.is_durable()
     }
 
     async fn queue(&self) -> io::Result<mpsc::Permit<'_, Job>> {

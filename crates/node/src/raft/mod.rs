@@ -22,6 +22,7 @@ mod machine;
 mod membership;
 mod network;
 mod record;
+mod runtime;
 mod transfer;
 mod types;
 mod wire;
@@ -35,7 +36,7 @@ use podkv_api::Revision;
 use podkv_core::{Outcome, RevisionEvents};
 
 pub(crate) use self::group::{Group, GroupParts, GroupState, Role};
-pub(crate) use self::log::{Histogram, HistogramSnapshot, LogStats};
+pub(crate) use self::log::{HistogramSnapshot, LogStats};
 pub(crate) use self::types::Payload;
 use crate::membership::LogPosition;
 

@@ -70,11 +70,9 @@ impl ForwardStream {
         self.sender.is_closed()
     }
 
-    /// Gives the proposal back if there is no room, or the stream has ended.
-    pub fn send(&self, pending: Pending) -> Result<(), Pending> {
-        self.sender
-            .try_send(pending)
-            .map_err(|refused| refused.into_inner())
+    /// Gives the proposal back if there is no room, or the stream has ended; `None` if it was taken.
+    pub fn send(&self, pending: Pending) -> Option<Pending> {
+        self.sender.try_send(pending).err().map(|refused| refused.into_inner())
     }
 }
 

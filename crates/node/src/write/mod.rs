@@ -132,6 +132,11 @@ impl Writer {
         Self { inbox, admission, limits, state }
     }
 
+    /// Writes that were admitted and have no answer yet.
+    pub fn in_flight(&self) -> usize {
+        self.admission.in_flight()
+    }
+
     /// Writes, and waits for the outcome for at most `timeout`.
     pub async fn write(
         &self,

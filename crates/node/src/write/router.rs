@@ -237,8 +237,8 @@ impl Router {
             if pending.is_abandoned() {
                 continue;
             }
-            if let Err(pending) = stream.send(pending) {
-                self.queue.push_front(pending);
+            if let Some(refused) = stream.send(pending) {
+                self.queue.push_front(refused);
                 return;
             }
         }

@@ -4,7 +4,7 @@ use std::fmt::{Display, Write};
 use std::time::Duration;
 
 use podkv_api::{MemberRole, NodeStatus, Store};
-use podkv_node::{Health, Node};
+use podkv_node::{Health, Latency, Node, NodeStats};
 
 /// A scrape must not hang on a disk that does.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -28,6 +28,7 @@ pub(super) async fn render(node: Option<&Node>) -> String {
         u8::from(node.is_leader()),
     );
     page.members(node);
+    page.stats(&node.stats());
     let status = tokio::time::timeout(STATUS_TIMEOUT, Store::status(node)).await;
     let readable = matches!(status, Ok(Ok(_)));
     page.gauge(
@@ -46,16 +47,59 @@ struct Page(String);
 
 impl Page {
     fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
-        self.family(name, help);
+        self.family(name, help, "gauge");
         self.sample(name, "", value);
     }
 
-    fn family(&mut self, name: &str, help: &str) {
+    fn family(&mut self, name: &str, help: &str, kind: &str) {
         // Writing to a String cannot fail.
         let _ = writeln!(
             self.0,
-            "# HELP podkv_{name} {help}\n# TYPE podkv_{name} gauge"
+            "# HELP podkv_{name} {help}\n# TYPE podkv_{name} {kind}"
         );
+    }
+
+    fn stats(&mut self, stats: &NodeStats) {
+        self.family("raft_role", "Always 1; what this node does in the group", "gauge");
+        self.sample("raft_role", &format!("{{role=\"{}\"}}", stats.role), 1);
+        for (name, help, value) in [
+            ("writes_in_flight", "Writes admitted here without an answer yet", stats.writes_in_flight as u64),
+            ("log_bytes", "Bytes of the entries in the log", stats.log_bytes),
+            ("watches", "Open watches", stats.watches as u64),
+            ("watches_behind", "Watches that catch up or are too slow", stats.watches_behind as u64),
+            ("watch_buffered_bytes", "Events in memory for watches", stats.watch_buffered_bytes as u64),
+        ] {
+            self.gauge(name, help, value);
+        }
+        for (name, help, value) in [
+            ("log_fsyncs_total", "Batches of the log that were synced", stats.log_fsyncs_total),
+            ("log_entries_total", "Entries written to the log", stats.log_entries_total),
+            ("log_written_bytes_total", "Bytes of entries written to the log", stats.log_bytes_total),
+            ("watches_fell_behind_total", "Times that a live watch's queue was full", stats.watches_fell_behind_total),
+            ("watches_compacted_total", "Watches ended by compaction", stats.watches_compacted_total),
+            ("watch_reads_total", "Reads of the state for watches", stats.watch_reads_total),
+            ("watch_gaps_total", "Reads of the state because the hub fell behind", stats.watch_gaps_total),
+        ] {
+            self.family(name, help, "counter");
+            self.sample(name, "", value);
+        }
+        let help = "One write of a batch of the log with its fsync";
+        self.histogram("log_write_seconds", help, &stats.log_write_latency);
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, latency: &Latency) {
+        self.family(name, help, "histogram");
+        let mut count = 0;
+        for (bound_micros, in_bucket) in &latency.buckets {
+            count += in_bucket;
+            let bound = match bound_micros {
+                &u64::MAX => "+Inf".to_string(),
+                micros => (*micros as f64 / 1e6).to_string(),
+            };
+            self.sample(&format!("{name}_bucket"), &format!("{{le=\"{bound}\"}}"), count);
+        }
+        self.sample(&format!("{name}_sum"), "", latency.sum_micros as f64 / 1e6);
+        self.sample(&format!("{name}_count"), "", count);
     }
 
     fn sample(&mut self, name: &str, labels: &str, value: impl Display) {
@@ -83,7 +127,7 @@ impl Page {
 
     fn members(&mut self, node: &Node) {
         let members = node.members_known();
-        self.family("members", "Members of the cluster, as this node knows them");
+        self.family("members", "Members of the cluster, as this node knows them", "gauge");
         for (role, label) in [
             (MemberRole::Voter, "voter"),
             (MemberRole::Learner, "learner"),
@@ -95,7 +139,7 @@ impl Page {
 
     fn status(&mut self, status: &NodeStatus) {
         let header = &status.header;
-        self.family("info", "Always 1; who this node is");
+        self.family("info", "Always 1; who this node is", "gauge");
         let labels = format!(
             "{{name=\"{}\",version=\"{}\",cluster=\"{}\",member=\"{}\"}}",
             escaped(&status.name),

@@ -164,7 +164,7 @@ async fn leases_are_granted_looked_at_and_revoked() {
         id: granted.id,
         keys: true,
     };
-    let status = leases.status(look.clone()).await.unwrap().into_inner();
+    let status = leases.status(look).await.unwrap().into_inner();
     assert_eq!(status.keys, ["a"]);
     let list = leases
         .list(v1::LeaseListRequest {})

@@ -198,7 +198,7 @@ async fn an_entry_is_readable_before_its_sync_and_acknowledged_after_it() {
     let mut flushed = append(&mut log, vec![blank(1, 0)]).await;
     assert_eq!(read(&mut log, 0..9).await, [(1, 0)]);
     hold.batch();
-    assert_eq!(poll!(&mut flushed).is_pending(), true);
+    assert!(poll!(&mut flushed).is_pending());
     assert!(log.wait_durable(0).now_or_never().is_none(), "apply waits");
     hold.pass();
     flushed.await.unwrap().unwrap();

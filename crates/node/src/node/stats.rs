@@ -1,0 +1,78 @@
+//! Figures for metrics and balancers. Cheap to take: counters, no disk.
+
+use super::Node;
+use crate::raft::{HistogramSnapshot, LogStats, Role};
+use crate::watch::WatchStats;
+
+/// A node's figures at one moment. Totals count since the start.
+#[derive(Clone, Debug)]
+pub struct NodeStats {
+    /// What it does in the Raft group.
+    pub role: &'static str,
+    /// Writes that were admitted here and have no answer yet.
+    pub writes_in_flight: usize,
+    pub log_bytes: u64,
+    /// Batches of the log that were synced: one fsync each.
+    pub log_fsyncs_total: u64,
+    pub log_entries_total: u64,
+    pub log_bytes_total: u64,
+    /// One write of a batch of the log with its fsync.
+    pub log_write_latency: Latency,
+    pub watches: usize,
+    /// Watches that catch up, or are too slow for what happens now.
+    pub watches_behind: usize,
+    /// Events in memory for watches.
+    pub watch_buffered_bytes: usize,
+    pub watches_fell_behind_total: u64,
+    /// Watches that ended because their place was compacted.
+    pub watches_compacted_total: u64,
+    /// Reads of the state for watches.
+    pub watch_reads_total: u64,
+    /// Reads of the state because the hub itself fell behind, or a snapshot was installed.
+    pub watch_gaps_total: u64,
+}
+
+/// How long something took.
+#[derive(Clone, Debug)]
+pub struct Latency {
+    /// (upper bound in microseconds, how many took no longer and more than the bound before);
+    /// `u64::MAX` bounds the last.
+    pub buckets: Vec<(u64, u64)>,
+    pub sum_micros: u64,
+}
+
+impl From<HistogramSnapshot> for Latency {
+    fn from(snapshot: HistogramSnapshot) -> Self {
+        Self { buckets: snapshot.buckets, sum_micros: snapshot.sum_micros }
+    }
+}
+
+impl Node {
+    /// The node's figures now.
+    pub fn stats(&self) -> NodeStats {
+        let log: LogStats = self.0.group.log_stats();
+        let watch: WatchStats = self.0.watches.stats();
+        NodeStats {
+            role: match self.0.group.state().borrow().role {
+                Role::Learner => "learner",
+                Role::Follower => "follower",
+                Role::Candidate => "candidate",
+                Role::Leader => "leader",
+                Role::Stopped => "stopped",
+            },
+            writes_in_flight: self.0.writer.in_flight(),
+            log_bytes: log.bytes,
+            log_fsyncs_total: log.fsyncs,
+            log_entries_total: log.entries_written,
+            log_bytes_total: log.bytes_written,
+            log_write_latency: log.write_latency.into(),
+            watches: watch.watchers,
+            watches_behind: watch.behind,
+            watch_buffered_bytes: watch.buffered_bytes,
+            watches_fell_behind_total: watch.fell_behind_total,
+            watches_compacted_total: watch.compacted_total,
+            watch_reads_total: watch.reads_total,
+            watch_gaps_total: watch.gaps_total,
+        }
+    }
+}
