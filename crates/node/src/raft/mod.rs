@@ -22,7 +22,6 @@ mod machine;
 mod membership;
 mod network;
 mod record;
-mod runtime;
 mod transfer;
 mod types;
 mod wire;
