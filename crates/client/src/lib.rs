@@ -25,8 +25,8 @@
 //! # Where what is
 //!
 //! `core` runs a call; `retry` chooses its attempts from `endpoints`; `session::decision` is the verdict
-//! on a failed one; `fence` checks each answer. `pipe`, `lease`, `scan`, `watch` and `snapshot` are the
-//! streams, `directory` is the task that looks around.
+//! on a failed one; `fence` checks each answer. `pipe`, `lease`, `scan`, `watch`, `snapshot` and
+//! `restore` are the streams, `directory` is the task that looks around.
 
 mod admin;
 mod builder;
@@ -40,6 +40,7 @@ mod failure;
 mod fence;
 mod lease;
 mod pipe;
+mod restore;
 mod retry;
 mod scan;
 mod session;
@@ -51,4 +52,5 @@ pub use admin::NewMember;
 pub use builder::Builder;
 pub use client::Client;
 pub use dial::{Connection, Dialer, Dialing};
+pub use restore::{BackupData, SnapshotRestored};
 pub use snapshot::SnapshotStream;

@@ -5,5 +5,6 @@ mod fake;
 mod fence;
 mod leases;
 mod reads;
+mod restores;
 mod watches;
 mod writes;

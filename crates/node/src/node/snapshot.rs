@@ -16,6 +16,8 @@ use super::start::storage_failed;
 use crate::query::restoring;
 use crate::storage::{Checkpoint, StateView};
 
+/// A chunk is at most this long: it fits into a message of gRPC with default limits.
+const CHUNK_BYTES: usize = 1 << 20;
 /// Frames that are read in one step of work: about 2 MiB, some milliseconds.
 const FRAMES_PER_STEP: usize = 8;
 
@@ -24,6 +26,8 @@ pub struct SnapshotReader {
     header: Header,
     total_bytes: u64,
     writer: BackupWriter,
+    /// Of a frame that is longer than a chunk.
+    rest: Bytes,
     view: Arc<dyn StateView>,
     /// The view's files live as long as this.
     _checkpoint: Arc<dyn Checkpoint>,
@@ -67,6 +71,7 @@ impl Node {
             header,
             total_bytes,
             writer,
+            rest: Bytes::new(),
             view,
             _checkpoint: checkpoint,
             _only_one: only_one,
@@ -85,8 +90,19 @@ impl SnapshotReader {
         self.total_bytes
     }
 
-    /// The next bytes, about 256 KiB, or one record if that is larger; `None` after the last.
+    /// The next bytes, at most 1 MiB; `None` after the last.
     pub async fn next_chunk(&mut self) -> Result<Option<Bytes>> {
+        if self.rest.is_empty() {
+            match self.next_frame().await? {
+                Some(frame) => self.rest = frame,
+                None => return Ok(None),
+            }
+        }
+        let length = self.rest.len().min(CHUNK_BYTES);
+        Ok(Some(self.rest.split_to(length)))
+    }
+
+    async fn next_frame(&mut self) -> Result<Option<Bytes>> {
         let (mut writer, view) = (self.writer.clone(), self.view.clone());
         let (writer, frame) = blocking(move || {
             let frame = writer.next_frame(&*view).map_err(unreadable)?;

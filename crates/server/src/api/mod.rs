@@ -16,6 +16,7 @@ mod kv;
 mod lease;
 mod oversized;
 mod pipe;
+mod restore;
 mod session;
 mod snapshot;
 mod watch;

@@ -1,4 +1,4 @@
-//! Snapshot: the whole state as a stream.
+//! Snapshot: the whole state as a stream. `restore.rs` takes it back.
 //!
 //! ```text
 //!   header, total_bytes | data … data | sha256 of all data
@@ -16,13 +16,16 @@ use podkv_node::{Node, SnapshotReader};
 use podkv_proto::convert::to_status;
 use podkv_proto::v1;
 use sha2::{Digest, Sha256};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::restore;
 
 pub(super) struct Snapshot(pub Node);
 
 #[tonic::async_trait]
 impl v1::snapshot_server::Snapshot for Snapshot {
     type SaveStream = Pin<Box<dyn Stream<Item = Result<v1::SnapshotChunk, Status>> + Send>>;
+    type RestoreStream = Pin<Box<dyn Stream<Item = Result<v1::RestoreResponse, Status>> + Send>>;
 
     async fn save(
         &self,
@@ -33,6 +36,28 @@ impl v1::snapshot_server::Snapshot for Snapshot {
             Step::First(reader),
             |step| async { step.next().await.map_err(|error| to_status(&error)) },
         ))))
+    }
+
+    async fn restore(
+        &self,
+        request: Request<Streaming<v1::RestoreRequest>>,
+    ) -> Result<Response<Self::RestoreStream>, Status> {
+        let first = restore::Step::First(self.0.clone(), request.into_inner());
+        Ok(Response::new(Box::pin(try_unfold(
+            first,
+            restore::Step::next,
+        ))))
+    }
+
+    async fn discard_restore(
+        &self,
+        _request: Request<v1::DiscardRestoreRequest>,
+    ) -> Result<Response<v1::DiscardRestoreResponse>, Status> {
+        let header = self.0.discard_restore().await;
+        let header = header.map_err(|error| to_status(&error))?;
+        Ok(Response::new(v1::DiscardRestoreResponse {
+            header: Some(header.into()),
+        }))
     }
 }
 

@@ -283,8 +283,14 @@ pub enum MemberCommand {
 
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
-    /// Save the whole state to a file
+    /// Save a backup to a file: every key and lease, at one revision
     Save { file: PathBuf },
+    /// Check that a file is a whole backup, and say of what
+    Check { file: PathBuf },
+    /// Restore a backup into an empty cluster; run it again to go on where it broke off
+    Restore { file: PathBuf },
+    /// Throw away a restore that was not finished: the cluster is empty again
+    Discard,
 }
 
 #[derive(Debug, Args)]

@@ -14,10 +14,10 @@ use super::output::{Printer, key_value};
 use super::{Exit, Failure};
 
 /// A bar on standard error; nothing where that is no terminal.
-fn progress(total: Option<u64>, unit: &str) -> ProgressBar {
+pub(super) fn progress(total: Option<u64>, unit: &str) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
     let template = match (total, unit) {
-        (Some(_), "bytes") => "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+        (Some(_), "bytes") => "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}",
         (Some(_), _) => "{bar:40} {pos}/{len} {per_sec} {eta}",
         (None, _) => "{spinner} {pos} {per_sec}",
     };

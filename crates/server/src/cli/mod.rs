@@ -7,6 +7,7 @@ mod data;
 mod exit;
 mod hold;
 mod output;
+mod restore;
 mod txn;
 
 use std::path::Path;
@@ -63,6 +64,11 @@ pub async fn run(cli: Cli) -> Exit {
             clap_complete::generate(shell, &mut Cli::command(), "podkv", &mut std::io::stdout());
             Ok(Exit::Ok)
         }
+        Command::Snapshot(SnapshotCommand::Check { file }) => {
+            let mut printer = Printer::new(cli.client.output);
+            let checked = restore::check(&mut printer, &file).await;
+            printer.flush().map_err(Failure::from).and(checked)
+        }
         command => with_client(cli.client, command).await,
     };
     match result {
@@ -114,6 +120,10 @@ async fn dispatch(client: &Client, printer: &mut Printer, command: Command) -> R
         Command::Load { file, prefix, concurrency } => bulk::load(client, printer, &file, &prefix, concurrency).await,
         Command::Dump { prefix } => bulk::dump(client, printer, prefix).await,
         Command::Snapshot(SnapshotCommand::Save { file }) => bulk::snapshot_save(client, printer, &file).await,
+        Command::Snapshot(SnapshotCommand::Restore { file }) => restore::restore(client, printer, &file).await,
+        Command::Snapshot(SnapshotCommand::Discard) => restore::discard(client, printer).await,
+        // It asks no cluster: `run` has taken it.
+        Command::Snapshot(SnapshotCommand::Check { .. }) => Ok(Exit::Usage),
         // `run` has taken these.
         Command::Serve(_) | Command::Dev(_) | Command::Completion { .. } => Ok(Exit::Usage),
     }

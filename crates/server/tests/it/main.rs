@@ -6,4 +6,5 @@ mod drain;
 mod harness;
 mod malformed;
 mod pipe;
+mod restores;
 mod streams;

@@ -72,6 +72,10 @@ pub struct Faults {
     pub lose_unary: usize,
     /// Flip a bit in snapshots.
     pub damage_snapshot: bool,
+    /// After that many responses the next restores break.
+    pub restore_breaks: VecDeque<usize>,
+    /// Restores are refused with this error.
+    pub refuse_restore: Option<Error>,
 }
 
 /// One node's services.

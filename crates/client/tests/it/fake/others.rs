@@ -294,4 +294,53 @@ impl snapshot_server::Snapshot for Node {
         ];
         Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
     }
+
+    type RestoreStream = Boxed<v1::RestoreResponse>;
+
+    async fn restore(
+        &self,
+        request: Request<Streaming<v1::RestoreRequest>>,
+    ) -> Result<Response<Self::RestoreStream>, Status> {
+        use futures_util::StreamExt;
+        let breaks_after = self.faults().restore_breaks.pop_front();
+        let refusal = self.faults().refuse_restore.clone();
+        let node = self.clone();
+        let mut data = Vec::new();
+        let requests = request
+            .into_inner()
+            .map(Some)
+            .chain(tokio_stream::once(None));
+        let responses = requests.enumerate().map(move |(number, request)| {
+            if let Some(error) = &refusal {
+                return Err(podkv_proto::convert::to_status(error));
+            }
+            if breaks_after == Some(number) {
+                return Err(Status::unavailable("broken"));
+            }
+            let end = request.is_none();
+            if let Some(request) = request {
+                let request = request?;
+                assert_eq!(request.backup_id.len(), if number == 0 { 16 } else { 0 });
+                data.extend_from_slice(&request.data);
+            } else {
+                node.world.state().seen.restores.push(data.clone());
+            }
+            Ok(v1::RestoreResponse {
+                restored_bytes: data.len() as u64,
+                header: if end { node.latest() } else { None },
+                records: 7,
+            })
+        });
+        Ok(Response::new(Box::pin(responses)))
+    }
+
+    async fn discard_restore(
+        &self,
+        _: Request<v1::DiscardRestoreRequest>,
+    ) -> Result<Response<v1::DiscardRestoreResponse>, Status> {
+        self.world.state().seen.restores.clear();
+        Ok(Response::new(v1::DiscardRestoreResponse {
+            header: self.latest(),
+        }))
+    }
 }

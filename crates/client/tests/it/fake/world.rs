@@ -33,6 +33,8 @@ pub struct Seen {
     pub writes_at: Vec<usize>,
     pub reads_at: Vec<usize>,
     pub statuses: usize,
+    /// Data that came to its end.
+    pub restores: Vec<Vec<u8>>,
 }
 
 pub(super) struct SessionState {
