@@ -381,6 +381,7 @@ impl Drop for Hub {
         for watcher in self.watchers.values() {
             watcher.outbox.end(stopping());
         }
+        self.counters.clear();
     }
 }
 

@@ -36,6 +36,13 @@ pub(super) struct Counters {
 }
 
 impl Counters {
+    /// Nothing is watched any more.
+    pub fn clear(&self) {
+        for now in [&self.watchers, &self.behind, &self.buffered_bytes] {
+            now.store(0, Ordering::Relaxed);
+        }
+    }
+
     pub fn read(&self, feed_bytes: usize) -> WatchStats {
         let watchers = self.watchers.load(Ordering::Relaxed);
         let behind = self.behind.load(Ordering::Relaxed);

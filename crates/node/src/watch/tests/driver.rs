@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use podkv_api::{KeyRange, Reason, Watch, WatchMessage};
+use podkv_core::Command;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::watch;
@@ -149,15 +150,7 @@ async fn nothing_is_lost_under_load() {
                     2 if number % 10 == 0 => compact((number / 2).max(1)),
                     _ => put(&key(&mut rng), &format!("{number:040}")),
                 };
-                let effects = state.apply([command]);
-                let tip = tip_of(&effects);
-                // Known before anybody can be told.
-                history.send_modify(|history| {
-                    history.record(&effects.events);
-                    history.revision = tip.revision;
-                    history.compacted = tip.compacted_revision;
-                });
-                hub.publish(effects.events, tip);
+                write_known(&state, &hub, &history, command);
                 if number % 16 == 0 {
                     std::thread::yield_now();
                 }
@@ -194,7 +187,7 @@ async fn nothing_is_lost_under_load() {
         .unwrap();
     let history = writer.join().unwrap();
     // The last word: whoever is level has seen it.
-    write_last(&state, &hub, &history);
+    write_known(&state, &hub, &history, last());
     while let Some(user) = users.join_next().await {
         user.unwrap();
     }
@@ -203,21 +196,34 @@ async fn nothing_is_lost_under_load() {
     assert_eq!((stats.watchers, stats.behind), (0, 0), "{stats:?}");
 }
 
-fn write_last(state: &FakeState, hub: &WatchHub, history: &watch::Sender<History>) {
-    let all: Vec<_> = (0..20)
-        .map(|key| (format!("k{key}"), "last".to_owned()))
-        .collect();
+/// Applies, remembers and publishes. Whoever checks what was read meanwhile waits until it is known.
+fn write_known(
+    state: &FakeState,
+    hub: &WatchHub,
+    history: &watch::Sender<History>,
+    command: Command,
+) {
+    let mut published = None;
+    history.send_modify(|history| {
+        let effects = state.apply([command]);
+        history.record(&effects.events);
+        history.revision = effects.meta.revision;
+        history.compacted = effects.meta.compacted_revision;
+        published = Some(effects);
+    });
+    let effects = published.unwrap();
+    let tip = tip_of(&effects);
+    hub.publish(effects.events, tip);
+}
+
+/// All keys that anybody watches get their last value, in one revision.
+fn last() -> Command {
+    let all: Vec<_> = (0..20).map(|key| (format!("k{key}"), "last")).collect();
     let all: Vec<_> = all
         .iter()
-        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .map(|(key, value)| (key.as_str(), *value))
         .collect();
-    let effects = state.apply([txn(&all)]);
-    let tip = tip_of(&effects);
-    history.send_modify(|history| {
-        history.record(&effects.events);
-        history.revision = tip.revision;
-    });
-    hub.publish(effects.events, tip);
+    txn(&all)
 }
 
 async fn follow(
