@@ -89,8 +89,8 @@ impl State<'_> {
         clock_ms: u64,
         retention: Retention,
     ) -> Answered {
-        match read(&self.overlay)? {
-            Some(restore) => match restore.phase {
+        if let Some(restore) = read(&self.overlay)? {
+            match restore.phase {
                 RestorePhaseV1::Records if restore.backup == backup.0 => {
                     return Ok(Ok(progress(&restore)));
                 }
@@ -104,8 +104,7 @@ impl State<'_> {
                     return Ok(Ok(progress(&restore)));
                 }
                 RestorePhaseV1::Done { .. } => {}
-            },
-            None => {}
+            }
         }
         let meta = &self.meta;
         let is_empty = meta.revision == Meta::default().revision

@@ -112,7 +112,10 @@ impl NodeConfig {
     /// The StatefulSet ordinal: the digits after the last dash of the name.
     pub fn ordinal(&self) -> Result<u32> {
         ordinal(&self.name).ok_or_else(|| {
-            bad(format!("node name {:?} has no ordinal; expected a form like podkv-0", self.name))
+            bad(format!(
+                "node name {:?} has no ordinal; expected a form like podkv-0",
+                self.name
+            ))
         })
     }
 
@@ -123,10 +126,14 @@ impl NodeConfig {
             return Err(bad("replicas is 0; expected at least 1".into()));
         }
         if self.max_voters.is_multiple_of(2) {
-            return Err(bad(format!("max_voters is {}; expected an odd number", self.max_voters)));
+            return Err(bad(format!(
+                "max_voters is {}; expected an odd number",
+                self.max_voters
+            )));
         }
         let timing = &self.timing;
-        if timing.heartbeat * 2 >= timing.election_min || timing.election_min >= timing.election_max {
+        if timing.heartbeat * 2 >= timing.election_min || timing.election_min >= timing.election_max
+        {
             return Err(bad(format!(
                 "heartbeat {:?}, election {:?} to {:?}; expected heartbeat * 2 < election_min < election_max",
                 timing.heartbeat, timing.election_min, timing.election_max

@@ -28,4 +28,6 @@ mod write;
 
 pub use config::NodeConfig;
 pub use health::Health;
-pub use node::{Node, NodeBuilder, RestoreWriter, Restored, SnapshotReader, Written, Latency, NodeStats};
+pub use node::{
+    Latency, Node, NodeBuilder, NodeStats, RestoreWriter, Restored, SnapshotReader, Written,
+};

@@ -57,7 +57,11 @@ impl Members {
                 name: address.name.clone(),
                 peer_address: address.peer_address.clone(),
                 client_address: address.client_address.clone(),
-                role: if self.is_voter(*id) { MemberRole::Voter } else { MemberRole::Learner },
+                role: if self.is_voter(*id) {
+                    MemberRole::Voter
+                } else {
+                    MemberRole::Learner
+                },
             })
             .collect()
     }

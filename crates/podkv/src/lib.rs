@@ -89,9 +89,9 @@ pub use podkv_api::{
     Bytes, ClusterId, CompactResponse, Compare, CompareOp, CompareTarget, Consistency, Delete,
     DeleteResponse, Error, ErrorKind, Event, EventKind, Header, Incarnation, KeyRange, KeyValue,
     LeaderHint, LeaseGrantResponse, LeaseId, LeaseStatus, Limits, Member, MemberId, MemberRole,
-    NodeStatus, Op, OpResponse, Put, PutResponse, Range, RangeEnd, RangeResponse, RangeStream, Reason,
-    Result, Revision, SessionId, SessionStamp, Store, Txn, TxnResponse, Watch, WatchMessage,
-    WatchStream,
+    NodeStatus, Op, OpResponse, Put, PutResponse, Range, RangeEnd, RangeResponse, RangeStream,
+    Reason, Result, Revision, SessionId, SessionStamp, Store, Txn, TxnResponse, Watch,
+    WatchMessage, WatchStream,
 };
 
 /// What people build on a store: typed values, a local mirror, a mutex, an election.

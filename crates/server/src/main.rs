@@ -4,7 +4,10 @@ use clap::Parser as _;
 
 fn main() -> std::process::ExitCode {
     let cli = podkv_server::cli::Cli::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("podkv: no runtime: {error}");

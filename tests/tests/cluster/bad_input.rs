@@ -12,7 +12,10 @@ async fn refused(cluster: &ProcessCluster, index: usize) -> (Option<i32>, String
         let mut node = NodeProcess::start(command);
         (node.wait(), node.log())
     });
-    tokio::time::timeout(std::time::Duration::from_secs(20), waiting).await.expect("it ends by itself").unwrap()
+    tokio::time::timeout(std::time::Duration::from_secs(20), waiting)
+        .await
+        .expect("it ends by itself")
+        .unwrap()
 }
 
 /// A single node that has written something and is stopped now.
@@ -20,7 +23,10 @@ async fn stopped_node() -> ProcessCluster {
     let mut cluster = ProcessCluster::start(1).await;
     let client = cluster.client().await;
     for number in 0..100 {
-        client.put(Put::new(format!("k{number}"), "value")).await.unwrap();
+        client
+            .put(Put::new(format!("k{number}"), "value"))
+            .await
+            .unwrap();
     }
     client.close().await;
     cluster.kill(0);
@@ -30,14 +36,21 @@ async fn stopped_node() -> ProcessCluster {
 fn files_below(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_dir() { files_below(&path, found) } else { found.push(path) }
+        if path.is_dir() {
+            files_below(&path, found)
+        } else {
+            found.push(path)
+        }
     }
 }
 
 fn find(folder: &Path, accept: impl Fn(&Path) -> bool) -> PathBuf {
     let mut files = Vec::new();
     files_below(folder, &mut files);
-    files.into_iter().find(|path| accept(path)).expect("the file is there")
+    files
+        .into_iter()
+        .find(|path| accept(path))
+        .expect("the file is there")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,7 +68,12 @@ async fn a_volume_that_another_process_uses() {
     second.specs[0].data_dir = cluster.specs[0].data_dir.clone();
     let (code, _) = refused(&second, 0).await;
     assert_eq!(code, Some(4));
-    cluster.client().await.put(Put::new("still", "serving")).await.unwrap();
+    cluster
+        .client()
+        .await
+        .put(Put::new("still", "serving"))
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -88,7 +106,11 @@ async fn a_flipped_or_cut_marker() {
         std::fs::write(&marker, &bytes).unwrap();
         let (code, said) = refused(&cluster, 0).await;
         assert!(code.is_some_and(|code| code != 0), "{said}");
-        assert_eq!(std::fs::read(&marker).unwrap(), bytes, "nothing is mended or deleted");
+        assert_eq!(
+            std::fs::read(&marker).unwrap(),
+            bytes,
+            "nothing is mended or deleted"
+        );
     }
 }
 

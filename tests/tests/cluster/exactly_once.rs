@@ -13,7 +13,11 @@ use crate::proxy::Proxy;
 use crate::snapshots::{SMALL_LOG, fill, wait_purged};
 
 async fn channel(address: &str) -> Channel {
-    Endpoint::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
+    Endpoint::from_shared(format!("http://{address}"))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap()
 }
 
 fn stamped_put(session: &[u8]) -> v1::PutRequest {
@@ -30,7 +34,10 @@ fn stamped_put(session: &[u8]) -> v1::PutRequest {
 }
 
 async fn put_through(address: &str, session: &[u8]) -> u64 {
-    let response = KvClient::new(channel(address).await).put(stamped_put(session)).await.unwrap();
+    let response = KvClient::new(channel(address).await)
+        .put(stamped_put(session))
+        .await
+        .unwrap();
     response.into_inner().header.unwrap().revision
 }
 
@@ -42,7 +49,10 @@ async fn a_retry_through_another_node_gets_the_first_revision_back() {
     let leader = cluster.wait_leader().await;
     let session = rand::random::<u128>().to_be_bytes();
     let mut sessions = SessionClient::new(channel(&cluster.specs[leader].client).await);
-    let open = v1::SessionOpenRequest { ttl_ms: 600_000, id: session.to_vec().into() };
+    let open = v1::SessionOpenRequest {
+        ttl_ms: 600_000,
+        id: session.to_vec().into(),
+    };
     sessions.open(open).await.unwrap();
 
     let proxy = Proxy::start(cluster.specs[leader].client.clone()).await;
@@ -54,13 +64,19 @@ async fn a_retry_through_another_node_gets_the_first_revision_back() {
     assert!(!unanswered.is_finished(), "the answer is held back");
     cluster.kill(leader);
     drop(proxy);
-    assert!(unanswered.await.unwrap().is_err(), "the writer never learns");
+    assert!(
+        unanswered.await.unwrap().is_err(),
+        "the writer never learns"
+    );
 
     let other = (leader + 1) % 3;
     cluster.wait_ready(other).await;
     let client = cluster.client().await;
     let kv = client.get("once").await.unwrap().unwrap();
-    assert_eq!(put_through(&cluster.specs[other].client, &session).await, kv.mod_revision);
+    assert_eq!(
+        put_through(&cluster.specs[other].client, &session).await,
+        kv.mod_revision
+    );
 
     cluster.restart(leader);
     cluster.wait_ready(leader).await;
@@ -73,9 +89,16 @@ async fn a_retry_through_another_node_gets_the_first_revision_back() {
         cluster.restart(index);
     }
     cluster.wait_ready(leader).await;
-    assert_eq!(put_through(&cluster.specs[leader].client, &session).await, kv.mod_revision);
+    assert_eq!(
+        put_through(&cluster.specs[leader].client, &session).await,
+        kv.mod_revision
+    );
     let kv = client.get("once").await.unwrap().unwrap();
-    assert_eq!((kv.version, kv.create_revision), (1, kv.mod_revision), "applied once");
+    assert_eq!(
+        (kv.version, kv.create_revision),
+        (1, kv.mod_revision),
+        "applied once"
+    );
     client.close().await;
 }
 
@@ -88,7 +111,9 @@ async fn wait_on_followers(cluster: &ProcessCluster, leader: usize) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), there).await.expect("followers apply it");
+        tokio::time::timeout(Duration::from_secs(10), there)
+            .await
+            .expect("followers apply it");
         client.close().await;
     }
 }

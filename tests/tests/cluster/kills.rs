@@ -35,7 +35,11 @@ async fn what_was_acknowledged_survives_sigkill_of_any_node_at_any_moment() {
     for round in 0..6 {
         let leader = cluster.wait_leader().await;
         // The leader twice as often as the others.
-        let victim = if round % 2 == 0 { leader } else { rand::rng().random_range(0..3) };
+        let victim = if round % 2 == 0 {
+            leader
+        } else {
+            rand::rng().random_range(0..3)
+        };
         tokio::time::sleep(Duration::from_millis(rand::rng().random_range(50..300))).await;
         cluster.kill(victim);
         cluster.restart(victim);
@@ -46,14 +50,22 @@ async fn what_was_acknowledged_survives_sigkill_of_any_node_at_any_moment() {
     while let Some(acknowledged) = writers.join_next().await {
         expected.extend(acknowledged.expect("no writer fails"));
     }
-    let revision = expected.values().map(|(_, revision)| *revision).max().unwrap();
+    let revision = expected
+        .values()
+        .map(|(_, revision)| *revision)
+        .max()
+        .unwrap();
     for index in 0..3 {
         let state = local_state(&cluster.client_of(index).await, revision).await;
         assert_eq!(state.len(), expected.len());
         for kv in state {
             let key = String::from_utf8(kv.key.to_vec()).unwrap();
             let (value, revision) = &expected[&key];
-            assert_eq!((kv.value.as_ref(), kv.mod_revision), (value.as_bytes(), *revision), "{key} on node {index}");
+            assert_eq!(
+                (kv.value.as_ref(), kv.mod_revision),
+                (value.as_bytes(), *revision),
+                "{key} on node {index}"
+            );
         }
     }
     client.close().await;
@@ -64,7 +76,10 @@ async fn a_full_restart_brings_everything_back() {
     let mut cluster = ProcessCluster::start(3).await;
     let client = cluster.client().await;
     for number in 0..200 {
-        client.put(Put::new(format!("k{number:03}"), number.to_string())).await.unwrap();
+        client
+            .put(Put::new(format!("k{number:03}"), number.to_string()))
+            .await
+            .unwrap();
     }
     let before = local_state(&cluster.client_of(0).await, 201).await;
     for index in 0..3 {
@@ -75,7 +90,10 @@ async fn a_full_restart_brings_everything_back() {
     }
     for index in 0..3 {
         cluster.wait_ready(index).await;
-        assert_eq!(local_state(&cluster.client_of(index).await, 201).await, before);
+        assert_eq!(
+            local_state(&cluster.client_of(index).await, 201).await,
+            before
+        );
     }
     client.put(Put::new("after", "")).await.unwrap();
     client.close().await;
@@ -87,7 +105,9 @@ async fn sigterm_hands_over_and_exits_cleanly() {
     let client = cluster.client().await;
     let leader = cluster.wait_leader().await;
     let mut node = cluster.nodes[leader].take().unwrap();
-    let code = tokio::task::spawn_blocking(move || node.terminate()).await.unwrap();
+    let code = tokio::task::spawn_blocking(move || node.terminate())
+        .await
+        .unwrap();
     assert_eq!(code, Some(0));
     client.put(Put::new("a", "1")).await.unwrap();
     client.close().await;

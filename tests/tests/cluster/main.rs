@@ -13,11 +13,18 @@ use podkv_api::{Consistency, KeyRange, KeyValue, Range, Store};
 /// Everything that a node holds by itself, once it has applied `revision`.
 async fn local_state(node: &impl Store, revision: u64) -> Vec<KeyValue> {
     let caught_up = async {
-        while node.status().await.map_or(0, |status| status.header.revision) < revision {
+        while node
+            .status()
+            .await
+            .map_or(0, |status| status.header.revision)
+            < revision
+        {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(60), caught_up).await.expect("it catches up");
+    tokio::time::timeout(std::time::Duration::from_secs(60), caught_up)
+        .await
+        .expect("it catches up");
     let request = Range::new(KeyRange::all()).consistency(Consistency::Local);
     let mut chunks = node.range_stream(request).await.unwrap();
     let mut kvs = Vec::new();

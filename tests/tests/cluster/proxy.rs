@@ -25,7 +25,11 @@ impl Proxy {
                 connections.spawn(pass(client, target.clone(), held.clone()));
             }
         });
-        Self { address, hold, task }
+        Self {
+            address,
+            hold,
+            task,
+        }
     }
 
     /// From now on nothing comes back.
@@ -41,7 +45,9 @@ impl Drop for Proxy {
 }
 
 async fn pass(client: TcpStream, target: Arc<String>, mut held: watch::Receiver<bool>) {
-    let Ok(server) = TcpStream::connect(target.as_str()).await else { return };
+    let Ok(server) = TcpStream::connect(target.as_str()).await else {
+        return;
+    };
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     let requests = async move {

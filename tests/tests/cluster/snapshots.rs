@@ -27,13 +27,19 @@ pub async fn wait_purged(cluster: &ProcessCluster, index: u64) {
     let purged = async {
         loop {
             let leader = cluster.wait_leader().await;
-            if cluster.status(leader).await.is_ok_and(|status| status.first_log_index > index) {
+            if cluster
+                .status(leader)
+                .await
+                .is_ok_and(|status| status.first_log_index > index)
+            {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), purged).await.expect("the log is purged");
+    tokio::time::timeout(Duration::from_secs(60), purged)
+        .await
+        .expect("the log is purged");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,10 +57,16 @@ async fn a_follower_behind_a_purged_log_catches_up_by_snapshot() {
     cluster.restart(follower);
     cluster.wait_ready(follower).await;
     let status = cluster.status(follower).await.unwrap();
-    assert!(status.first_log_index > left_at + 1, "it has what it lacked from a snapshot: {status:?}");
+    assert!(
+        status.first_log_index > left_at + 1,
+        "it has what it lacked from a snapshot: {status:?}"
+    );
     let leader = cluster.wait_leader().await;
     let expected = local_state(&cluster.client_of(leader).await, 602).await;
-    assert_eq!(local_state(&cluster.client_of(follower).await, 602).await, expected);
+    assert_eq!(
+        local_state(&cluster.client_of(follower).await, 602).await,
+        expected
+    );
     assert_eq!(expected.len(), 601);
     client.close().await;
 }

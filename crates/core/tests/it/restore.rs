@@ -52,7 +52,7 @@ impl Backup {
                 }
             }
         }
-        assert_eq!(reader.position() <= bytes.len() as u64, true);
+        assert!(reader.position() <= bytes.len() as u64);
         let end = reader.finish()?;
         let header = header.unwrap();
         let bytes = bytes.to_vec();

@@ -32,8 +32,8 @@ pub use files::{IdentityFile, MarkerStore};
 pub use folder::DataFolder;
 #[cfg(feature = "rocksdb")]
 pub(crate) use folder::{CHECKPOINT_PREFIX, LOG_FOLDER, STATE_POINTER, STATE_PREFIX};
-pub use marker::{FOLDER_FORMAT, Founder, Phase, Proposal};
 use marker::Marker;
+pub use marker::{FOLDER_FORMAT, Founder, Phase, Proposal};
 use peers::{Observation, PeerBoots};
 
 /// Founders of one cluster, at most.
@@ -208,11 +208,7 @@ impl Identity {
 
     /// Becomes a member: of the cluster that it is reserved for, or, still virgin, of one that it joins.
     /// Must return before this node's first vote or append. The same again is fine. Blocking.
-    pub fn become_member(
-        &self,
-        cluster: ClusterId,
-        incarnation: Incarnation,
-    ) -> Result<(), Error> {
+    pub fn become_member(&self, cluster: ClusterId, incarnation: Incarnation) -> Result<(), Error> {
         let member = Phase::Member {
             cluster,
             incarnation,
@@ -260,7 +256,9 @@ impl Identity {
                 Ok(true)
             }
             Phase::Retired { .. } => Ok(false),
-            ref phase => Err(conflict(format!("only a member can retire: this node is {phase}"))),
+            ref phase => Err(conflict(format!(
+                "only a member can retire: this node is {phase}"
+            ))),
         })
     }
 
@@ -274,7 +272,10 @@ impl Identity {
             if (boot_counter, nonce) == (self.boot_counter, self.boot_nonce) {
                 return Ok(());
             }
-            return Err(peers::rewound(id, "it has the id of the node that it calls"));
+            return Err(peers::rewound(
+                id,
+                "it has the id of the node that it calls",
+            ));
         }
         if id == MemberId(0) || boot_counter == 0 {
             return Err(Error::new(
@@ -367,12 +368,17 @@ impl Identity {
         }
         let names: BTreeSet<_> = founders.iter().map(|founder| &founder.name).collect();
         let ids: BTreeSet<_> = founders.iter().map(|founder| founder.id).collect();
-        if names.len() != founders.len() || ids.len() != founders.len() || ids.contains(&MemberId(0)) {
+        if names.len() != founders.len()
+            || ids.len() != founders.len()
+            || ids.contains(&MemberId(0))
+        {
             return bad("the proposal names a founder twice, or one without an id".into());
         }
         let is_long = |text: &String| text.len() > MAX_TEXT_BYTES;
         if founders.iter().any(|founder| {
-            is_long(&founder.name) || is_long(&founder.peer_address) || is_long(&founder.client_address)
+            is_long(&founder.name)
+                || is_long(&founder.peer_address)
+                || is_long(&founder.client_address)
         }) {
             return bad(format!(
                 "the proposal has a name or address of more than {MAX_TEXT_BYTES} bytes"

@@ -22,7 +22,10 @@ pub(crate) enum Change {
     Promote(MemberId),
     Remove(MemberId),
     /// The learner `new` takes the vote of `old`, which leaves, in one joint change.
-    Replace { old: MemberId, new: MemberId },
+    Replace {
+        old: MemberId,
+        new: MemberId,
+    },
     /// `None` lets the leader choose the voter that is furthest.
     Transfer(Option<MemberId>),
 }
@@ -52,7 +55,11 @@ impl Node {
 
     /// Gives the vote of `old`, which leaves, to the learner `new`, in one joint change: the number of
     /// voters never falls in between.
-    pub async fn replace_member(&self, old: MemberId, new: MemberId) -> Result<(Header, Vec<Member>)> {
+    pub async fn replace_member(
+        &self,
+        old: MemberId,
+        new: MemberId,
+    ) -> Result<(Header, Vec<Member>)> {
         self.change(Change::Replace { old, new }).await?;
         Ok((self.header(), self.members_known()))
     }
@@ -194,7 +201,10 @@ fn to_wire(change: &Change) -> wire::admin_request::Change {
         }),
         Change::Promote(id) => Wire::Promote(id.0),
         Change::Remove(id) => Wire::Remove(id.0),
-        Change::Replace { old, new } => Wire::Replace(wire::Replacement { old: old.0, new: new.0 }),
+        Change::Replace { old, new } => Wire::Replace(wire::Replacement {
+            old: old.0,
+            new: new.0,
+        }),
         Change::Transfer(to) => Wire::TransferTo(to.map_or(0, |id| id.0)),
     }
 }
@@ -212,9 +222,10 @@ pub(super) fn from_wire(change: wire::admin_request::Change) -> Change {
         ),
         Wire::Promote(id) => Change::Promote(MemberId(id)),
         Wire::Remove(id) => Change::Remove(MemberId(id)),
-        Wire::Replace(wire::Replacement { old, new }) => {
-            Change::Replace { old: MemberId(old), new: MemberId(new) }
-        }
+        Wire::Replace(wire::Replacement { old, new }) => Change::Replace {
+            old: MemberId(old),
+            new: MemberId(new),
+        },
         Wire::TransferTo(id) => Change::Transfer((id != 0).then_some(MemberId(id))),
     }
 }

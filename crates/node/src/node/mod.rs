@@ -152,7 +152,13 @@ impl Node {
     fn header_at(&self, revision: Revision) -> Header {
         let (cluster, incarnation) = self.cluster();
         let term = self.0.group.state().borrow().term;
-        Header { cluster, incarnation, member: self.id(), term, revision }
+        Header {
+            cluster,
+            incarnation,
+            member: self.id(),
+            term,
+            revision,
+        }
     }
 
     fn cluster(&self) -> (ClusterId, Incarnation) {
@@ -179,7 +185,10 @@ impl Node {
     }
 
     fn written(&self, decided: Decided) -> Result<Written> {
-        let header = Header { term: decided.term, ..self.header_at(decided.outcome.revision) };
+        let header = Header {
+            term: decided.term,
+            ..self.header_at(decided.outcome.revision)
+        };
         let mut answer = decided.outcome.result?;
         if matches!(answer, Answer::RevisionOnly) {
             return Err(Error::new(
@@ -193,7 +202,11 @@ impl Node {
             .with_revision(decided.outcome.revision));
         }
         answer.stamp(header);
-        Ok(Written { header, answer, duplicate: decided.outcome.duplicate })
+        Ok(Written {
+            header,
+            answer,
+            duplicate: decided.outcome.duplicate,
+        })
     }
 
     /// Runs a transaction. One that cannot write is a read and does not go through the log.
@@ -209,7 +222,10 @@ impl Node {
             self.fresh(consistency, timeout).await?;
             return self.0.query.txn(self.header(), txn).await;
         }
-        let proposal = Proposal { stamp, command: Command::Txn(txn) };
+        let proposal = Proposal {
+            stamp,
+            command: Command::Txn(txn),
+        };
         match self.propose(proposal, timeout).await?.answer {
             Answer::Txn(response) => Ok(response),
             _ => Err(unexpected()),
@@ -217,7 +233,11 @@ impl Node {
     }
 
     /// Waits until this node may answer a read of that consistency.
-    pub(crate) async fn fresh(&self, consistency: Consistency, timeout: Option<Duration>) -> Result<Applied> {
+    pub(crate) async fn fresh(
+        &self,
+        consistency: Consistency,
+        timeout: Option<Duration>,
+    ) -> Result<Applied> {
         let timeout = timeout.unwrap_or(self.0.config.request_timeout);
         match consistency {
             Consistency::Linearizable => {
@@ -247,9 +267,18 @@ impl Node {
     }
 
     /// Opens a session. Opening the same id again under the same identity renews it.
-    pub async fn session_open(&self, id: SessionId, ttl: Duration, identity: Bytes) -> Result<(Header, u64)> {
+    pub async fn session_open(
+        &self,
+        id: SessionId,
+        ttl: Duration,
+        identity: Bytes,
+    ) -> Result<(Header, u64)> {
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-        let command = Command::SessionOpen { id, ttl_ms, identity };
+        let command = Command::SessionOpen {
+            id,
+            ttl_ms,
+            identity,
+        };
         let written = self.propose(command.into(), None).await?;
         match written.answer {
             Answer::SessionOpen { ttl_ms } => Ok((written.header, ttl_ms)),
@@ -260,30 +289,58 @@ impl Node {
     /// Sets a session back to its full TTL, and returns that in milliseconds.
     pub async fn session_keep_alive(&self, id: SessionId) -> Result<(Header, u64)> {
         let (term, ttl_ms) = self.0.session_renewals.renew(id).await?;
-        Ok((Header { term, ..self.header() }, ttl_ms))
+        Ok((
+            Header {
+                term,
+                ..self.header()
+            },
+            ttl_ms,
+        ))
     }
 
     pub async fn session_close(&self, id: SessionId) -> Result<Header> {
-        Ok(self.propose(Command::SessionClose { id }.into(), None).await?.header)
+        Ok(self
+            .propose(Command::SessionClose { id }.into(), None)
+            .await?
+            .header)
     }
 
     /// Names the leader's client address, so that a caller can go there.
     fn with_leader_address(&self, error: Error) -> Error {
-        let Some(hint) = error.leader().cloned() else { return error };
+        let Some(hint) = error.leader().cloned() else {
+            return error;
+        };
         let state = self.0.group.state();
         let state: watch::Ref<'_, GroupState> = state.borrow();
-        let Some(address) = state.members.nodes.get(&hint.member) else { return error };
-        let hint = podkv_api::LeaderHint { client_address: address.client_address.clone(), ..hint };
+        let Some(address) = state.members.nodes.get(&hint.member) else {
+            return error;
+        };
+        let hint = podkv_api::LeaderHint {
+            client_address: address.client_address.clone(),
+            ..hint
+        };
         error.with_leader(Some(hint))
     }
 
     /// Prepares to stop: unready at once, hands over leadership if it leads. Calls are still served.
     pub async fn drain(&self) {
         self.0.health.send_replace(Health::draining());
-        if self.is_leader() && self.0.group.state().borrow().members.voters.iter().any(|set| set.len() > 1) {
+        if self.is_leader()
+            && self
+                .0
+                .group
+                .state()
+                .borrow()
+                .members
+                .voters
+                .iter()
+                .any(|set| set.len() > 1)
+        {
             match self.0.group.transfer_leadership(None).await {
                 Ok(to) => tracing::info!(%to, "handed over leadership"),
-                Err(error) => tracing::warn!(%error, "could not hand over leadership; the others will elect a leader"),
+                Err(error) => {
+                    tracing::warn!(%error, "could not hand over leadership; the others will elect a leader")
+                }
             }
         }
     }

@@ -43,7 +43,10 @@ pub struct Latency {
 
 impl From<HistogramSnapshot> for Latency {
     fn from(snapshot: HistogramSnapshot) -> Self {
-        Self { buckets: snapshot.buckets, sum_micros: snapshot.sum_micros }
+        Self {
+            buckets: snapshot.buckets,
+            sum_micros: snapshot.sum_micros,
+        }
     }
 }
 

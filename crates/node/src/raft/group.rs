@@ -15,6 +15,7 @@ use openraft::errors::{
     ClientWriteError, Fatal, ForwardReason, ForwardToLeader, InitializeError,
     LinearizableReadError, RaftError,
 };
+use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{LinearizerOption, RaftMetrics};
 use podkv_api::{Error, LeaderHint, MemberId, Reason, Result};
 use tokio::sync::{oneshot, watch};
@@ -27,10 +28,10 @@ use super::freshness::Freshness;
 use super::log::{Log, LogStats, Writer};
 use super::machine::{Machine, applied_key};
 use super::network::Network;
-use super::record;
 use super::transfer::Transfers;
-use super::types::{Answer, Payload, TypeConfig, position};
+use super::types::{Answer, LogId, Payload, TypeConfig, position};
 use super::{Applied, Committed, EventSink};
+use super::{membership, record};
 use crate::config::RaftTiming;
 use crate::membership::{LogPosition, PeerAddress};
 use crate::peer::pool::PeerPool;
@@ -38,6 +39,7 @@ use crate::storage::{LogStore, StateStore};
 
 pub(super) type Raft = openraft::Raft<TypeConfig, Machine>;
 type Metrics = RaftMetrics<TypeConfig>;
+type MetricsReceiver = WatchReceiverOf<TypeConfig, Metrics>;
 
 /// A snapshot that is not built by then is given up, and built again later: the disk is very slow.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -125,7 +127,7 @@ impl Group {
         let tasks = TaskTracker::new();
         let (changed, state) = watch::channel(GroupState::default());
         tasks.spawn(state::watch(
-            raft.clone(),
+            raft.metrics(),
             changed,
             freshness.clone(),
             peers,
@@ -164,6 +166,7 @@ impl Group {
     /// Makes a new cluster of these voters. To be called on one founder only, once all have agreed.
     /// Does nothing if the group has begun already.
     pub async fn initialize(&self, voters: BTreeMap<MemberId, PeerAddress>) -> Result<()> {
+        voters.values().try_for_each(membership::check_address)?;
         let nodes: BTreeMap<u64, PeerAddress> = voters
             .into_iter()
             .map(|(id, address)| (id.0, address))
@@ -316,9 +319,12 @@ impl Group {
                 if let Err(fatal) = &metrics.running_state {
                     return Err(stopped(fatal));
                 }
-                let committed = metrics.cluster_committed.as_ref().map(|id| id.index);
-                let applied = metrics.last_applied.as_ref().map(|id| id.index);
-                if committed.is_some() && committed >= end && applied >= end.or(Some(0)) {
+                let index = |id: &Option<LogId>| id.as_ref().map(|id| id.index);
+                let (committed, applied) = (
+                    index(&metrics.cluster_committed),
+                    index(&metrics.last_applied),
+                );
+                if has_recovered(end, metrics.last_log_index, committed, applied) {
                     return Ok(());
                 }
             }
@@ -475,6 +481,19 @@ fn unreadable(error: io::Error) -> Error {
         format!("the state cannot be read: {error}"),
     )
     .with_source(error)
+}
+
+/// Whether everything that was committed in a log that ended at `end` is applied. `last` is its end now:
+/// a leader that never saw the tail has cut it off, and what is cut off was not committed. Nothing is
+/// known to be committed (`None`) until a leader of this start said so.
+fn has_recovered(
+    end: Option<u64>,
+    last: Option<u64>,
+    committed: Option<u64>,
+    applied: Option<u64>,
+) -> bool {
+    let end = end.min(last);
+    committed.is_some() && committed >= end && applied.is_some() && applied >= end
 }
 
 fn joined<T>(result: std::result::Result<T, tokio::task::JoinError>) -> Result<T> {

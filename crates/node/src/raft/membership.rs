@@ -51,6 +51,33 @@ pub(super) struct Seen {
     pub alive_within: Duration,
 }
 
+/// Names longer than this are refused: they are kept in every membership record.
+const MAX_NAME_BYTES: usize = 1024;
+
+/// More members than anybody runs; their number is kept in 16 bits.
+const MAX_MEMBERS: usize = 1000;
+
+/// Refuses an address that a membership record does not hold.
+pub(super) fn check_address(address: &PeerAddress) -> Result<()> {
+    let PeerAddress {
+        name,
+        peer_address,
+        client_address,
+    } = address;
+    for text in [name, peer_address, client_address] {
+        if text.len() > MAX_NAME_BYTES {
+            return Err(Error::new(
+                Reason::InvalidArgument,
+                format!(
+                    "a name of {} bytes; a member's names have at most {MAX_NAME_BYTES}",
+                    text.len()
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
 fn conflict(text: impl Into<String>) -> Error {
     Error::new(Reason::MembershipConflict, text)
 }
@@ -77,7 +104,13 @@ impl Seen {
                         known.name, known.peer_address
                     )));
                 }
-                None => Some(Step::AddLearner(*id, address.clone())),
+                None if self.members.nodes.len() >= MAX_MEMBERS => {
+                    return Err(conflict(format!("there are {MAX_MEMBERS} members already")));
+                }
+                None => {
+                    check_address(address)?;
+                    Some(Step::AddLearner(*id, address.clone()))
+                }
             },
             Change::Promote(id) if voters.contains(id) => None,
             Change::Promote(id) => {
@@ -222,6 +255,19 @@ mod tests {
         assert_eq!(step, Some(Step::AddLearner(MemberId(4), address(4))));
         assert_eq!(seen.plan(&add(3, 3)).unwrap(), None);
         assert_eq!(reason(seen.plan(&add(3, 9))), Reason::MembershipConflict);
+    }
+
+    #[test]
+    fn names_that_no_record_holds_are_refused() {
+        let long = PeerAddress {
+            name: "x".repeat(70_000),
+            ..PeerAddress::default()
+        };
+        let add = Change::AddLearner(MemberId(4), long);
+        assert_eq!(
+            reason(seen(&[1], &[], &[]).plan(&add)),
+            Reason::InvalidArgument
+        );
     }
 
     #[test]

@@ -234,7 +234,7 @@ fn members_payload(members: &Members) -> Bytes {
     let mut buffer = BytesMut::with_capacity(64 + members.nodes.len() * 128);
     buffer.put_u8(members.position.is_some().into());
     put_position(&mut buffer, members.position.unwrap_or_default());
-    // Counts and names are bounded far below these types: see `MEMBERSHIP_LIMIT`.
+    // Counts and names are bounded far below these types when a member is added.
     buffer.put_u8(members.voters.len() as u8);
     for set in &members.voters {
         buffer.put_u16_le(set.len() as u16);

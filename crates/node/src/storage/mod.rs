@@ -80,7 +80,12 @@ pub trait LogStore: Send + Sync + 'static {
 
     /// The entries from `start` to before `end`, in order and without gaps, at most `max_bytes` of
     /// them but at least one. Ends early where the log ends; empty if the log does not hold `start`.
-    fn read(&self, start: u64, end: u64, max_bytes: usize) -> Result<Vec<(u64, Bytes)>, StorageError>;
+    fn read(
+        &self,
+        start: u64,
+        end: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<(u64, Bytes)>, StorageError>;
 
     /// Bytes on disk, roughly.
     fn disk_bytes(&self) -> u64;

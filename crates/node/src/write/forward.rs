@@ -72,7 +72,10 @@ impl ForwardStream {
 
     /// Gives the proposal back if there is no room, or the stream has ended; `None` if it was taken.
     pub fn send(&self, pending: Pending) -> Option<Pending> {
-        self.sender.try_send(pending).err().map(|refused| refused.into_inner())
+        self.sender
+            .try_send(pending)
+            .err()
+            .map(|refused| refused.into_inner())
     }
 }
 

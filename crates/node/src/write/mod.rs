@@ -94,7 +94,12 @@ impl Exposure {
     const WITHDRAWN: u8 = 2;
 
     fn expose(&self) -> bool {
-        match self.0.compare_exchange(Self::HELD, Self::EXPOSED, Ordering::AcqRel, Ordering::Acquire) {
+        match self.0.compare_exchange(
+            Self::HELD,
+            Self::EXPOSED,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        ) {
             Ok(_) => true,
             Err(state) => state == Self::EXPOSED,
         }
@@ -103,7 +108,12 @@ impl Exposure {
     /// True if the proposal was never exposed, and now never will be.
     fn withdraw(&self) -> bool {
         self.0
-            .compare_exchange(Self::HELD, Self::WITHDRAWN, Ordering::AcqRel, Ordering::Acquire)
+            .compare_exchange(
+                Self::HELD,
+                Self::WITHDRAWN,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            )
             .is_ok()
     }
 }
@@ -129,7 +139,12 @@ impl Writer {
         let (inbox, receiver) = mpsc::channel(admission.max_proposals());
         let state = parts.group.state();
         tasks.spawn(router::run(parts, receiver, tasks.clone(), stop));
-        Self { inbox, admission, limits, state }
+        Self {
+            inbox,
+            admission,
+            limits,
+            state,
+        }
     }
 
     /// Writes that were admitted and have no answer yet.
@@ -176,14 +191,22 @@ impl Writer {
         match state.leader {
             Some(_) => Error::new(
                 Reason::DeadlineExceeded,
-                format!("no answer within {timeout:?}: the leader could not reach a majority in time"),
+                format!(
+                    "no answer within {timeout:?}: the leader could not reach a majority in time"
+                ),
             ),
             None => Error::new(
                 Reason::NoLeader,
                 format!(
                     "no leader within {timeout:?}: {} voters are known here, and no majority of them \
                      agrees on one. Check that the other pods run and reach each other",
-                    state.members.voters.iter().flatten().collect::<std::collections::BTreeSet<_>>().len()
+                    state
+                        .members
+                        .voters
+                        .iter()
+                        .flatten()
+                        .collect::<std::collections::BTreeSet<_>>()
+                        .len()
                 ),
             ),
         }
@@ -191,11 +214,18 @@ impl Writer {
 }
 
 fn given_up(exposure: &Exposure, error: Error) -> Error {
-    if exposure.withdraw() { error } else { error.with_unknown_outcome() }
+    if exposure.withdraw() {
+        error
+    } else {
+        error.with_unknown_outcome()
+    }
 }
 
 fn stopping() -> Error {
-    Error::new(Reason::NodeNotReady, "the node is stopping: ask another one")
+    Error::new(
+        Reason::NodeNotReady,
+        "the node is stopping: ask another one",
+    )
 }
 
 #[cfg(test)]

@@ -60,25 +60,73 @@ impl Page {
     }
 
     fn stats(&mut self, stats: &NodeStats) {
-        self.family("raft_role", "Always 1; what this node does in the group", "gauge");
+        self.family(
+            "raft_role",
+            "Always 1; what this node does in the group",
+            "gauge",
+        );
         self.sample("raft_role", &format!("{{role=\"{}\"}}", stats.role), 1);
         for (name, help, value) in [
-            ("writes_in_flight", "Writes admitted here without an answer yet", stats.writes_in_flight as u64),
-            ("log_bytes", "Bytes of the entries in the log", stats.log_bytes),
+            (
+                "writes_in_flight",
+                "Writes admitted here without an answer yet",
+                stats.writes_in_flight as u64,
+            ),
+            (
+                "log_bytes",
+                "Bytes of the entries in the log",
+                stats.log_bytes,
+            ),
             ("watches", "Open watches", stats.watches as u64),
-            ("watches_behind", "Watches that catch up or are too slow", stats.watches_behind as u64),
-            ("watch_buffered_bytes", "Events in memory for watches", stats.watch_buffered_bytes as u64),
+            (
+                "watches_behind",
+                "Watches that catch up or are too slow",
+                stats.watches_behind as u64,
+            ),
+            (
+                "watch_buffered_bytes",
+                "Events in memory for watches",
+                stats.watch_buffered_bytes as u64,
+            ),
         ] {
             self.gauge(name, help, value);
         }
         for (name, help, value) in [
-            ("log_fsyncs_total", "Batches of the log that were synced", stats.log_fsyncs_total),
-            ("log_entries_total", "Entries written to the log", stats.log_entries_total),
-            ("log_written_bytes_total", "Bytes of entries written to the log", stats.log_bytes_total),
-            ("watches_fell_behind_total", "Times that a live watch's queue was full", stats.watches_fell_behind_total),
-            ("watches_compacted_total", "Watches ended by compaction", stats.watches_compacted_total),
-            ("watch_reads_total", "Reads of the state for watches", stats.watch_reads_total),
-            ("watch_gaps_total", "Reads of the state because the hub fell behind", stats.watch_gaps_total),
+            (
+                "log_fsyncs_total",
+                "Batches of the log that were synced",
+                stats.log_fsyncs_total,
+            ),
+            (
+                "log_entries_total",
+                "Entries written to the log",
+                stats.log_entries_total,
+            ),
+            (
+                "log_written_bytes_total",
+                "Bytes of entries written to the log",
+                stats.log_bytes_total,
+            ),
+            (
+                "watches_fell_behind_total",
+                "Times that a live watch's queue was full",
+                stats.watches_fell_behind_total,
+            ),
+            (
+                "watches_compacted_total",
+                "Watches ended by compaction",
+                stats.watches_compacted_total,
+            ),
+            (
+                "watch_reads_total",
+                "Reads of the state for watches",
+                stats.watch_reads_total,
+            ),
+            (
+                "watch_gaps_total",
+                "Reads of the state because the hub fell behind",
+                stats.watch_gaps_total,
+            ),
         ] {
             self.family(name, help, "counter");
             self.sample(name, "", value);
@@ -96,7 +144,11 @@ impl Page {
                 &u64::MAX => "+Inf".to_string(),
                 micros => (*micros as f64 / 1e6).to_string(),
             };
-            self.sample(&format!("{name}_bucket"), &format!("{{le=\"{bound}\"}}"), count);
+            self.sample(
+                &format!("{name}_bucket"),
+                &format!("{{le=\"{bound}\"}}"),
+                count,
+            );
         }
         self.sample(&format!("{name}_sum"), "", latency.sum_micros as f64 / 1e6);
         self.sample(&format!("{name}_count"), "", count);
@@ -127,7 +179,11 @@ impl Page {
 
     fn members(&mut self, node: &Node) {
         let members = node.members_known();
-        self.family("members", "Members of the cluster, as this node knows them", "gauge");
+        self.family(
+            "members",
+            "Members of the cluster, as this node knows them",
+            "gauge",
+        );
         for (role, label) in [
             (MemberRole::Voter, "voter"),
             (MemberRole::Learner, "learner"),

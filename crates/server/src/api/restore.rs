@@ -13,6 +13,10 @@ use podkv_proto::v1;
 use tonic::{Status, Streaming};
 
 /// Where a stream of requests has got to.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one for each restore, and there is one at a time"
+)]
 pub(super) enum Step {
     First(Node, Streaming<v1::RestoreRequest>),
     Data(RestoreWriter, Streaming<v1::RestoreRequest>),

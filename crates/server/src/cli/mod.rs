@@ -87,40 +87,119 @@ pub async fn run(cli: Cli) -> Exit {
 
 async fn with_client(args: args::ClientArgs, command: Command) -> Result<Exit, Failure> {
     let mut printer = Printer::new(args.output);
-    let client = Client::builder().endpoints(args.endpoints).deadline(args.timeout).connect().await?;
+    let client = Client::builder()
+        .endpoints(args.endpoints)
+        .deadline(args.timeout)
+        .connect()
+        .await?;
     let exit = dispatch(&client, &mut printer, command).await;
     client.close().await;
     printer.flush()?;
     exit
 }
 
-async fn dispatch(client: &Client, printer: &mut Printer, command: Command) -> Result<Exit, Failure> {
+async fn dispatch(
+    client: &Client,
+    printer: &mut Printer,
+    command: Command,
+) -> Result<Exit, Failure> {
     match command {
         Command::Get { key, read } => data::get(client, printer, key, read).await,
         Command::Put(args) => data::put(client, printer, args).await,
         Command::Del { keys, prev } => data::delete(client, printer, keys, prev).await,
-        Command::Range { keys, read, limit, reverse, keys_only, count_only } => {
-            let options = RangeOptions { limit, reverse, keys_only, count_only };
+        Command::Range {
+            keys,
+            read,
+            limit,
+            reverse,
+            keys_only,
+            count_only,
+        } => {
+            let options = RangeOptions {
+                limit,
+                reverse,
+                keys_only,
+                count_only,
+            };
             data::range(client, printer, keys, read, options).await
         }
-        Command::Watch { keys, revision, list, prev, count } => {
-            data::watch(client, printer, keys, WatchOptions { revision, list, prev, count }).await
+        Command::Watch {
+            keys,
+            revision,
+            list,
+            prev,
+            count,
+        } => {
+            data::watch(
+                client,
+                printer,
+                keys,
+                WatchOptions {
+                    revision,
+                    list,
+                    prev,
+                    count,
+                },
+            )
+            .await
         }
-        Command::Txn { compares, then, or_else } => data::txn(client, printer, &compares, &then, &or_else).await,
+        Command::Txn {
+            compares,
+            then,
+            or_else,
+        } => data::txn(client, printer, &compares, &then, &or_else).await,
         Command::Compact { revision } => data::compact(client, printer, revision).await,
         Command::Lease(command) => hold::lease(client, printer, command).await,
-        Command::Lock { name, ttl, try_lock, command } => {
-            hold::lock(client, printer, &name, LockOptions { ttl, try_lock, command }).await
+        Command::Lock {
+            name,
+            ttl,
+            try_lock,
+            command,
+        } => {
+            hold::lock(
+                client,
+                printer,
+                &name,
+                LockOptions {
+                    ttl,
+                    try_lock,
+                    command,
+                },
+            )
+            .await
         }
-        Command::Elect { name, value, ttl, observe } => {
-            hold::elect(client, printer, &name, ElectOptions { ttl, value, observe }).await
+        Command::Elect {
+            name,
+            value,
+            ttl,
+            observe,
+        } => {
+            hold::elect(
+                client,
+                printer,
+                &name,
+                ElectOptions {
+                    ttl,
+                    value,
+                    observe,
+                },
+            )
+            .await
         }
         Command::Member(command) => cluster::member(client, printer, command).await,
         Command::Status => cluster::status(client, printer).await,
-        Command::Load { file, prefix, concurrency } => bulk::load(client, printer, &file, &prefix, concurrency).await,
+        Command::Load {
+            file,
+            prefix,
+            concurrency,
+        } => bulk::load(client, printer, &file, &prefix, concurrency).await,
         Command::Dump { prefix } => bulk::dump(client, printer, prefix).await,
-        Command::Snapshot(SnapshotCommand::Save { file }) => bulk::snapshot_save(client, printer, &file).await,
-        Command::Snapshot(SnapshotCommand::Restore { file }) => restore::restore(client, printer, &file).await,
+        Command::Snapshot(SnapshotCommand::Save { file }) => {
+            bulk::snapshot_save(client, printer, &file).await
+        }
+        Command::Snapshot(SnapshotCommand::Restore { file }) => {
+            restore::restore(client, printer, &file).await
+        }
         Command::Snapshot(SnapshotCommand::Discard) => restore::discard(client, printer).await,
         // It asks no cluster: `run` has taken it.
         Command::Snapshot(SnapshotCommand::Check { .. }) => Ok(Exit::Usage),

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::super::freshness::Freshness;
 use super::super::types::{LogId, members, position};
-use super::{Metrics, Raft};
+use super::{Metrics, MetricsReceiver};
 use crate::membership::{LogPosition, Members};
 use crate::peer::pool::PeerPool;
 
@@ -56,7 +56,7 @@ pub(crate) struct GroupState {
     pub snapshot: Option<LogPosition>,
     pub purged: Option<LogPosition>,
     /// The membership that counts: the last one in the log.
-    pub members: Members,
+    pub members: Arc<Members>,
     /// It is committed, too.
     pub members_committed: bool,
     /// Raft has stopped by itself, and why.
@@ -64,7 +64,8 @@ pub(crate) struct GroupState {
 }
 
 impl GroupState {
-    fn new(metrics: &Metrics) -> Self {
+    /// `members` are those of the metrics.
+    fn new(metrics: &Metrics, members: Arc<Members>) -> Self {
         let at = |id: &Option<LogId>| id.as_ref().map(position);
         let membership = &metrics.membership_config;
         Self {
@@ -76,7 +77,7 @@ impl GroupState {
             applied: at(&metrics.last_applied),
             snapshot: at(&metrics.snapshot),
             purged: at(&metrics.purged),
-            members: members(membership),
+            members,
             members_committed: membership.log_id() == metrics.committed_membership_config.log_id(),
             fatal: match &metrics.running_state {
                 Ok(()) | Err(Fatal::Stopped) => None,
@@ -88,27 +89,33 @@ impl GroupState {
 
 /// Follows the metrics until raft has ended.
 pub(super) async fn watch(
-    raft: Raft,
+    mut metrics: MetricsReceiver,
     state: watch::Sender<GroupState>,
     freshness: Arc<Freshness>,
     peers: PeerPool,
 ) {
-    let mut metrics = raft.metrics();
+    // Metrics change with every batch, memberships hardly ever: the same pointer is the same membership.
+    let mut seen = metrics.borrow_watched().membership_config.clone();
+    let mut current = Arc::new(members(&seen));
     loop {
         let (new, quorum, ended) = {
             let metrics = metrics.borrow_and_update();
+            if !Arc::ptr_eq(&seen, &metrics.membership_config) {
+                seen = metrics.membership_config.clone();
+                current = Arc::new(members(&seen));
+            }
             let leads = metrics.state == ServerState::Leader;
             let quorum = metrics.last_quorum_acked.filter(|_| leads);
             let quorum = quorum.and_then(|at| Instant::now().checked_sub(at.elapsed()));
             (
-                GroupState::new(&metrics),
+                GroupState::new(&metrics, current.clone()),
                 quorum,
                 metrics.running_state.is_err(),
             )
         };
         freshness.quorum(quorum);
-        let members_changed = state.borrow().members.nodes != new.members.nodes;
-        if members_changed && !new.members.nodes.is_empty() {
+        let same = Arc::ptr_eq(&state.borrow().members, &new.members);
+        if !same && !new.members.nodes.is_empty() {
             let ids: BTreeSet<MemberId> = new.members.nodes.keys().copied().collect();
             peers.retain(&ids);
         }

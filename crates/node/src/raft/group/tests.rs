@@ -1,12 +1,13 @@
 //! Three groups over gRPC in memory: what a cluster promises, through the code that ships.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::BoxFuture;
 use podkv_api::{ClusterId, Incarnation, Put};
 use podkv_core::{Command, Entry, Proposal, state_digest};
 use podkv_proto::peer as wire;
-use tonic::Status;
+use tonic::{Status, Streaming};
 
 use super::super::machine::tests::Recorder;
 use super::*;
@@ -16,7 +17,7 @@ use crate::peer::header::PeerHeaders;
 use crate::peer::server::PeerServer;
 use crate::peer::service::{Admit, PeerService, Slots};
 use crate::peer::settings::PeerSettings;
-use crate::peer::{FoundingCalls, Reply};
+use crate::peer::{FoundingCalls, RaftCalls, Reply, ReplyStream};
 use crate::storage::{Crash, MemoryDisk, Volume};
 use crate::transport::Transport;
 use crate::transport::memory::Hub;
@@ -46,6 +47,8 @@ struct Cluster {
     ids: Vec<MemberId>,
     running: BTreeMap<usize, Running>,
     written: u64,
+    /// Append streams that were ever opened.
+    streams: Arc<AtomicUsize>,
 }
 
 /// These nodes are members from the start.
@@ -77,6 +80,54 @@ impl FoundingCalls for Founded {
     }
 }
 
+/// A group's calls, its append streams counted.
+struct Counted {
+    group: Group,
+    streams: Arc<AtomicUsize>,
+}
+
+impl RaftCalls for Counted {
+    fn append(
+        &self,
+        first: wire::AppendRequest,
+        rest: Streaming<wire::AppendRequest>,
+    ) -> ReplyStream<wire::AppendResponse> {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        self.group.append(first, rest)
+    }
+    fn vote(&self, request: wire::VoteRequest) -> Reply<'_, wire::VoteResponse> {
+        self.group.vote(request)
+    }
+    fn pre_vote(&self, request: wire::VoteRequest) -> Reply<'_, wire::VoteResponse> {
+        self.group.pre_vote(request)
+    }
+    fn transfer_leader(
+        &self,
+        request: wire::TransferLeaderRequest,
+    ) -> Reply<'_, wire::TransferLeaderResponse> {
+        self.group.transfer_leader(request)
+    }
+    fn offer_snapshot(
+        &self,
+        request: wire::OfferSnapshotRequest,
+    ) -> Reply<'_, wire::OfferSnapshotResponse> {
+        self.group.offer_snapshot(request)
+    }
+    fn send_snapshot(
+        &self,
+        first: wire::SendSnapshotRequest,
+        rest: Streaming<wire::SendSnapshotRequest>,
+    ) -> Reply<'_, wire::SendSnapshotResponse> {
+        self.group.send_snapshot(first, rest)
+    }
+    fn install_snapshot(
+        &self,
+        request: wire::InstallSnapshotRequest,
+    ) -> Reply<'_, wire::InstallSnapshotResponse> {
+        self.group.install_snapshot(request)
+    }
+}
+
 fn address(node: usize) -> String {
     format!("podkv-{node}:2380")
 }
@@ -86,7 +137,9 @@ impl Cluster {
     async fn of(nodes: usize) -> Self {
         let disks = (0..nodes).map(|_| MemoryDisk::new()).collect();
         let (ids, running) = (Vec::new(), BTreeMap::new());
+        let streams = Arc::default();
         let mut cluster = Self {
+            streams,
             hub: Hub::new(),
             disks,
             ids,
@@ -153,7 +206,11 @@ impl Cluster {
         let group = group.await.unwrap();
         let slots = Arc::new(Slots::default());
         slots.bind_founding(Arc::new(Founded), Arc::new(Founded));
-        slots.bind_raft(Arc::new(group.clone()));
+        let calls = Counted {
+            group: group.clone(),
+            streams: self.streams.clone(),
+        };
+        slots.bind_raft(Arc::new(calls));
         let service = PeerService::new(Gate::new(identity), slots);
         let server = PeerServer::start(listener, service, &settings);
         self.running.insert(
@@ -553,4 +610,98 @@ async fn a_follower_knows_how_fresh_it_is() {
         .unwrap_err();
     assert_eq!(stale.reason(), Reason::TooStale);
     cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_are_kept() {
+    let mut cluster = Cluster::founded(3, 3).await;
+    let last = cluster.write(100).await;
+    cluster.all_equal(last.index).await;
+    let before = cluster.streams.load(Ordering::Relaxed);
+    // Twenty heartbeats to each of two followers, and writes among them.
+    for _ in 0..20 {
+        tokio::time::sleep(timing().heartbeat).await;
+        cluster.write(1).await;
+    }
+    let opened = cluster.streams.load(Ordering::Relaxed) - before;
+    assert!(
+        opened < 10,
+        "{opened} streams were opened for some 40 heartbeats"
+    );
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_back_from_a_partition_deposes_nobody() {
+    let mut cluster = Cluster::founded(3, 3).await;
+    cluster.write(3).await;
+    let leader = cluster.leader().await;
+    let term = cluster.group(leader).state().borrow().term;
+    let alone = (leader + 1) % 3;
+    for other in 0..3 {
+        cluster.hub.cut_both(&address(alone), &address(other));
+    }
+    cluster
+        .wait_state(alone, "gives up its leader", |state| {
+            state.role == Role::Candidate
+        })
+        .await;
+    tokio::time::sleep(4 * timing().election_max).await;
+    assert_eq!(
+        cluster.group(alone).state().borrow().term,
+        term,
+        "it asks before it campaigns"
+    );
+    cluster.hub.heal_all();
+    let last = cluster.write(3).await;
+    cluster.all_equal(last.index).await;
+    assert_eq!(last.term, term);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_leader_that_was_cut_off_gives_its_entries_up() {
+    let mut cluster = Cluster::founded(3, 3).await;
+    let old = cluster.leader().await;
+    cluster.write(3).await;
+    for other in 0..3 {
+        cluster.hub.cut_both(&address(old), &address(other));
+    }
+    // Accepted by the leader alone: its outcome is unknown for ever, or it is refused.
+    let group = cluster.group(old).clone();
+    let lost = tokio::spawn(async move { group.submit(entry("lost", 1)).await });
+    let cut_off = cluster.running.remove(&old).unwrap();
+    let last = cluster.write(5).await;
+    cluster.running.insert(old, cut_off);
+    cluster.hub.heal_all();
+    cluster.all_equal(last.index).await;
+    let lost = tokio::time::timeout(PATIENCE, lost)
+        .await
+        .expect("is answered")
+        .unwrap();
+    let error = lost.unwrap_err();
+    assert_eq!(error.reason(), Reason::LeaderChanged);
+    assert!(error.outcome_unknown());
+    cluster.stop().await;
+}
+
+#[test]
+fn recovery_is_over_when_the_old_tail_is_applied_or_gone() {
+    // (the end of the log at the start, its end now, committed, applied)
+    assert!(
+        !has_recovered(Some(9), Some(9), None, Some(9)),
+        "no leader of this start has spoken"
+    );
+    assert!(!has_recovered(Some(9), Some(12), Some(8), Some(8)));
+    assert!(!has_recovered(Some(9), Some(12), Some(10), Some(8)));
+    assert!(
+        has_recovered(Some(9), Some(12), Some(10), Some(9)),
+        "the log may grow on"
+    );
+    assert!(
+        has_recovered(Some(9), Some(5), Some(5), Some(5)),
+        "what was cut off was not committed"
+    );
+    assert!(!has_recovered(None, None, None, None));
+    assert!(has_recovered(None, Some(3), Some(3), Some(0)));
 }

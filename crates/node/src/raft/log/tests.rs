@@ -4,6 +4,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::task::Poll;
 
 use futures_util::{FutureExt, StreamExt, poll};
+use openraft::storage::RaftLogReader;
 use openraft::type_config::TypeConfigExt;
 use podkv_core::Entry;
 use podkv_core::codec::{self, FrameKind};

@@ -151,7 +151,8 @@ impl Batch {
 
     fn answer(&mut self, result: Result<(), &str>) {
         let copy = || result.map_err(io::Error::other);
-        for waiting in self.waiting.drain(..) {
+        // The newest first: openraft keeps the newest report alone, and so is woken once for the batch.
+        for waiting in self.waiting.drain(..).rev() {
             match waiting {
                 // Who does not wait any more needs no answer.
                 Waiting::Done(done) => drop(done.send(copy())),

@@ -59,6 +59,9 @@ impl Peer {
         built: Arc<Built>,
         install_ttl: Duration,
     ) -> Result<SnapshotResponse<TypeConfig>> {
+        let mut client = self.lane.get().await.map_err(|error| unreachable(&error))?;
+        // The peer is there. From here on nothing is purged, also while the checksums are computed.
+        self.transfers.progress();
         let files = {
             let built = built.clone();
             tokio::task::spawn_blocking(move || built.checkpoint.files())
@@ -66,7 +69,6 @@ impl Peer {
                 .map_err(|error| NetworkError::new(&error))?
                 .map_err(|error| damaged(&error))?
         };
-        let mut client = self.lane.get().await.map_err(|error| unreachable(&error))?;
         let offer = wire::OfferSnapshotRequest {
             header: Some(self.lane.header()),
             vote: Some(convert::vote_to_wire(&vote)),

@@ -45,7 +45,10 @@ struct Kept {
 }
 
 /// The peer opens its side when it has seen the first request.
-#[expect(clippy::large_enum_variant, reason = "one for each peer, and it ends as the large one")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one for each peer, and it ends as the large one"
+)]
 enum Incoming {
     Opening(BoxFuture<'static, Result<Response<Streaming<wire::AppendResponse>>, Status>>),
     Open(Streaming<wire::AppendResponse>),
