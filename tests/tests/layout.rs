@@ -182,7 +182,7 @@ fn no_file_outgrows_a_reader() {
                 .lines()
                 .count();
             assert!(
-                is_test || code <= 620,
+                is_test || code <= 640,
                 "{} has {code} lines without its tests: it has found a second job",
                 path.display()
             );
