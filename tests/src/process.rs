@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use podkv_api::{Error, NodeStatus, Reason, Store as _};
+use podkv_api::{Error, NodeStatus, Store as _};
 use podkv_client::Client;
 
 /// The podkv binary of this tree, built if it is not up to date.
@@ -267,20 +267,21 @@ impl ProcessCluster {
     /// # Panics
     /// If it does not within 30 s; with the node's log.
     pub async fn wait_ready(&mut self, index: usize) {
-        let client = self.client_of(index).await;
+        // A new client each time, so that this asks about the node and not about a client's memory of it.
         let ready = async {
-            while client
-                .get("")
-                .await
-                .is_err_and(|error| error.reason() != Reason::EmptyKey)
-            {
+            loop {
+                let client = self.client_of(index).await;
+                let answer = client.get("ready").await;
+                client.close().await;
+                if answer.is_ok() {
+                    return;
+                }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
         let in_time = tokio::time::timeout(Duration::from_secs(30), ready)
             .await
             .is_ok();
-        client.close().await;
         if !in_time {
             let log = self.nodes[index]
                 .as_ref()

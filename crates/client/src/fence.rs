@@ -63,6 +63,10 @@ impl Fence {
     /// Checks an answer's header and remembers it.
     pub fn admit(&self, begun: Begun, header: Header, freshness: Freshness) -> Result<()> {
         let mut seen = self.lock();
+        // A node that belongs to no cluster yet says nothing about one.
+        if header.cluster == ClusterId::default() {
+            return Ok(());
+        }
         let cluster = *seen.cluster.get_or_insert(header.cluster);
         if header.cluster != cluster {
             return Err(Error::new(
@@ -133,6 +137,18 @@ mod tests {
             .admit(fence.begin(), header, Freshness::Linearizable)
             .err()
             .map(|error| error.reason())
+    }
+
+    #[test]
+    fn a_node_without_a_cluster_pins_nothing() {
+        let fence = Fence::default();
+        let begun = fence.begin();
+        fence
+            .admit(begun, header(0, 0, 0), Freshness::Any)
+            .unwrap();
+        fence
+            .admit(begun, header(7, 1, 1), Freshness::Any)
+            .unwrap();
     }
 
     #[test]

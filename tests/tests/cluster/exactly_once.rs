@@ -80,8 +80,9 @@ async fn a_retry_through_another_node_gets_the_first_revision_back() {
 
     cluster.restart(leader);
     cluster.wait_ready(leader).await;
+    let written_at = cluster.status(leader).await.unwrap().applied_index;
     fill(&client, "fill", 400, 8 << 10).await;
-    wait_purged(&cluster, 50).await;
+    wait_purged(&cluster, written_at).await;
     for index in 0..3 {
         cluster.kill(index);
     }
