@@ -143,12 +143,8 @@ mod tests {
     fn a_node_without_a_cluster_pins_nothing() {
         let fence = Fence::default();
         let begun = fence.begin();
-        fence
-            .admit(begun, header(0, 0, 0), Freshness::Any)
-            .unwrap();
-        fence
-            .admit(begun, header(7, 1, 1), Freshness::Any)
-            .unwrap();
+        fence.admit(begun, header(0, 0, 0), Freshness::Any).unwrap();
+        fence.admit(begun, header(7, 1, 1), Freshness::Any).unwrap();
     }
 
     #[test]
