@@ -165,7 +165,9 @@ fn bincode_stays_in_core() {
 
 /// Code that is only there to test: under `tests`, or a file named for it.
 fn is_test_code(path: &Path) -> bool {
-    let named = |name: &str| name == "tests" || name.ends_with("tests.rs") || name == "suite.rs";
+    let named = |name: &str| {
+        name == "tests" || name.ends_with("tests.rs") || ["suite.rs", "random.rs"].contains(&name)
+    };
     path.components()
         .any(|part| part.as_os_str().to_str().is_some_and(named))
 }
