@@ -27,7 +27,10 @@ try:
 demo: build
 	$(CARGO) run --locked --quiet -p podkv-tests --bin podkv-demo
 
+# The tests wait for fsyncs: what the compiler wrote goes to the disk first, or they wait for that.
 test: build
+	$(CARGO) test --locked --workspace --no-run
+	sync
 	$(CARGO) test --locked --workspace
 
 verify: setup

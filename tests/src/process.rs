@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -41,13 +42,20 @@ pub fn podkv_binary() -> &'static Path {
     })
 }
 
-/// Ports that nobody listens on right now. Each node takes three.
+/// Ports that nobody listens on. Each node takes three.
+///
+/// They lie below the range that outgoing connections take theirs from: between the moment when a port is
+/// found free and the moment when a node listens on it, a connection of another test could take it.
 pub fn free_ports(count: usize) -> Vec<u16> {
-    let held: Vec<TcpListener> = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0").expect("loopback has free ports"))
-        .collect();
-    held.iter()
-        .map(|listener| listener.local_addr().expect("it is bound").port())
+    const FIRST: u32 = 10_000;
+    const LAST: u32 = 32_000;
+    static NEXT: OnceLock<AtomicU32> = OnceLock::new();
+    // Two test programs at the same time begin at different places, and no test gets a port twice.
+    let next = NEXT.get_or_init(|| AtomicU32::new(std::process::id().wrapping_mul(97)));
+    std::iter::repeat_with(|| FIRST + next.fetch_add(1, Ordering::Relaxed) % (LAST - FIRST))
+        .filter_map(|port| u16::try_from(port).ok())
+        .filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .take(count)
         .collect()
 }
 
@@ -234,29 +242,27 @@ impl ProcessCluster {
         self.specs.iter().map(|spec| spec.client.clone()).collect()
     }
 
-    /// A client that knows every node.
-    pub async fn client(&self) -> Client {
-        Client::builder()
-            .endpoints(self.endpoints())
-            .deadline(Duration::from_secs(5))
-            .connect()
-            .await
-            .expect("a client needs no node to be built")
+    /// A client that knows every node. Nothing need run yet: it connects as its calls need.
+    pub fn client(&self) -> Client {
+        Self::client_to(self.endpoints(), false)
     }
 
     /// A client that stays on one node.
-    pub async fn client_of(&self, index: usize) -> Client {
+    pub fn client_of(&self, index: usize) -> Client {
+        Self::client_to(vec![self.specs[index].client.clone()], true)
+    }
+
+    fn client_to(endpoints: Vec<String>, fixed: bool) -> Client {
         Client::builder()
-            .endpoints([self.specs[index].client.clone()])
-            .fixed(true)
+            .endpoints(endpoints)
+            .fixed(fixed)
             .deadline(Duration::from_secs(5))
-            .connect()
-            .await
-            .expect("a client needs no node to be built")
+            .build()
+            .expect("the settings are right")
     }
 
     pub async fn status(&self, index: usize) -> Result<NodeStatus, Error> {
-        let client = self.client_of(index).await;
+        let client = self.client_of(index);
         let status = client.status().await;
         client.close().await;
         status
@@ -265,29 +271,26 @@ impl ProcessCluster {
     /// Waits until the node answers a linearizable read.
     ///
     /// # Panics
-    /// If it does not within 30 s; with the node's log.
+    /// If it does not within a minute, or ends; with the node's log.
     pub async fn wait_ready(&mut self, index: usize) {
-        // A new client each time, so that this asks about the node and not about a client's memory of it.
-        let ready = async {
-            loop {
-                let client = self.client_of(index).await;
-                let answer = client.get("ready").await;
-                client.close().await;
-                if answer.is_ok() {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
+        let name = self.specs[index].name.clone();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        loop {
+            // A new client each time, so that this asks about the node and not about a client's memory of it.
+            let client = self.client_of(index);
+            let answer = client.get("ready").await;
+            client.close().await;
+            if answer.is_ok() {
+                return;
             }
-        };
-        let in_time = tokio::time::timeout(Duration::from_secs(30), ready)
-            .await
-            .is_ok();
-        if !in_time {
-            let log = self.nodes[index]
-                .as_ref()
-                .map(NodeProcess::log)
-                .unwrap_or_default();
-            panic!("{} is not ready; its log:\n{log}", self.specs[index].name);
+            let node = self.nodes[index].as_mut().expect("it was started");
+            assert!(node.is_running(), "{name} ended; its log:\n{}", node.log());
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "{name} is not ready: {answer:?}; its log:\n{}",
+                node.log()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -311,7 +314,7 @@ impl ProcessCluster {
     /// Waits until one node leads.
     ///
     /// # Panics
-    /// If none does within 30 s.
+    /// If none does within a minute.
     pub async fn wait_leader(&self) -> usize {
         let found = async {
             loop {
@@ -321,8 +324,8 @@ impl ProcessCluster {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), found)
+        tokio::time::timeout(Duration::from_secs(60), found)
             .await
-            .expect("a leader within 30 s")
+            .expect("a leader within a minute")
     }
 }

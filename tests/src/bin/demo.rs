@@ -31,11 +31,11 @@ impl Stage for Processes {
     }
 
     async fn store(&self) -> Client {
-        self.0.client().await
+        self.0.client()
     }
 
     async fn store_of(&self, node: usize) -> Client {
-        self.0.client_of(node).await
+        self.0.client_of(node)
     }
 
     async fn kill_leader(&mut self) -> Result<(usize, String), String> {

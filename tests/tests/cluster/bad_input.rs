@@ -21,7 +21,7 @@ async fn refused(cluster: &ProcessCluster, index: usize) -> (Option<i32>, String
 /// A single node that has written something and is stopped now.
 async fn stopped_node() -> ProcessCluster {
     let mut cluster = ProcessCluster::start(1).await;
-    let client = cluster.client().await;
+    let client = cluster.client();
     for number in 0..100 {
         client
             .put(Put::new(format!("k{number}"), "value"))
@@ -70,7 +70,6 @@ async fn a_volume_that_another_process_uses() {
     assert_eq!(code, Some(4));
     cluster
         .client()
-        .await
         .put(Put::new("still", "serving"))
         .await
         .unwrap();

@@ -71,7 +71,7 @@ async fn a_retry_through_another_node_gets_the_first_revision_back() {
 
     let other = (leader + 1) % 3;
     cluster.wait_ready(other).await;
-    let client = cluster.client().await;
+    let client = cluster.client();
     let kv = client.get("once").await.unwrap().unwrap();
     assert_eq!(
         put_through(&cluster.specs[other].client, &session).await,
@@ -105,7 +105,7 @@ async fn a_retry_through_another_node_gets_the_first_revision_back() {
 
 async fn wait_on_followers(cluster: &ProcessCluster, leader: usize) {
     for follower in (0..3).filter(|index| *index != leader) {
-        let client = cluster.client_of(follower).await;
+        let client = cluster.client_of(follower);
         let range = Range::new(KeyRange::key("once")).consistency(Consistency::Local);
         let there = async {
             while client.range(range.clone()).await.unwrap().kvs.is_empty() {

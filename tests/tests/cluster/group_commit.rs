@@ -46,7 +46,7 @@ async fn under_256_writers_the_leader_syncs_at_most_once_in_ten_puts() {
     {
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    let client = cluster.client().await;
+    let client = cluster.client();
     let mut puts = futures_util::stream::iter(0..PUTS)
         .map(|number| client.put(Put::new(format!("k{number}"), "value")))
         .buffer_unordered(WRITERS);

@@ -13,7 +13,7 @@ use crate::local_state;
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_acknowledged_survives_sigkill_of_any_node_at_any_moment() {
     let mut cluster = ProcessCluster::start(3).await;
-    let client = cluster.client().await;
+    let client = cluster.client();
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..8 {
@@ -56,7 +56,7 @@ async fn what_was_acknowledged_survives_sigkill_of_any_node_at_any_moment() {
         .max()
         .unwrap();
     for index in 0..3 {
-        let state = local_state(&cluster.client_of(index).await, revision).await;
+        let state = local_state(&cluster.client_of(index), revision).await;
         assert_eq!(state.len(), expected.len());
         for kv in state {
             let key = String::from_utf8(kv.key.to_vec()).unwrap();
@@ -74,14 +74,14 @@ async fn what_was_acknowledged_survives_sigkill_of_any_node_at_any_moment() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_restart_brings_everything_back() {
     let mut cluster = ProcessCluster::start(3).await;
-    let client = cluster.client().await;
+    let client = cluster.client();
     for number in 0..200 {
         client
             .put(Put::new(format!("k{number:03}"), number.to_string()))
             .await
             .unwrap();
     }
-    let before = local_state(&cluster.client_of(0).await, 201).await;
+    let before = local_state(&cluster.client_of(0), 201).await;
     for index in 0..3 {
         cluster.kill(index);
     }
@@ -90,10 +90,7 @@ async fn a_full_restart_brings_everything_back() {
     }
     for index in 0..3 {
         cluster.wait_ready(index).await;
-        assert_eq!(
-            local_state(&cluster.client_of(index).await, 201).await,
-            before
-        );
+        assert_eq!(local_state(&cluster.client_of(index), 201).await, before);
     }
     client.put(Put::new("after", "")).await.unwrap();
     client.close().await;
@@ -102,7 +99,7 @@ async fn a_full_restart_brings_everything_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_hands_over_and_exits_cleanly() {
     let mut cluster = ProcessCluster::start(3).await;
-    let client = cluster.client().await;
+    let client = cluster.client();
     let leader = cluster.wait_leader().await;
     let mut node = cluster.nodes[leader].take().unwrap();
     let code = tokio::task::spawn_blocking(move || node.terminate())

@@ -9,7 +9,7 @@ use podkv_tests::process::ProcessCluster;
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_minority_all_goes_on_without_a_majority_nothing_is_guessed() {
     let mut cluster = ProcessCluster::start(3).await;
-    let client = cluster.client().await;
+    let client = cluster.client();
     client.put(Put::new("a", "1")).await.unwrap();
 
     cluster.kill(0);
