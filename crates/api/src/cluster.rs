@@ -89,4 +89,32 @@ pub struct NodeStatus {
     pub durable: bool,
     /// The cluster clock, in milliseconds.
     pub clock_ms: u64,
+    pub retention: Retention,
+    /// What the cluster's members have agreed to understand. Releases above it behave as it says.
+    pub feature_level: u32,
+}
+
+/// How much history automatic compaction leaves, replicated. What either bound gives up may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// History younger than this is kept; `None` puts no bound on age.
+    pub keep_ms: Option<u64>,
+    /// At most this many revisions are kept; `None` puts no bound on their number.
+    pub max_revisions: Option<u64>,
+}
+
+impl Retention {
+    /// Long enough for a watcher to come back from almost anything.
+    pub const DEFAULT_KEEP_MS: u64 = 60 * 60 * 1000;
+    /// Bounds the space of a store that is written to without pause.
+    pub const DEFAULT_MAX_REVISIONS: u64 = 1_000_000;
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            keep_ms: Some(Self::DEFAULT_KEEP_MS),
+            max_revisions: Some(Self::DEFAULT_MAX_REVISIONS),
+        }
+    }
 }

@@ -29,8 +29,8 @@ pub enum CompareOp {
     Less,
 }
 
-/// A condition on one key, or on every key of a range. An empty range holds (there is no key
-/// against it), except that a value compare of an empty range does not.
+/// A condition on one key, or on every key of a range. A range without keys compares like one key that
+/// does not exist (as in etcd).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compare {
     pub range: KeyRange,

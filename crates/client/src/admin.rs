@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 #[cfg(doc)]
 use podkv_api::Store;
-use podkv_api::{Header, LeaderHint, Member, MemberId, NodeStatus, Result};
+use podkv_api::{Header, LeaderHint, Member, MemberId, NodeStatus, Result, Retention};
 use podkv_proto::convert;
 use podkv_proto::v1;
 use podkv_proto::v1::cluster_client::ClusterClient;
@@ -98,6 +98,22 @@ impl Client {
                 client_address: String::new(),
             });
             Ok((header, leader))
+        })
+        .await
+    }
+
+    /// Sets how much history automatic compaction leaves; [`Store::status`] tells what holds.
+    pub async fn set_retention(&self, retention: Retention) -> Result<Header> {
+        let request = v1::SetRetentionRequest {
+            retention: Some(retention.into()),
+        };
+        let core = self.core();
+        core.call(Plan::ADMIN, core.deadline(), |endpoint, until| async move {
+            let mut client = ClusterClient::new(endpoint.channel());
+            let answer = endpoint.unary(until, client.set_retention(request)).await?;
+            let header =
+                convert::header(answer.header).map_err(|error| corrupt(error.to_string()))?;
+            Ok((header, header))
         })
         .await
     }

@@ -12,7 +12,7 @@ use podkv_api::Reason;
 use crate::changes::RevisionEvents;
 use crate::check;
 use crate::command::{Command, Entry, Proposal};
-use crate::meta::Meta;
+use crate::meta::{FEATURE_LEVEL, Meta};
 use crate::outcome::{Answer, Outcome, Rejection};
 use crate::restore;
 use crate::session::Admission;
@@ -80,6 +80,12 @@ impl State<'_> {
     }
 
     fn execute(&mut self, command: &Command) -> Result<Outcome, ViewError> {
+        // Not a rejection: the others go on at that level, and this replica cannot.
+        if let Command::SetFeatureLevel(level) = command
+            && *level > FEATURE_LEVEL
+        {
+            return Err(ViewError::newer(*level, FEATURE_LEVEL));
+        }
         // A peer of another release may have checked less than apply relies on.
         let result = match check::well_formed(command) {
             Ok(()) => self.run(command)?,

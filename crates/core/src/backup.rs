@@ -27,11 +27,11 @@ use sha2::{Digest, Sha256};
 
 use crate::codec::{self, CodecError, FRAME_HEADER_BYTES, FrameKind};
 use crate::lease;
-use crate::meta::Retention;
 use crate::mvcc::decode_latest;
 use crate::record::backup::{BackupBlockV1, BackupEndV1, BackupHeaderV1, BackupRecordV1};
 use crate::schema;
 use crate::view::{View, ViewError};
+use podkv_api::Retention;
 
 /// A block is closed when it has this much. Large enough to cost nothing, small enough for a
 /// message and for a step of work.

@@ -10,6 +10,7 @@ use podkv_api::{Bytes, Error, KeyRange, Limits, Op, Put, Range, RangeEnd, Reason
 
 use crate::backup::BackupRecord;
 use crate::command::Command;
+use crate::meta::FEATURE_LEVEL;
 use crate::record::MAX_TXN_DEPTH;
 
 type Checked = Result<(), Error>;
@@ -75,6 +76,9 @@ impl Checker<'_> {
                 ttl("the session", *ttl_ms)
             }
             Command::RestoreRecords { records, .. } => backup_records(records),
+            Command::SetFeatureLevel(level) if *level > FEATURE_LEVEL => Err(invalid(format!(
+                "the feature level is {level}; this release understands {FEATURE_LEVEL} at most"
+            ))),
             Command::Compact { .. }
             | Command::LeaseRevoke { .. }
             | Command::LeaseKeepAlive { .. }

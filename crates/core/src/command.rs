@@ -6,11 +6,10 @@
 use bytes::Bytes;
 
 use podkv_api::{Delete, KeyRange, LeaseId, Put, RangeEnd, Revision, SessionId, SessionStamp};
-use podkv_api::{Op, Txn};
+use podkv_api::{Op, Retention, Txn};
 
 use crate::backup::{BackupId, BackupRecord};
 use crate::codec::{self, CodecError, FrameKind, MAX_FRAME_BYTES};
-use crate::meta::Retention;
 use crate::record::command::{EntryV1, ProposalV1};
 
 /// What one Raft entry carries: all that queued while the entry before it was written.

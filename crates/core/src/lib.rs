@@ -53,14 +53,15 @@ pub use backup::{
     BackupWriter,
 };
 pub use changes::{ChangesLimits, ChangesPage, RevisionEvents, changes};
-pub use check::check;
+pub use check::{check, check_range};
 pub use codec::{Blob, CodecError, FrameKind};
 pub use command::{Command, Entry, Proposal, Stamp};
 pub use digest::{data_digest, state_digest};
 pub use expire::next_deadline;
 pub use lease::{lease_status, leases};
-pub use meta::{Meta, Retention, read_meta};
+pub use meta::{FEATURE_LEVEL, Meta, read_meta};
 pub use outcome::{Answer, Outcome, Rejection};
+pub use podkv_api::Retention;
 pub use range::{PageLimits, RangePage, range};
 pub use restore::{REVISION_RAISE, restoring};
 pub use retention::retention_target;

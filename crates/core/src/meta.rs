@@ -1,12 +1,16 @@
 //! What is known about the state as a whole: one small record, read once and written once a batch.
 
 use bytes::Bytes;
-use podkv_api::Revision;
+use podkv_api::{Retention, Revision};
 
 use crate::codec;
 use crate::record::state::MetaV1;
 use crate::schema;
 use crate::view::{View, ViewError};
+
+/// The highest feature level that this release understands. A level gates new variants and every change in
+/// what apply computes: it is raised through the log, once every member has said that it understands it.
+pub const FEATURE_LEVEL: u32 = 0;
 
 /// The state as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,31 +50,6 @@ impl Default for Meta {
             retention: Retention::default(),
             mark_clock_ms: 0,
             mark_revision: 0,
-        }
-    }
-}
-
-/// How much history automatic compaction leaves. What either bound gives up may go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retention {
-    /// History younger than this is kept; `None` puts no bound on age.
-    pub keep_ms: Option<u64>,
-    /// At most this many revisions are kept; `None` puts no bound on their number.
-    pub max_revisions: Option<u64>,
-}
-
-impl Retention {
-    /// Long enough for a watcher to come back from almost anything.
-    pub const DEFAULT_KEEP_MS: u64 = 60 * 60 * 1000;
-    /// Bounds the space of a store that is written to without pause.
-    pub const DEFAULT_MAX_REVISIONS: u64 = 1_000_000;
-}
-
-impl Default for Retention {
-    fn default() -> Self {
-        Self {
-            keep_ms: Some(Self::DEFAULT_KEEP_MS),
-            max_revisions: Some(Self::DEFAULT_MAX_REVISIONS),
         }
     }
 }

@@ -30,13 +30,14 @@ use crate::codec;
 use crate::command::Command;
 use crate::counts;
 use crate::lease;
-use crate::meta::{Meta, Retention, read_meta};
+use crate::meta::{Meta, read_meta};
 use crate::mvcc::{decode_latest, latest};
 use crate::outcome::{Answer, Rejection};
 use crate::record::state::{KeyMetaV1, RestorePhaseV1, RestoreV1, Stored};
 use crate::schema::{self, Due};
 use crate::state::State;
 use crate::view::{View, ViewError};
+use podkv_api::Retention;
 
 /// How far a restore raises the revision above the backup's. No cluster writes that much after its
 /// last backup: at a million revisions a second it takes more than an hour, without one compaction.

@@ -27,6 +27,7 @@ pub trait View {
 pub struct ViewError {
     what: String,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    in_memory: bool,
 }
 
 impl ViewError {
@@ -38,7 +39,31 @@ impl ViewError {
         Self {
             what: what.into(),
             source: Some(Box::new(source)),
+            in_memory: true,
         }
+    }
+
+    /// The cluster has gone on to a feature level that this release does not understand. What the log says
+    /// from there on may mean something else than it would here.
+    pub(crate) fn newer(level: u32, known: u32) -> Self {
+        Self::corrupt(format!(
+            "the cluster's feature level is {level}, and this release understands {known} at most: \
+             run the release that the other nodes run"
+        ))
+    }
+
+    /// The view was asked to read nothing but memory, and what it needs is not there.
+    pub fn not_in_memory() -> Self {
+        Self {
+            what: "it is not in memory".into(),
+            source: None,
+            in_memory: false,
+        }
+    }
+
+    /// True for [`ViewError::not_in_memory`]: nothing is wrong, a view of the disk will tell.
+    pub fn is_not_in_memory(&self) -> bool {
+        !self.in_memory
     }
 
     /// What was read contradicts itself.
@@ -46,6 +71,7 @@ impl ViewError {
         Self {
             what: what.into(),
             source: None,
+            in_memory: true,
         }
     }
 }

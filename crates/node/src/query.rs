@@ -1,15 +1,16 @@
-//! Reads of the state, off the async threads.
+//! Reads of the state.
 //!
-//! Every read works on one view: a moment of the state that later writes do not move.
+//! Every read works on one view: a moment of the state that later writes do not move. One key is looked
+//! for where the caller is, in memory alone; what needs the disk, or may take long, runs off the async threads.
 
 use std::sync::Arc;
 
 use futures_util::StreamExt;
 use podkv_api::{
-    Error, Header, LeaseId, LeaseStatus, Range, RangeResponse, RangeStream, Reason, Result,
-    Revision, Txn, TxnResponse,
+    Error, Header, LeaseId, LeaseStatus, Range, RangeEnd, RangeResponse, RangeStream, Reason,
+    Result, Revision, Txn, TxnResponse,
 };
-use podkv_core::{Answer, Meta, PageLimits, ViewError, read_meta};
+use podkv_core::{Answer, Meta, PageLimits, RangePage, Rejection, ViewError, read_meta};
 
 use crate::storage::{StateStore, StateView};
 
@@ -39,9 +40,13 @@ impl Query {
             count: true,
         };
         let max_bytes = self.max_answer_bytes;
-        let page = self
-            .read(move |view| podkv_core::range(view, &request, limits))
-            .await??;
+        let page = match self.key_in_memory(&request, limits) {
+            Some(page) => page?,
+            None => {
+                let read = move |view: &dyn StateView| podkv_core::range(view, &request, limits);
+                self.read(read).await??
+            }
+        };
         if page.next.is_some() {
             return Err(Error::new(
                 Reason::RequestTooLarge,
@@ -59,6 +64,19 @@ impl Query {
             count: page.count,
             more: page.more,
         })
+    }
+
+    /// One key, if everything that it takes is in memory: microseconds, where a blocking task costs more.
+    fn key_in_memory(
+        &self,
+        request: &Range,
+        limits: PageLimits,
+    ) -> Option<Result<RangePage, Rejection>> {
+        if request.range.end != RangeEnd::Single {
+            return None;
+        }
+        // Any failure is for the full read to find: it says what is wrong.
+        podkv_core::range(&*self.state.view_in_memory(), request, limits).ok()
     }
 
     /// A range in chunks, all from one view. The next chunk is read when the last one was taken.

@@ -90,7 +90,7 @@ pub use podkv_api::{
     DeleteResponse, Error, ErrorKind, Event, EventKind, Header, Incarnation, KeyRange, KeyValue,
     LeaderHint, LeaseGrantResponse, LeaseId, LeaseStatus, Limits, Member, MemberId, MemberRole,
     NodeStatus, Op, OpResponse, Put, PutResponse, Range, RangeEnd, RangeResponse, RangeStream,
-    Reason, Result, Revision, SessionId, SessionStamp, Store, Txn, TxnResponse, Watch,
+    Reason, Result, Retention, Revision, SessionId, SessionStamp, Store, Txn, TxnResponse, Watch,
     WatchMessage, WatchStream,
 };
 

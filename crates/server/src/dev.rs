@@ -188,15 +188,12 @@ async fn end(mut child: Child) {
 }
 
 async fn report_leader(endpoints: Vec<String>) {
-    let Ok(client) = Client::builder()
+    let client = Client::builder()
         .endpoints(endpoints)
         .fixed(true)
-        .deadline(LOOK)
-        .connect()
-        .await
-    else {
-        return;
-    };
+        .deadline(LOOK);
+    // Its settings are constants above; nobody need listen yet.
+    let Ok(client) = client.build() else { return };
     let mut known = None;
     loop {
         let statuses = client.statuses().await;

@@ -18,6 +18,7 @@ mod dev;
 mod serve;
 mod server;
 pub mod settings;
+mod signals;
 
 pub use admin::AdminServer;
 pub use api::ApiSettings;

@@ -6,12 +6,12 @@ use std::time::Duration;
 use podkv_api::{Error, Reason, Result};
 use podkv_node::discovery::{FixedDiscovery, Suggestion};
 use podkv_node::{Node, config::StorageConfig};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::Exit;
 use crate::cli::args::ServeArgs;
 use crate::settings::{LogFormat, ServeConfig, Values};
+use crate::signals::Stop;
 use crate::{AdminServer, Server};
 
 /// A node that does not stop by then ends all the same: nothing that was acknowledged is lost by it.
@@ -98,31 +98,4 @@ fn start_logging(config: &ServeConfig) -> Result<()> {
         LogFormat::Json => builder.json().try_init(),
     };
     started.map_err(|error| Error::internal(format!("logging cannot be started: {error}")))
-}
-
-/// The signals that ask for an end.
-struct Stop {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Stop {
-    fn listen() -> Result<Self> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| {
-                Error::internal("signals cannot be listened for").with_source(error)
-            })
-        };
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn requested(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
 }

@@ -5,7 +5,8 @@ use podkv_api::{KeyValue, LeaseId, Revision};
 use bytes::Bytes;
 
 use crate::codec::{self, Blob, CodecError, Decode, Encode};
-use crate::meta::{Meta, Retention};
+use crate::meta::Meta;
+use podkv_api::Retention;
 
 /// One version of a key: in `latest` always a value, in `history` either. The value's own bytes
 /// follow as the record's tail, so that a record moves from one table to the other unchanged and a

@@ -46,7 +46,7 @@ fn keys_and_sizes() {
     let beyond = KeyRange::between("a", vec![1; 12]);
     assert_eq!(delete(beyond), Err(Reason::KeyTooLarge));
     let range = Range::new(KeyRange::key(""));
-    let error = podkv_core::check::check_range(&range, &LIMITS).unwrap_err();
+    let error = podkv_core::check_range(&range, &LIMITS).unwrap_err();
     assert_eq!(error.reason(), Reason::EmptyKey);
 }
 
@@ -168,4 +168,18 @@ fn keys_that_are_written_twice() {
     for ops in fine {
         assert_eq!(txn(Txn::new().then(ops.clone()).or_else(ops)), Ok(()));
     }
+}
+
+/// It would be executed by releases that know it, and here it would be guessed.
+#[test]
+fn a_feature_level_that_this_release_does_not_understand() {
+    let newer = Command::SetFeatureLevel(FEATURE_LEVEL + 1);
+    assert_eq!(checked(newer.clone()), Err(Reason::InvalidArgument));
+    let view = MemoryView::new();
+    let entry = Entry {
+        clock_ms: 0,
+        proposals: vec![newer.into()],
+    };
+    let failure = Applier::new(&view).unwrap().apply(&entry).unwrap_err();
+    assert!(failure.to_string().contains("feature level"), "{failure}");
 }

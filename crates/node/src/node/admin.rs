@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use podkv_api::{Error, Header, Member, MemberId, NodeStatus, Reason, Result};
+use podkv_api::{Error, Header, Member, MemberId, NodeStatus, Reason, Result, Retention};
+use podkv_core::Command;
 use podkv_proto::peer as wire;
 use tokio::time::Instant;
 
@@ -68,6 +69,12 @@ impl Node {
     pub async fn transfer_leadership(&self, to: Option<MemberId>) -> Result<(Header, MemberId)> {
         let leader = self.change(Change::Transfer(to)).await?;
         Ok((self.header(), leader))
+    }
+
+    /// Sets how much history automatic compaction leaves.
+    pub async fn set_retention(&self, retention: Retention) -> Result<Header> {
+        let command = Command::SetRetention(retention);
+        Ok(self.write_once(command).await?.header)
     }
 
     /// The members as this node knows them.
@@ -185,6 +192,8 @@ impl Node {
                 .clock
                 .borrow()
                 .map_or(meta.clock_ms, |clock| clock.now_ms()),
+            retention: meta.retention,
+            feature_level: meta.feature_level,
         })
     }
 }

@@ -253,15 +253,20 @@ impl Node {
         }
     }
 
-    /// Local reads wait until the log that survived the last stop is applied again: the state may never
-    /// look older than it did before.
+    /// Local reads wait until the node belongs to a cluster, and until the log that survived the last stop is
+    /// applied again: the state may never look older than it did before.
     async fn recovered(&self, timeout: Duration) -> Result<Applied> {
         let mut recovered = self.0.recovered.clone();
         match tokio::time::timeout(timeout, recovered.wait_for(|done| *done)).await {
             Ok(Ok(_)) => Ok(self.0.group.applied().borrow().clone()),
             _ => Err(Error::new(
                 Reason::NodeNotReady,
-                "this node has not yet caught up with what it knew before it stopped: it needs a leader for that",
+                match self.0.identity.membership() {
+                    None => self.0.health.borrow().reason.clone(),
+                    Some(_) => "this node has not yet caught up with what it knew before it stopped: it needs \
+                                a leader for that"
+                        .into(),
+                },
             )),
         }
     }

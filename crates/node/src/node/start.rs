@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use podkv_api::{Error, Header, Limits, Reason, Result};
-use podkv_core::read_meta;
+use podkv_core::{FEATURE_LEVEL, Meta, read_meta};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -287,13 +287,7 @@ async fn start_watches(
     storage: &Storage,
     group_state: Arc<OnceLock<watch::Receiver<GroupState>>>,
 ) -> Result<WatchHub> {
-    let state = storage.state.clone();
-    let meta = tokio::task::spawn_blocking(move || read_meta(&*state.view()))
-        .await
-        .map_err(|_| Error::internal("reading the state did not come to an end"))?
-        .map_err(|error| {
-            Error::new(Reason::Corrupt, "the state cannot be read").with_source(error)
-        })?;
+    let meta = read_state(storage).await?;
     let identity = identity.clone();
     let header = move || {
         let (cluster, incarnation) = identity.membership().unwrap_or_default();
@@ -324,7 +318,27 @@ async fn start_watches(
     ))
 }
 
-/// Turns true once the log that survived the last stop is applied again.
+/// What the state says of itself. One that a newer release wrote is refused.
+async fn read_state(storage: &Storage) -> Result<Meta> {
+    let state = storage.state.clone();
+    let meta = tokio::task::spawn_blocking(move || read_meta(&*state.view()))
+        .await
+        .map_err(|_| Error::internal("reading the state did not come to an end"))?
+        .map_err(|error| {
+            Error::new(Reason::Corrupt, "the state cannot be read").with_source(error)
+        })?;
+    if meta.feature_level > FEATURE_LEVEL {
+        let text = format!(
+            "the data is at feature level {}, and this release understands {FEATURE_LEVEL} at most: \
+             run the release that the other nodes run",
+            meta.feature_level
+        );
+        return Err(Error::new(Reason::DataFolder, text));
+    }
+    Ok(meta)
+}
+
+/// Turns true once the node belongs to a cluster and the log that survived the last stop is applied again.
 fn watch_recovery(
     group: &Group,
     tasks: &TaskTracker,
@@ -334,6 +348,11 @@ fn watch_recovery(
     let (group, stop) = (group.clone(), stop.clone());
     tasks.spawn(async move {
         let waiting = async {
+            let mut state = group.state();
+            let joined = state.wait_for(|state| !state.members.nodes.is_empty());
+            if joined.await.is_err() {
+                return;
+            }
             while let Err(error) = group.wait_recovered().await {
                 tracing::debug!(%error, "not recovered yet");
                 tokio::time::sleep(Duration::from_millis(100)).await;

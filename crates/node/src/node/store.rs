@@ -48,6 +48,7 @@ impl Store for Node {
     }
 
     async fn range_stream(&self, range: Range) -> Result<RangeStream> {
+        podkv_core::check_range(&range, self.limits())?;
         self.fresh(range.consistency, None).await?;
         Ok(self.0.query.range_stream(self.header(), range))
     }
@@ -130,6 +131,7 @@ impl Node {
         range: Range,
         timeout: Option<Duration>,
     ) -> Result<RangeResponse> {
+        podkv_core::check_range(&range, self.limits())?;
         self.fresh(range.consistency, timeout).await?;
         self.0.query.range(self.header(), range).await
     }

@@ -13,7 +13,7 @@ use crate::identity::Identity;
 pub(crate) const PROTOCOL_VERSION: u32 = 1;
 
 /// The cluster feature levels that this release can run at.
-pub(crate) const FEATURES: RangeInclusive<u32> = 0..=0;
+pub(crate) const FEATURES: RangeInclusive<u32> = 0..=podkv_core::FEATURE_LEVEL;
 
 /// The Raft group. Reserved: there is one.
 pub(crate) const GROUP: u32 = 0;

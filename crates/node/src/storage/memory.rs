@@ -267,8 +267,8 @@ impl StateStore for MemoryState {
         Arc::new(MemoryView(lock(&self.0.contents).state.clone()))
     }
 
-    fn get_cached(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, ViewError> {
-        Ok(Some(lock(&self.0.contents).state.get(key).cloned()))
+    fn view_in_memory(&self) -> Arc<dyn StateView> {
+        self.view()
     }
 
     fn commit(&self, writes: StateWrites) -> Result<(), StorageError> {

@@ -34,7 +34,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use podkv_core::{View, ViewError};
+use podkv_core::View;
 
 pub use error::{StorageError, TransferError};
 pub use memory::{Crash, MemoryDisk, MemoryVolume};
@@ -107,9 +107,9 @@ pub trait StateStore: Send + Sync + 'static {
     /// The state as it is now, unmoved by later commits.
     fn view(&self) -> Arc<dyn StateView>;
 
-    /// Reads one key of the latest state without a snapshot, if that needs no disk. `Ok(None)` means
-    /// "cannot say without the disk": ask [`StateStore::view`] off the async threads.
-    fn get_cached(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, ViewError>;
+    /// The same, for small reads on an async thread: it never waits for the disk. A read of what is not in
+    /// memory fails with [`ViewError::not_in_memory`](podkv_core::ViewError::not_in_memory).
+    fn view_in_memory(&self) -> Arc<dyn StateView>;
 
     /// Applies the batch atomically. Not synced.
     fn commit(&self, writes: StateWrites) -> Result<(), StorageError>;

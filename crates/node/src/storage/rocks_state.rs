@@ -100,6 +100,10 @@ impl Generation {
     }
 
     fn view_failure(&self, error: rocksdb::Error) -> ViewError {
+        // What RocksDB says of a read that was kept to memory.
+        if error.kind() == ErrorKind::Incomplete {
+            return ViewError::not_in_memory();
+        }
         let what = format!(
             "reading the state in {}: {error}",
             self.folder.path.display()
@@ -146,21 +150,33 @@ self_cell!(
 /// A view of the state. Dropping the last one of a replaced state removes its folder, which blocks.
 struct RocksView {
     snapshot: OwnedSnapshot,
-    fill_cache: bool,
+    reads: Reads,
+}
+
+/// What a view reads from, and what it leaves behind.
+#[derive(Clone, Copy)]
+enum Reads {
+    /// The block cache keeps what was read.
+    Cached,
+    /// It does not: whoever reads everything once would drive out what others need.
+    Once,
+    /// Memory alone.
+    InMemory,
 }
 
 impl RocksView {
-    fn new(generation: Arc<Generation>, fill_cache: bool) -> Self {
+    fn new(generation: Arc<Generation>, reads: Reads) -> Self {
         let snapshot = OwnedSnapshot::new(generation, |generation| generation.database.snapshot());
-        Self {
-            snapshot,
-            fill_cache,
-        }
+        Self { snapshot, reads }
     }
 
     fn read_options(&self) -> ReadOptions {
         let mut options = ReadOptions::default();
-        options.fill_cache(self.fill_cache);
+        match self.reads {
+            Reads::Cached => {}
+            Reads::Once => options.fill_cache(false),
+            Reads::InMemory => options.set_read_tier(ReadTier::BlockCache),
+        }
         options
     }
 }
@@ -304,18 +320,11 @@ impl RocksState {
 
 impl StateStore for RocksState {
     fn view(&self) -> Arc<dyn StateView> {
-        Arc::new(RocksView::new(self.current(), true))
+        Arc::new(RocksView::new(self.current(), Reads::Cached))
     }
 
-    fn get_cached(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, ViewError> {
-        let generation = self.current();
-        let mut options = ReadOptions::default();
-        options.set_read_tier(ReadTier::BlockCache);
-        match generation.database.get_pinned_opt(key, &options) {
-            Ok(value) => Ok(Some(value.map(|value| Bytes::copy_from_slice(&value)))),
-            Err(error) if error.kind() == ErrorKind::Incomplete => Ok(None),
-            Err(error) => Err(generation.view_failure(error)),
-        }
+    fn view_in_memory(&self) -> Arc<dyn StateView> {
+        Arc::new(RocksView::new(self.current(), Reads::InMemory))
     }
 
     fn commit(&self, writes: StateWrites) -> Result<(), StorageError> {
@@ -509,8 +518,8 @@ impl Checkpoint for RocksCheckpoint {
                 generation
             }
         };
-        // Who reads a checkpoint reads all of it, once.
-        Ok(Arc::new(RocksView::new(generation, false)))
+        // Who reads a checkpoint reads all of it.
+        Ok(Arc::new(RocksView::new(generation, Reads::Once)))
     }
 
     fn path(&self) -> Option<&Path> {

@@ -263,11 +263,14 @@ fn a_read_that_needs_the_disk_says_so() {
     disk.take_image();
     drop(storage);
     let storage = disk.try_open(false).unwrap();
-    assert_eq!(storage.state.get_cached(b"a").unwrap(), None);
+    let in_memory = storage.state.view_in_memory();
+    assert!(in_memory.get(b"a").unwrap_err().is_not_in_memory());
+    let mut scan = in_memory.scan(b"a", b"b", false);
+    assert!(scan.next().unwrap().unwrap_err().is_not_in_memory());
     let view = storage.state.view();
     assert_eq!(view.get(b"a").unwrap().unwrap(), "1");
-    let cached = storage.state.get_cached(b"a").unwrap();
-    assert_eq!(cached.unwrap().unwrap(), "1", "now it is cached");
+    let in_memory = storage.state.view_in_memory();
+    assert_eq!(in_memory.get(b"a").unwrap().unwrap(), "1", "now it is");
 }
 
 #[test]

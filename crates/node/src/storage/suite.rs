@@ -448,7 +448,7 @@ fn views_do_not_move<H: Harness>() {
     assert_eq!(get(&*now, "a"), None);
     assert_eq!(get(&*now, "b").unwrap(), "2");
     assert_eq!(
-        storage.state.get_cached(b"b").unwrap().unwrap().unwrap(),
+        get(&*storage.state.view_in_memory(), "b").unwrap(),
         "2",
         "just written, so it needs no disk"
     );

@@ -1,9 +1,15 @@
 //! A cluster in this process: the node as a whole, on memory storage.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use podkv_api::{
-    Compare, Consistency, KeyRange, Op, Put, Range, Store as _, Txn, Watch, WatchMessage,
+    Compare, Consistency, KeyRange, Op, Put, Range, Reason, Store as _, Txn, Watch, WatchMessage,
 };
+use podkv_node::config::StorageConfig;
 use podkv_node::testing::cluster;
+use podkv_node::transport::memory::Hub;
+use podkv_node::{Node, NodeConfig};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_node_writes_and_reads_what_the_others_wrote() {
@@ -133,4 +139,34 @@ async fn local_reads_go_on_without_a_majority_and_writes_say_why_not() {
     cluster.restart(0).await.unwrap();
     survivor.put(Put::new("b", "2")).await.unwrap();
     cluster.shutdown().await;
+}
+
+/// It has nothing, and would answer "not found" to everything.
+#[tokio::test]
+async fn a_node_that_belongs_to_no_cluster_answers_no_read() {
+    let mut config = NodeConfig::new("podkv-0", StorageConfig::Memory);
+    config.peer_listen = "podkv-0:2380".into();
+    config.peer_address = config.peer_listen.clone();
+    config.replicas = 3;
+    config.request_timeout = Duration::from_millis(100);
+    let transport = Arc::new(Hub::new().attach("podkv-0:2380"));
+    let node = Node::builder(config)
+        .transport(transport)
+        .start()
+        .await
+        .unwrap();
+    for (consistency, reason) in [
+        (Consistency::Linearizable, Reason::NoLeader),
+        (Consistency::Local, Reason::NodeNotReady),
+        (
+            Consistency::Bounded(Duration::from_secs(60)),
+            Reason::NodeNotReady,
+        ),
+    ] {
+        let range = Range::new(KeyRange::key("a")).consistency(consistency);
+        let error = node.range(range).await.unwrap_err();
+        assert_eq!(error.reason(), reason, "{error}");
+        assert!(error.is_retryable() && !error.text().is_empty());
+    }
+    node.shutdown().await;
 }

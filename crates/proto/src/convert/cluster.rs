@@ -1,6 +1,6 @@
 //! Members and the status of a node. On the wire, member 0 is "none".
 
-use podkv_api::{Header, Member, MemberId, MemberRole, NodeStatus};
+use podkv_api::{Header, Member, MemberId, MemberRole, NodeStatus, Retention};
 
 use super::{Malformed, header};
 use crate::v1;
@@ -109,6 +109,8 @@ impl From<NodeStatus> for v1::StatusResponse {
             disk_bytes: status.disk_bytes,
             durable: status.durable,
             clock_ms: status.clock_ms,
+            retention: Some(status.retention.into()),
+            feature_level: status.feature_level,
         }
     }
 }
@@ -133,7 +135,37 @@ impl TryFrom<v1::StatusResponse> for NodeStatus {
             disk_bytes: status.disk_bytes,
             durable: status.durable,
             clock_ms: status.clock_ms,
+            retention: status.retention.unwrap_or_default().into(),
+            feature_level: status.feature_level,
         })
+    }
+}
+
+impl From<Retention> for v1::Retention {
+    fn from(retention: Retention) -> Self {
+        Self {
+            keep_ms: retention.keep_ms,
+            max_revisions: retention.max_revisions,
+        }
+    }
+}
+
+impl From<v1::Retention> for Retention {
+    fn from(retention: v1::Retention) -> Self {
+        Self {
+            keep_ms: retention.keep_ms,
+            max_revisions: retention.max_revisions,
+        }
+    }
+}
+
+impl TryFrom<v1::SetRetentionRequest> for Retention {
+    type Error = Malformed;
+
+    fn try_from(request: v1::SetRetentionRequest) -> Result<Self, Malformed> {
+        let retention = request.retention;
+        let retention = retention.ok_or_else(|| Malformed::request("retention", "not set"))?;
+        Ok(retention.into())
     }
 }
 

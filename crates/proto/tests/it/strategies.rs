@@ -7,7 +7,7 @@ use podkv_api::{
     ClusterId, Compare, CompareOp, CompareTarget, Consistency, Delete, DeleteResponse, Error,
     Event, EventKind, Header, Incarnation, KeyRange, KeyValue, LeaderHint, LeaseId, LeaseStatus,
     Member, MemberId, MemberRole, NodeStatus, Op, OpResponse, Put, PutResponse, Range,
-    RangeResponse, Reason, SessionId, SessionStamp, Txn, TxnResponse, Watch,
+    RangeResponse, Reason, Retention, SessionId, SessionStamp, Txn, TxnResponse, Watch,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -315,24 +315,33 @@ pub fn node_status() -> impl Strategy<Value = NodeStatus> {
         option::of(member_id()),
         any::<[u64; 9]>(),
         any::<bool>(),
+        (option::of(any::<u64>()), option::of(any::<u64>())),
+        any::<u32>(),
     )
         .prop_map(
-            |(header, name, version, role, leader, numbers, durable)| NodeStatus {
-                header,
-                name,
-                version,
-                role,
-                leader,
-                committed_index: numbers[0],
-                applied_index: numbers[1],
-                first_log_index: numbers[2],
-                last_log_index: numbers[3],
-                snapshot_index: numbers[4],
-                compacted_revision: numbers[5],
-                keys: numbers[6],
-                disk_bytes: numbers[7],
-                durable,
-                clock_ms: numbers[8],
+            |(header, name, version, role, leader, numbers, durable, kept, feature_level)| {
+                NodeStatus {
+                    header,
+                    name,
+                    version,
+                    role,
+                    leader,
+                    committed_index: numbers[0],
+                    applied_index: numbers[1],
+                    first_log_index: numbers[2],
+                    last_log_index: numbers[3],
+                    snapshot_index: numbers[4],
+                    compacted_revision: numbers[5],
+                    keys: numbers[6],
+                    disk_bytes: numbers[7],
+                    durable,
+                    clock_ms: numbers[8],
+                    retention: Retention {
+                        keep_ms: kept.0,
+                        max_revisions: kept.1,
+                    },
+                    feature_level,
+                }
             },
         )
 }

@@ -1,6 +1,6 @@
 //! Cluster: members, status, changes of membership.
 
-use podkv_api::{Member, Store};
+use podkv_api::{Member, Retention, Store};
 use podkv_node::Node;
 use podkv_proto::convert;
 use podkv_proto::v1;
@@ -53,6 +53,17 @@ impl v1::cluster_server::Cluster for Cluster {
     ) -> Result<Response<v1::MembersResponse>, Status> {
         let id = convert::member_id(request.into_inner().id)?;
         answer(self.0.remove_member(id).await)
+    }
+
+    async fn set_retention(
+        &self,
+        request: Request<v1::SetRetentionRequest>,
+    ) -> Result<Response<v1::SetRetentionResponse>, Status> {
+        let retention = Retention::try_from(request.into_inner())?;
+        let set = self.0.set_retention(retention).await;
+        answer(set.map(|header| v1::SetRetentionResponse {
+            header: Some(header.into()),
+        }))
     }
 
     async fn transfer_leadership(

@@ -159,6 +159,15 @@ pub enum Command {
     Status,
     /// Forget the history below a revision
     Compact { revision: u64 },
+    /// How much history automatic compaction leaves; without options, print it
+    Retention {
+        /// Keep history younger than this, like 2h; "all" puts no bound on age
+        #[arg(long, value_parser = keep)]
+        keep: Option<Bound>,
+        /// Keep at most so many revisions; "all" puts no bound on their number
+        #[arg(long, value_parser = bound)]
+        max_revisions: Option<Bound>,
+    },
     /// Write the records of a file: KEY, tab, VALUE a line; or the JSON lines that dump prints
     Load {
         /// - is standard input
@@ -368,6 +377,40 @@ impl Args for SettingFlags {
 
 fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).ok_or_else(|| "expected a time like 5s or 500ms".into())
+}
+
+/// One bound of the retention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    None,
+    At(u64),
+}
+
+impl Bound {
+    pub fn value(self) -> Option<u64> {
+        match self {
+            Bound::None => None,
+            Bound::At(value) => Some(value),
+        }
+    }
+}
+
+fn bound(text: &str) -> Result<Bound, String> {
+    match text.parse() {
+        _ if text == "all" => Ok(Bound::None),
+        Ok(number) => Ok(Bound::At(number)),
+        Err(_) => Err("expected a number, or all".into()),
+    }
+}
+
+fn keep(text: &str) -> Result<Bound, String> {
+    if text == "all" {
+        return Ok(Bound::None);
+    }
+    let keep = parse_duration(text).ok_or("expected a time like 2h or 30m, or all")?;
+    Ok(Bound::At(
+        u64::try_from(keep.as_millis()).unwrap_or(u64::MAX),
+    ))
 }
 
 fn lease(text: &str) -> Result<i64, String> {

@@ -1,10 +1,12 @@
 //! member and status.
 
+use std::time::Duration;
+
 use podkv_api::{MemberId, Store as _};
 use podkv_client::{Client, NewMember};
 use serde_json::json;
 
-use super::args::MemberCommand;
+use super::args::{Bound, MemberCommand};
 use super::output::{self, Printer, role, table};
 use super::{Exit, Failure};
 
@@ -103,6 +105,39 @@ pub async fn status(client: &Client, printer: &mut Printer) -> Result<Exit, Fail
         printer.line(table(&rows))?;
     }
     Ok(exit)
+}
+
+/// Prints the retention, after setting what was given of it.
+pub async fn retention(
+    client: &Client,
+    printer: &mut Printer,
+    keep: Option<Bound>,
+    max_revisions: Option<Bound>,
+) -> Result<Exit, Failure> {
+    let mut retention = client.status().await?.retention;
+    if keep.is_some() || max_revisions.is_some() {
+        if let Some(keep) = keep {
+            retention.keep_ms = keep.value();
+        }
+        if let Some(max_revisions) = max_revisions {
+            retention.max_revisions = max_revisions.value();
+        }
+        client.set_retention(retention).await?;
+    }
+    if printer.is_json() {
+        printer.json(&output::retention(&retention))?;
+        return Ok(Exit::Ok);
+    }
+    let keep = retention.keep_ms.map(Duration::from_millis);
+    printer.line(match keep {
+        Some(keep) => format!("history younger than {keep:?} is kept"),
+        None => "no bound on age".into(),
+    })?;
+    printer.line(match retention.max_revisions {
+        Some(most) => format!("at most {most} revisions are kept"),
+        None => "no bound on the number of revisions".into(),
+    })?;
+    Ok(Exit::Ok)
 }
 
 fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {

@@ -23,6 +23,7 @@ use self::args::{Command, SnapshotCommand};
 use self::data::{RangeOptions, WatchOptions};
 use self::hold::{ElectOptions, LockOptions};
 use self::output::Printer;
+use crate::signals::Stop;
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -149,6 +150,10 @@ async fn dispatch(
             or_else,
         } => data::txn(client, printer, &compares, &then, &or_else).await,
         Command::Compact { revision } => data::compact(client, printer, revision).await,
+        Command::Retention {
+            keep,
+            max_revisions,
+        } => cluster::retention(client, printer, keep, max_revisions).await,
         Command::Lease(command) => hold::lease(client, printer, command).await,
         Command::Lock {
             name,
@@ -208,9 +213,10 @@ async fn dispatch(
     }
 }
 
-/// Waits for Ctrl-C. Without a handler it never comes, and the process just ends.
+/// Waits for Ctrl-C or SIGTERM. Without a handler they never come here, and the process just ends.
 pub(crate) async fn interrupted() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
+    match Stop::listen() {
+        Ok(mut stop) => stop.requested().await,
+        Err(_) => std::future::pending().await,
     }
 }

@@ -7,7 +7,8 @@ use std::io::{self, Write};
 
 use base64::Engine as _;
 use podkv_api::{
-    Event, EventKind, Header, KeyValue, Member, MemberRole, NodeStatus, OpResponse, TxnResponse,
+    Event, EventKind, Header, KeyValue, Member, MemberRole, NodeStatus, OpResponse, Retention,
+    TxnResponse,
 };
 use serde_json::{Map, Value, json};
 
@@ -213,6 +214,16 @@ pub fn status(endpoint: &str, status: &NodeStatus) -> Value {
         "disk_bytes": status.disk_bytes,
         "durable": status.durable,
         "clock_ms": status.clock_ms,
+        "retention": retention(&status.retention),
+        "feature_level": status.feature_level,
+    })
+}
+
+/// `null` is no bound.
+pub fn retention(retention: &Retention) -> Value {
+    json!({
+        "keep_ms": retention.keep_ms,
+        "max_revisions": retention.max_revisions,
     })
 }
 

@@ -13,6 +13,27 @@ use tonic::Code;
 use crate::harness::{Harness, error, get, prefix, put, refused};
 
 #[tokio::test]
+async fn retention_is_set_and_told() {
+    let harness = Harness::start().await;
+    let mut cluster = ClusterClient::new(harness.channel.clone());
+    let retention = v1::Retention {
+        keep_ms: None,
+        max_revisions: Some(10),
+    };
+    let request = v1::SetRetentionRequest {
+        retention: Some(retention),
+    };
+    cluster.set_retention(request).await.unwrap();
+    let status = cluster.status(v1::StatusRequest {}).await.unwrap();
+    assert_eq!(status.into_inner().retention, Some(retention));
+    let nothing = v1::SetRetentionRequest { retention: None };
+    refused(
+        cluster.set_retention(nothing).await,
+        Reason::InvalidArgument,
+    );
+}
+
+#[tokio::test]
 async fn put_get_txn_delete_compact() {
     let harness = Harness::start().await;
     let mut kv = harness.kv();
@@ -219,6 +240,7 @@ async fn limits_are_typed() {
     let harness = Harness::start().await;
     let mut kv = harness.kv();
     refused(kv.put(put("", "1")).await, Reason::EmptyKey);
+    refused(kv.get(get("")).await, Reason::EmptyKey);
     let limit = Limits::DEFAULT_MAX_REQUEST_BYTES;
     refused(
         kv.put(put("a", vec![0; limit])).await,

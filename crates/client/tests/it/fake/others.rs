@@ -239,6 +239,13 @@ impl cluster_server::Cluster for Node {
         Err(Status::unimplemented("not in this script"))
     }
 
+    async fn set_retention(
+        &self,
+        _: Request<v1::SetRetentionRequest>,
+    ) -> Result<Response<v1::SetRetentionResponse>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
+
     async fn transfer_leadership(
         &self,
         request: Request<v1::TransferLeadershipRequest>,

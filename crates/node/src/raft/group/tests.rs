@@ -328,15 +328,18 @@ async fn what_is_committed_is_on_every_node() {
     cluster.all_equal(last.index).await;
     let leader = cluster.leader().await;
     assert!(cluster.group(leader).read_index().await.unwrap() >= last);
-    let events = &cluster.running[&leader].events;
-    let published = events
-        .published
-        .lock()
-        .unwrap()
-        .iter()
-        .flat_map(|(events, _)| events)
-        .count();
-    assert_eq!(published, 50);
+    let mut published = cluster.running[&leader].events.published.subscribe();
+    let all = published.wait_for(|batches| {
+        batches
+            .iter()
+            .map(|(events, _)| events.len())
+            .sum::<usize>()
+            == 50
+    });
+    tokio::time::timeout(PATIENCE, all)
+        .await
+        .expect("each write is an event")
+        .unwrap();
 
     let follower = (leader + 1) % 3;
     let refused = cluster

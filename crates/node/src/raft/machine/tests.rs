@@ -17,13 +17,17 @@ use crate::storage::{
 /// Keeps what it is told.
 #[derive(Default)]
 pub(crate) struct Recorder {
-    pub published: Mutex<Vec<(Vec<Arc<RevisionEvents>>, Applied)>>,
+    /// Proposers are answered before.
+    pub published: watch::Sender<Published>,
     pub resets: Mutex<Vec<Applied>>,
 }
 
+type Published = Vec<(Vec<Arc<RevisionEvents>>, Applied)>;
+
 impl EventSink for Recorder {
     fn publish(&self, events: Vec<Arc<RevisionEvents>>, applied: Applied) {
-        self.published.lock().unwrap().push((events, applied));
+        self.published
+            .send_modify(|published| published.push((events, applied)));
     }
 
     fn reset(&self, applied: Applied) {
@@ -41,8 +45,8 @@ impl StateStore for Counting {
     fn view(&self) -> Arc<dyn StateView> {
         self.store.view()
     }
-    fn get_cached(&self, key: &[u8]) -> Result<Option<Option<Bytes>>, ViewError> {
-        self.store.get_cached(key)
+    fn view_in_memory(&self) -> Arc<dyn StateView> {
+        self.store.view_in_memory()
     }
     fn commit(&self, writes: StateWrites) -> Result<(), StorageError> {
         self.commits.fetch_add(1, Ordering::Relaxed);
@@ -138,7 +142,7 @@ async fn a_range_of_entries_is_one_commit() {
         (99, 101, 99)
     );
 
-    let published = bench.events.published.lock().unwrap();
+    let published = bench.events.published.borrow();
     let [(events, at)] = published.as_slice() else {
         panic!("not one batch of events")
     };

@@ -9,7 +9,7 @@ use podkv_api::{
     WatchStream,
 };
 use podkv_core::{
-    Applier, Command, Effects, Entry, MemoryView, Proposal, RevisionEvents, ViewError, read_meta,
+    Applier, Command, Effects, Entry, MemoryView, Proposal, RevisionEvents, read_meta,
 };
 
 use crate::storage::{
@@ -65,8 +65,8 @@ impl StateStore for FakeState {
         Ok(())
     }
 
-    fn get_cached(&self, _key: &[u8]) -> Result<Option<Option<Bytes>>, ViewError> {
-        Ok(None)
+    fn view_in_memory(&self) -> Arc<dyn StateView> {
+        self.current()
     }
 
     fn flush(&self) -> Result<(), StorageError> {
