@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use podkv_api::{Error, NodeStatus, Store as _};
 use podkv_client::Client;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 /// The podkv binary of this tree, built if it is not up to date.
 ///
@@ -266,6 +268,18 @@ impl ProcessCluster {
         let status = client.status().await;
         client.close().await;
         status
+    }
+
+    /// A figure from a node's `/metrics`; `None` while the page does not hold it.
+    pub async fn metric(&self, index: usize, name: &str) -> Option<f64> {
+        let mut stream = TcpStream::connect(&self.specs[index].admin).await.ok()?;
+        let request = "GET /metrics HTTP/1.1\r\nHost: podkv\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await.ok()?;
+        page.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+            .and_then(|value| value.parse().ok())
     }
 
     /// Waits until the node answers a linearizable read.

@@ -75,8 +75,10 @@ pub struct NodeStatus {
     pub leader: Option<MemberId>,
     pub committed_index: u64,
     pub applied_index: u64,
-    /// The log's first and last index that this node holds.
+    /// The index of the first log entry that this node holds. If a snapshot covers the whole log, one more
+    /// than `last_log_index`.
     pub first_log_index: u64,
+    /// The index of the last log entry, held or covered by a snapshot. 0 before the first.
     pub last_log_index: u64,
     /// The index that the newest snapshot covers.
     pub snapshot_index: u64,

@@ -177,10 +177,12 @@ impl LogKeeper {
                 continue;
             }
             match self.group.snapshot_and_purge(self.keep_bytes).await {
-                Ok(()) => {
+                Ok(Some(_)) => {
                     last = Instant::now();
                     last_index = applied;
                 }
+                // Put off: it comes round again.
+                Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(%error, "no snapshot was built; the log keeps growing until one is")
                 }

@@ -1,7 +1,7 @@
 //! Figures for metrics and balancers. Cheap to take: counters, no disk.
 
 use super::Node;
-use crate::raft::{HistogramSnapshot, LogStats, Role};
+use crate::raft::{HistogramSnapshot, LogStats, Role, SnapshotStats};
 use crate::watch::WatchStats;
 
 /// A node's figures at one moment. Totals count since the start.
@@ -18,6 +18,10 @@ pub struct NodeStats {
     pub log_bytes_total: u64,
     /// One write of a batch of the log with its fsync.
     pub log_write_latency: Latency,
+    /// Snapshots of the own state that were built, to purge the log and to send to peers.
+    pub snapshots_built_total: u64,
+    /// Snapshots of a peer that took the place of the own state: this node had fallen behind a purged log.
+    pub snapshots_installed_total: u64,
     pub watches: usize,
     /// Watches that catch up, or are too slow for what happens now.
     pub watches_behind: usize,
@@ -54,6 +58,7 @@ impl Node {
     /// The node's figures now.
     pub fn stats(&self) -> NodeStats {
         let log: LogStats = self.0.group.log_stats();
+        let snapshots: SnapshotStats = self.0.group.snapshot_stats();
         let watch: WatchStats = self.0.watches.stats();
         NodeStats {
             role: match self.0.group.state().borrow().role {
@@ -69,6 +74,8 @@ impl Node {
             log_entries_total: log.entries_written,
             log_bytes_total: log.bytes_written,
             log_write_latency: log.write_latency.into(),
+            snapshots_built_total: snapshots.built,
+            snapshots_installed_total: snapshots.installed,
             watches: watch.watchers,
             watches_behind: watch.behind,
             watch_buffered_bytes: watch.buffered_bytes,

@@ -26,7 +26,7 @@ pub(crate) use self::state::{GroupState, Role};
 use super::calls::Receiver;
 use super::freshness::Freshness;
 use super::log::{Log, LogStats, Writer};
-use super::machine::{Machine, applied_key};
+use super::machine::{Machine, SnapshotCounters, SnapshotStats, applied_key};
 use super::network::Network;
 use super::transfer::Transfers;
 use super::types::{Answer, LogId, Payload, TypeConfig, position};
@@ -67,6 +67,7 @@ struct Inner {
     log: Log,
     store: Arc<dyn StateStore>,
     applied: watch::Receiver<Applied>,
+    snapshots: Arc<SnapshotCounters>,
     state: watch::Receiver<GroupState>,
     freshness: Arc<Freshness>,
     transfers: Arc<Transfers>,
@@ -106,8 +107,8 @@ impl Group {
         };
         let (log, writer, machine, apply) = joined(tokio::task::spawn_blocking(open).await)??;
         let applied = machine.applied();
-        let stats = log.stats();
-        let recovered_end = (stats.last > 0 || stats.first > 0).then_some(stats.last);
+        let snapshots = machine.snapshots();
+        let recovered_end = log.last().map(|last| last.index);
         let freshness = Arc::<Freshness>::default();
         let network = Network {
             me: node,
@@ -140,6 +141,7 @@ impl Group {
             receiver: Receiver::new(store.clone()),
             store,
             applied,
+            snapshots,
             state,
             freshness,
             transfers,
@@ -337,6 +339,11 @@ impl Group {
         self.0.log.stats()
     }
 
+    /// What was done with snapshots since the start.
+    pub fn snapshot_stats(&self) -> SnapshotStats {
+        self.0.snapshots.stats()
+    }
+
     /// A peer is there again: replication to it does not wait any longer.
     pub async fn peer_is_back(&self, peer: MemberId) -> Result<()> {
         self.0
@@ -348,35 +355,26 @@ impl Group {
     }
 
     /// Makes the state durable, builds a snapshot of it, and purges the log up to what both cover,
-    /// but for the last `keep_bytes`. Does nothing while a snapshot is on its way to a peer.
-    pub async fn snapshot_and_purge(&self, keep_bytes: u64) -> Result<()> {
+    /// but for the last `keep_bytes`. Returns what the snapshot covers at least; `None` if it was put off,
+    /// because one is on its way to a peer, or nothing is applied yet.
+    pub async fn snapshot_and_purge(&self, keep_bytes: u64) -> Result<Option<LogPosition>> {
         let _one = self.0.keeping.lock().await;
         if self.0.transfers.held() {
-            return Ok(());
+            return Ok(None);
         }
         let Some(durable) = self.flush().await? else {
-            return Ok(());
+            return Ok(None);
         };
         self.build_snapshot(durable).await?;
         // A transfer may have begun with this very snapshot; what it needs lies behind it.
-        let Some(upto) = self.0.log.purgeable(keep_bytes) else {
-            return Ok(());
-        };
-        let upto = upto.min(durable.index);
-        if self
-            .0
-            .log
-            .purged()
-            .is_some_and(|purged| purged.index >= upto)
-        {
-            return Ok(());
+        let upto = self.0.log.purgeable(keep_bytes);
+        let upto = upto.map(|upto| upto.min(durable.index));
+        let purged = self.0.log.purged().map(|purged| purged.index);
+        if let Some(upto) = upto.filter(|upto| purged.is_none_or(|purged| purged < *upto)) {
+            let purge = self.0.raft.trigger().purge_log(upto).await;
+            purge.map_err(|fatal| stopped(&fatal))?;
         }
-        self.0
-            .raft
-            .trigger()
-            .purge_log(upto)
-            .await
-            .map_err(|fatal| stopped(&fatal))
+        Ok(Some(durable))
     }
 
     /// Makes everything that is applied durable, and returns up to where.

@@ -74,8 +74,10 @@ struct State {
 /// Figures about the log.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LogStats {
-    /// The first and last index that the log holds; 0 if it holds none.
+    /// The index of the first entry that the log holds. If it holds none, because a snapshot covers
+    /// them all, where it goes on: one behind `last`.
     pub first: u64,
+    /// The index of the last entry, held or covered by a snapshot; 0 before the first one.
     pub last: u64,
     /// Bytes of the entries in the log, about.
     pub bytes: u64,
@@ -171,6 +173,11 @@ impl Log {
         self.shared.state().purged
     }
 
+    /// The end of the log: its last entry, or the last one that was purged if none is left.
+    pub fn last(&self) -> Option<LogPosition> {
+        self.shared.state().last
+    }
+
     /// Up to which index may be purged so that at least `keep_bytes` stay.
     pub fn purgeable(&self, keep_bytes: u64) -> Option<u64> {
         self.shared.state().sizes.purgeable(keep_bytes)
@@ -180,13 +187,8 @@ impl Log {
         let counters = &self.shared.counters;
         let (first, last, bytes) = {
             let state = self.shared.state();
-            let (start, end) = (state.first, state.end());
-            let range = if start < end {
-                (start, end - 1)
-            } else {
-                (0, 0)
-            };
-            (range.0, range.1, state.sizes.bytes())
+            let last = state.last.map_or(0, |last| last.index);
+            (state.first, last, state.sizes.bytes())
         };
         LogStats {
             first,

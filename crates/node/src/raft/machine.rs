@@ -30,7 +30,8 @@ use podkv_core::{View, ViewError, read_meta, schema};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::apply::Job;
-pub(super) use self::snapshot::{Built, SnapshotData};
+pub(crate) use self::snapshot::SnapshotStats;
+pub(super) use self::snapshot::{Built, SnapshotCounters, SnapshotData};
 use super::log::Log;
 use super::record;
 use super::transfer::Transfers;
@@ -106,6 +107,7 @@ pub(super) struct Shared {
     applied: watch::Sender<Applied>,
     reached: Mutex<Reached>,
     snapshots: snapshot::Slot,
+    counters: Arc<SnapshotCounters>,
     transfers: Arc<Transfers>,
     /// The log that apply must not overtake.
     log: Option<Log>,
@@ -142,6 +144,7 @@ impl Machine {
             applied: watch::Sender::new(applied),
             reached: Mutex::new(reached),
             snapshots: snapshot::Slot::default(),
+            counters: Arc::default(),
             transfers,
             log,
         });
@@ -158,6 +161,10 @@ impl Machine {
 
     pub fn applied(&self) -> watch::Receiver<Applied> {
         self.shared.applied.subscribe()
+    }
+
+    pub fn snapshots(&self) -> Arc<SnapshotCounters> {
+        self.shared.counters.clone()
     }
 
     async fn apply_batch(&self, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {

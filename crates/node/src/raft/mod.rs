@@ -36,6 +36,7 @@ use podkv_core::{Outcome, RevisionEvents};
 
 pub(crate) use self::group::{Group, GroupParts, GroupState, Role};
 pub(crate) use self::log::{HistogramSnapshot, LogStats};
+pub(crate) use self::machine::SnapshotStats;
 pub(crate) use self::types::Payload;
 use crate::membership::LogPosition;
 

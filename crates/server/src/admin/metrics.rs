@@ -108,6 +108,16 @@ impl Page {
                 stats.log_bytes_total,
             ),
             (
+                "snapshots_built_total",
+                "Snapshots built of the own state",
+                stats.snapshots_built_total,
+            ),
+            (
+                "snapshots_installed_total",
+                "Snapshots of a peer that took the place of the own state",
+                stats.snapshots_installed_total,
+            ),
+            (
                 "watches_fell_behind_total",
                 "Times that a live watch's queue was full",
                 stats.watches_fell_behind_total,
@@ -247,12 +257,12 @@ impl Page {
             ),
             (
                 "first_log_index",
-                "The first log index held",
+                "The first log index held; last_log_index + 1 if a snapshot covers the whole log",
                 status.first_log_index,
             ),
             (
                 "last_log_index",
-                "The last log index held",
+                "The index of the last log entry, held or covered by a snapshot",
                 status.last_log_index,
             ),
             (

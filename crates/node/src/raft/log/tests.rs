@@ -309,8 +309,11 @@ async fn a_purge_may_reach_beyond_the_tail() {
         (Some(at(4, 90)), Some(at(4, 90)))
     );
     assert_eq!(read(&mut log, 0..200).await, []);
+    let bounds = |log: &Log| (log.stats().first, log.stats().last);
+    assert_eq!(bounds(&log), (91, 90), "it goes on behind what was purged");
     append_all(&mut log, vec![blank(5, 91)]).await;
     assert_eq!(read(&mut log, 0..200).await, [(5, 91)]);
+    assert_eq!(bounds(&log), (91, 91));
     writer.stop().await;
 
     let (mut log, writer) = open(&disk, usize::MAX);

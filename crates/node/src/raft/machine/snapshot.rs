@@ -5,6 +5,7 @@
 //! it pins files on the disk. Whoever transfers one holds it itself.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use podkv_core::ViewError;
@@ -43,6 +44,31 @@ impl Built {
         Snapshot {
             meta: self.meta.clone(),
             snapshot: SnapshotData::Built(self),
+        }
+    }
+}
+
+/// What was done with snapshots since the start.
+#[derive(Debug, Default)]
+pub(in crate::raft) struct SnapshotCounters {
+    built: AtomicU64,
+    installed: AtomicU64,
+}
+
+/// [`SnapshotCounters`] at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SnapshotStats {
+    /// Checkpoints of the own state.
+    pub built: u64,
+    /// How often the own state was replaced by a peer's.
+    pub installed: u64,
+}
+
+impl SnapshotCounters {
+    pub fn stats(&self) -> SnapshotStats {
+        SnapshotStats {
+            built: self.built.load(Relaxed),
+            installed: self.installed.load(Relaxed),
         }
     }
 }
@@ -99,6 +125,7 @@ impl Shared {
             meta,
             checkpoint,
         });
+        self.counters.built.fetch_add(1, Relaxed);
         let mut kept = self.snapshots.kept();
         // A slower builder must not bring back an older one.
         if kept
@@ -137,6 +164,7 @@ impl Shared {
             kept.built = None;
         }
         *self.reached() = reached;
+        self.counters.installed.fetch_add(1, Relaxed);
         self.applied.send_replace(applied.clone());
         self.events.reset(applied);
         Ok(())
