@@ -95,7 +95,7 @@ impl AppendLane {
     /// Runs one session. `dial_ttl` limits the dial, `timeout` the wait for each answer.
     pub async fn session<'s, S>(
         &'s mut self,
-        input: S,
+        mut input: S,
         dial_ttl: Duration,
         timeout: Timeout<TypeConfig>,
     ) -> Result<Answers<'s>, RpcError>
@@ -106,13 +106,20 @@ impl AppendLane {
             self.lane.broken();
             self.bad_sessions = 0;
         }
-        let kept = match self.kept.take() {
-            Some(kept) => kept,
-            None => self.open(dial_ttl, &timeout).await?,
+        let (kept, first) = match self.kept.take() {
+            Some(kept) => (kept, None),
+            None => {
+                // The wait for the first request is where openraft backs off. Dialed before it, a peer whose
+                // port is closed would be dialed a thousand times a second.
+                let Some(first) = input.next().await else {
+                    return Ok(futures_util::stream::empty().boxed());
+                };
+                (self.open(dial_ttl, &timeout).await?, Some(first))
+            }
         };
         // Until its end this counts as a bad one: it may be dropped at any await.
         self.bad_sessions += 1;
-        let session = Session {
+        let mut session = Session {
             lane: self,
             kept,
             input: Some(input),
@@ -120,6 +127,9 @@ impl AppendLane {
             deadline: Instant::now() + timeout.timeout,
             timeout,
         };
+        if let Some(first) = first {
+            session.send(first);
+        }
         Ok(
             futures_util::stream::unfold(Some(session), |session| async { session?.next().await })
                 .boxed(),
@@ -271,5 +281,77 @@ where
     fn failed(self, error: RpcError) -> Option<(Item, Option<Self>)> {
         self.lane.lane.broken();
         Some((Err(error), None))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use openraft::network::RPCTypes;
+    use podkv_api::MemberId;
+
+    use super::*;
+    use crate::membership::PeerAddress;
+    use crate::peer::header::PeerHeaders;
+    use crate::peer::pool::{Lane, PeerPool};
+    use crate::peer::settings::PeerSettings;
+    use crate::peer::tests::identity;
+    use crate::raft::types::Vote;
+    use crate::storage::MemoryDisk;
+    use crate::transport::{ByteStream, Listener, Transport};
+
+    /// Every port is closed.
+    #[derive(Default)]
+    struct Closed {
+        dials: AtomicUsize,
+    }
+
+    impl Transport for Closed {
+        fn dial<'a>(&'a self, _: &'a str) -> BoxFuture<'a, io::Result<ByteStream>> {
+            self.dials.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(Err(io::ErrorKind::ConnectionRefused.into())).boxed()
+        }
+
+        fn listen<'a>(&'a self, _: &'a str) -> BoxFuture<'a, io::Result<Listener>> {
+            std::future::ready(Err(io::ErrorKind::Unsupported.into())).boxed()
+        }
+    }
+
+    /// openraft backs off in its stream of requests: until that has one, the peer is left alone.
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_is_dialed_only_when_there_is_something_to_send() {
+        let closed = Arc::new(Closed::default());
+        let headers = PeerHeaders::new(identity(&MemoryDisk::new(), "podkv-0"));
+        let pool = PeerPool::new(closed.clone(), headers, PeerSettings::default());
+        let address = PeerAddress {
+            peer_address: "podkv-1:2380".into(),
+            ..PeerAddress::default()
+        };
+        let lane = pool.client(MemberId(2), &address, Lane::Append);
+        let mut lane = AppendLane::new(lane, Arc::default());
+        let ttl = Duration::from_secs(1);
+        let timeout = Timeout {
+            action: RPCTypes::AppendEntries,
+            id: 1,
+            target: 2,
+            timeout: ttl,
+        };
+
+        let backing_off = lane.session(futures_util::stream::pending(), ttl, timeout.clone());
+        // The clock goes on when nothing else does.
+        assert!(tokio::time::timeout(ttl, backing_off).await.is_err());
+        assert_eq!(closed.dials.load(Ordering::Relaxed), 0);
+
+        let request = AppendEntriesRequest {
+            vote: Vote::new_committed(1, 1),
+            prev_log_id: None,
+            entries: Vec::new(),
+            leader_commit: None,
+        };
+        let input = futures_util::stream::iter([request]);
+        assert!(lane.session(input, ttl, timeout).await.is_err());
+        assert_eq!(closed.dials.load(Ordering::Relaxed), 1);
     }
 }
