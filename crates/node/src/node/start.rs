@@ -273,9 +273,12 @@ impl Parts {
             stop,
         }));
         node.spawn_duties();
-        node.0
-            .health
-            .send_replace(Health::not_ready("not a member of a cluster yet"));
+        // A member that starts again has lost nothing, and must not read as if it had.
+        let reason = match node.0.identity.membership() {
+            Some(_) => "catching up",
+            None => "not a member of a cluster yet",
+        };
+        node.0.health.send_replace(Health::not_ready(reason));
         Ok(node)
     }
 }
