@@ -104,6 +104,20 @@ where
         [&self.prefix[..], key.as_ref()].concat().into()
     }
 
+    /// All keys under the prefix: what to give to a [`Mirror`](super::Mirror).
+    pub fn key_range(&self) -> KeyRange {
+        KeyRange::prefix(self.prefix.clone())
+    }
+
+    /// Decodes what was read in another way: from a [`Mirror`](super::Mirror), or in a transaction.
+    ///
+    /// # Errors
+    ///
+    /// [`Reason::BadValue`].
+    pub fn decode(&self, kv: &KeyValue) -> Result<Entry<T>> {
+        entry(&self.prefix, kv)
+    }
+
     /// The value, or `None` if there is no such key. Linearizable.
     ///
     /// # Errors
@@ -134,14 +148,15 @@ where
         Ok(self.store.put(put).await?.header.revision)
     }
 
-    /// Deletes the key. True if it was there.
+    /// Deletes the key. Returns the revision of the deletion, or `None` if there was no such key.
     ///
     /// # Errors
     ///
     /// As [`Store::delete`].
-    pub async fn delete(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+    pub async fn delete(&self, key: impl AsRef<[u8]>) -> Result<Option<Revision>> {
         let delete = Delete::new(KeyRange::key(self.full_key(key)));
-        Ok(self.store.delete(delete).await?.deleted > 0)
+        let answer = self.store.delete(delete).await?;
+        Ok((answer.deleted > 0).then_some(answer.header.revision))
     }
 
     /// Everything under the prefix, in key order, as of one revision. Linearizable.
@@ -150,7 +165,7 @@ where
     ///
     /// As [`Typed::get`]: one bad value fails the list.
     pub async fn list(&self) -> Result<Vec<Entry<T>>> {
-        let range = Range::new(KeyRange::prefix(self.prefix.clone()));
+        let range = Range::new(self.key_range());
         let mut chunks = self.store.range_stream(range).await?;
         let mut entries = Vec::new();
         while let Some(chunk) = chunks.next().await {
@@ -166,7 +181,8 @@ where
     /// returns `None` to delete it. It may run many times, so it must have no effects of its own.
     ///
     /// A value that comes out as it went in is not written. A lease or TTL of the key stays.
-    /// Returns what the key holds now.
+    /// Returns what the key holds now, `None` if nothing; its `mod_revision` is what
+    /// [`Mirror::wait_for`](super::Mirror::wait_for) takes.
     ///
     /// # Errors
     ///
@@ -174,7 +190,7 @@ where
     /// - [`Reason::BadValue`] if the old value is not a `T`, or the new one has no JSON form.
     /// - As [`Store::txn`]. If [`Error::outcome_unknown`], the update may have been applied. It is
     ///   never repeated by itself: it might be applied twice. Read the key to find out.
-    pub async fn update<F>(&self, key: impl AsRef<[u8]>, mut change: F) -> Result<Option<T>>
+    pub async fn update<F>(&self, key: impl AsRef<[u8]>, mut change: F) -> Result<Option<Entry<T>>>
     where
         F: FnMut(Option<T>) -> Option<T>,
     {
@@ -183,18 +199,15 @@ where
         for _ in 0..MAX_ATTEMPTS {
             let found = self.store.get(key.clone()).await?;
             let value = change(found.as_ref().map(decode).transpose()?);
+            let read_at = found.as_ref().map_or(0, |kv| kv.mod_revision);
             let Some(write) = write(&key, found.as_ref(), value.as_ref())? else {
-                return Ok(value);
+                return Ok(self.updated(&key, value, found.as_ref(), read_at));
             };
-            let read_at = found.map_or(0, |kv| kv.mod_revision);
             let unchanged = Compare::unchanged_since(key.clone(), read_at);
-            if self
-                .store
-                .txn(Txn::new().when([unchanged]).then([write]))
-                .await?
-                .succeeded
-            {
-                return Ok(value);
+            let txn = Txn::new().when([unchanged]).then([write]);
+            let answer = self.store.txn(txn).await?;
+            if answer.succeeded {
+                return Ok(self.updated(&key, value, found.as_ref(), answer.header.revision));
             }
             // Wait first, read after: what is read now would be old again by then.
             sleep(backoff.delay()).await;
@@ -202,6 +215,23 @@ where
         let name = key.escape_ascii().to_string();
         let text = format!("{name:?} changed under each of {MAX_ATTEMPTS} attempts to update it");
         Err(Error::new(Reason::Contention, text))
+    }
+
+    /// What a key holds after an update at `revision`, given what was there before.
+    fn updated(
+        &self,
+        key: &Bytes,
+        value: Option<T>,
+        found: Option<&KeyValue>,
+        revision: Revision,
+    ) -> Option<Entry<T>> {
+        value.map(|value| Entry {
+            key: without_prefix(&self.prefix, key),
+            value,
+            create_revision: found.map_or(revision, |kv| kv.create_revision),
+            mod_revision: revision,
+            lease: found.and_then(|kv| kv.lease),
+        })
     }
 
     /// Reports the entries that are there, then [`Change::UpToDate`], then every change.
@@ -225,7 +255,7 @@ where
     }
 
     fn watch_request(&self) -> Watch {
-        Watch::new(KeyRange::prefix(self.prefix.clone())).bookmarks()
+        Watch::new(self.key_range()).bookmarks()
     }
 
     async fn changes(&self, watch: Watch) -> Result<ChangeStream<T>> {

@@ -53,8 +53,9 @@ async fn values_come_back_as_they_went_in() {
         .collect();
     assert_eq!(names, [(&b"al"[..], 4), (b"bo", 3), (b"cy", 5)]);
 
-    assert!(users.delete("bo").await.unwrap());
-    assert!(!users.delete("bo").await.unwrap());
+    let deleted = users.delete("bo").await.unwrap();
+    assert_eq!(deleted, Some(store.revision()));
+    assert_eq!(users.delete("bo").await.unwrap(), None);
     assert_eq!(users.get("bo").await.unwrap(), None);
 }
 
@@ -100,7 +101,8 @@ async fn an_update_outlasts_some_conflicts_but_not_all() {
     let store = FakeStore::new();
     let counters = counters(&store);
     store.fail(|faults| faults.storms = 20);
-    assert_eq!(counters.update("a", add_one).await.unwrap(), Some(1));
+    let first = counters.update("a", add_one).await.unwrap();
+    assert_eq!(first, counters.entry("a").await.unwrap());
 
     store.fail(|faults| faults.storms = usize::MAX);
     assert_reason(counters.update("a", add_one).await, Reason::Contention);
@@ -132,14 +134,16 @@ async fn an_update_can_delete_do_nothing_and_keeps_the_lease() {
     let counters = counters(&store);
     let lease = store.lease_grant(secs(60), None).await.unwrap().lease;
     store.put(Put::new("n/a", "1").lease(lease)).await.unwrap();
-    assert_eq!(counters.update("a", add_one).await.unwrap(), Some(2));
-    assert_eq!(
-        counters.entry("a").await.unwrap().unwrap().lease,
-        Some(lease)
-    );
+    let updated = counters.update("a", add_one).await.unwrap();
+    let entry = counters.entry("a").await.unwrap();
+    assert_eq!(updated, entry);
+    let entry = entry.unwrap();
+    assert_eq!((entry.value, entry.lease), (2, Some(lease)));
+    assert_eq!(entry.mod_revision, store.revision());
 
     let before = store.revision();
-    assert_eq!(counters.update("a", |old| old).await.unwrap(), Some(2));
+    let unchanged = counters.update("a", |old| old).await.unwrap();
+    assert_eq!(unchanged, Some(entry));
     assert_eq!(counters.update("none", |_| None).await.unwrap(), None);
     assert_eq!(store.revision(), before);
 
