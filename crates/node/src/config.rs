@@ -57,7 +57,7 @@ pub struct NodeConfig {
     pub peer_listen: String,
     /// What peers dial: a name that is resolved afresh on every dial.
     pub peer_address: String,
-    /// What clients are told to dial.
+    /// What clients are told to dial; empty if this node has no port for them.
     pub client_address: String,
     /// How many replicas found the cluster together.
     pub replicas: u32,

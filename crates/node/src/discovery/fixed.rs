@@ -19,6 +19,11 @@ impl FixedDiscovery {
     pub fn new(suggestions: Vec<Suggestion>) -> Self {
         Self { suggestions }
     }
+
+    /// What it was made of, in that order.
+    pub fn suggestions(&self) -> &[Suggestion] {
+        &self.suggestions
+    }
 }
 
 /// Parses `name=host:port,…`. Blanks around the parts are ignored; an empty text is an empty list.
