@@ -2,11 +2,12 @@
 
 CARGO ?= cargo
 
-.PHONY: help setup build try demo test verify fix audit
+.PHONY: help setup build try demo flags test verify fix audit
 
 help:
 	@echo "make try      the tour on memory storage: no C++, nothing durable"
 	@echo "make demo     three nodes, real data, a killed leader, nothing lost"
+	@echo "make flags    an example: feature flags in a web service of three replicas"
 	@echo "make test     all tests"
 	@echo "make verify   what CI checks: format, lints, dependencies, layout"
 	@echo "make fix      format, and apply what the lints can mend"
@@ -26,6 +27,9 @@ try:
 
 demo: build
 	$(CARGO) run --locked --quiet -p podkv-tests --bin podkv-demo
+
+flags: setup
+	$(CARGO) run --locked -p podkv --features embed --example flags
 
 # The tests wait for fsyncs: what the compiler wrote goes to the disk first, or they wait for that.
 test: build

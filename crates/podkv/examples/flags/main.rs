@@ -1,0 +1,202 @@
+//! Feature flags for the replicas of one service, kept by the replicas themselves.
+//!
+//! Without arguments it starts three replicas on this machine (`local.rs`):
+//!
+//! ```sh
+//! cargo run -p podkv --features embed --example flags
+//! ```
+//!
+//! In Kubernetes each pod of a StatefulSet runs `flags serve`, with its settings in the environment:
+//!
+//! | variable | what it is | default |
+//! | --- | --- | --- |
+//! | `POD_NAME` | the pod's name, by the downward API: `flags-0` | |
+//! | `PEERS` | every replica: `flags-0=flags-0.flags.default.svc.cluster.local.:2380,flags-1=…` | |
+//! | `DATA_DIR` | a folder on the pod's own volume | |
+//! | `HTTP_LISTEN` | where it serves | `0.0.0.0:8080` |
+//! | `PEER_LISTEN` | where it listens for the other replicas | `0.0.0.0:2380` |
+//!
+//! This file is what one replica does from its start to its end; `flags.rs` is the application.
+
+mod flags;
+mod local;
+
+use std::io::{self, IsTerminal};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use podkv::node::discovery::FixedDiscovery;
+use podkv::node::{Health, Node, NodeConfig, StorageConfig};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tracing_subscriber::EnvFilter;
+
+use crate::flags::Flags;
+
+/// How long requests under way may take at the end. Below the 30 seconds that Kubernetes grants.
+const GRACE: Duration = Duration::from_secs(10);
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let argument = std::env::args().nth(1);
+    let result = match argument.as_deref() {
+        None => local::run().await,
+        Some("serve") => serve().await,
+        Some(_) => Err("usage: flags [serve]".into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("flags: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Settings {
+    node: NodeConfig,
+    peers: FixedDiscovery,
+    http_listen: String,
+}
+
+impl Settings {
+    fn from_env() -> Result<Self, Error> {
+        let get = |name| std::env::var(name).map_err(|error| format!("{name}: {error}"));
+        let name = get("POD_NAME")?;
+        let peers: FixedDiscovery = get("PEERS")?.parse()?;
+        let mut replicas = peers.suggestions().iter();
+        let own = replicas.find(|replica| replica.name.as_ref() == Some(&name));
+        let own = own.ok_or_else(|| format!("PEERS does not name {name:?}, which is POD_NAME"))?;
+
+        let data_dir = PathBuf::from(get("DATA_DIR")?);
+        let mut node = NodeConfig::new(name, StorageConfig::Disk { data_dir });
+        node.peer_address = own.peer_address.clone();
+        node.peer_listen = get("PEER_LISTEN").unwrap_or("0.0.0.0:2380".into());
+        // Only this application uses the store, from the inside.
+        node.client_address = String::new();
+        // As many as found the cluster together: none of them would found one without the others.
+        node.replicas = u32::try_from(peers.suggestions().len())?;
+        Ok(Self {
+            node,
+            peers,
+            http_listen: get("HTTP_LISTEN").unwrap_or("0.0.0.0:8080".into()),
+        })
+    }
+}
+
+async fn serve() -> Result<(), Error> {
+    // Raft warns of each attempt to reach a replica that is away.
+    let usual = EnvFilter::new("warn,openraft=error,flags=info");
+    let filter = EnvFilter::try_from_default_env().unwrap_or(usual);
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+    let settings = Settings::from_env()?;
+    let stop = stop_signal()?;
+    tokio::pin!(stop);
+    let starting = Node::builder(settings.node)
+        .discovery(Arc::new(settings.peers))
+        .start();
+    let node = tokio::select! {
+        node = starting => node?,
+        () = &mut stop => return Ok(()),
+    };
+    let result = serve_http(&settings.http_listen, &node, stop).await;
+    // It must end after all that uses it. Were it killed instead, nothing that was acknowledged would be lost.
+    node.shutdown().await;
+    result
+}
+
+async fn serve_http(
+    address: &str,
+    node: &Node,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    let flags = Flags::new(node.clone());
+    let ready = get(readyz).with_state((node.clone(), flags.clone()));
+    // It listens before the cluster is up, so that probes tell "not ready" from "dead".
+    let app: Router = flags::router(flags.clone()).route("/readyz", ready);
+    let server = axum::serve(listener, app).with_graceful_shutdown(flags.closed());
+    let mut server = tokio::spawn(server.into_future());
+    let mut background = JoinSet::new();
+    let opened = flags.clone();
+    background.spawn(async move { opened.open().await });
+    background.spawn(log_health(node.health()));
+
+    let result = tokio::select! {
+        () = stop => {
+            // Unready from now on, and another replica leads. Requests are served until the traffic has moved.
+            node.drain().await;
+            Ok(())
+        }
+        // A failed disk, for example. Kubernetes starts it again.
+        error = node.failed() => Err(error.into()),
+    };
+    flags.close();
+    if timeout(GRACE, &mut server).await.is_err() {
+        tracing::warn!(grace = ?GRACE, "cut requests that did not end in time");
+        server.abort();
+    }
+    background.shutdown().await;
+    result
+}
+
+type Replica = (Node, Arc<Flags<Node>>);
+
+/// For the readiness probe. It says nothing about liveness: a replica without a majority needs no restart.
+async fn readyz(State((node, flags)): State<Replica>) -> (StatusCode, String) {
+    let health = node.health().borrow().clone();
+    if !health.ready || !flags.is_open() {
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("not ready: {}\n", health.reason),
+        );
+    }
+    let role = if node.is_leader() {
+        "leader"
+    } else {
+        "follower"
+    };
+    (StatusCode::OK, format!("ready ({role})\n"))
+}
+
+async fn log_health(mut health: watch::Receiver<Health>) {
+    loop {
+        let now = health.borrow_and_update().clone();
+        if now.ready {
+            tracing::info!("ready");
+        } else {
+            tracing::info!(reason = now.reason, "not ready");
+        }
+        if health.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// SIGTERM comes from Kubernetes, SIGINT from a terminal. Both are caught from the call on.
+fn stop_signal() -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
