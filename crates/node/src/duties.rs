@@ -171,7 +171,7 @@ impl LogKeeper {
             tick.tick().await;
             let stats = self.group.log_stats();
             let applied = self.group.applied().borrow().position.index;
-            let grown = stats.bytes >= self.snapshot_log_bytes + self.keep_bytes;
+            let grown = stats.bytes >= self.snapshot_log_bytes.saturating_add(self.keep_bytes);
             let old = last.elapsed() >= self.snapshot_interval && applied > last_index;
             if !grown && !old {
                 continue;

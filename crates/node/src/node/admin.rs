@@ -10,7 +10,7 @@ use podkv_proto::peer as wire;
 use tokio::time::Instant;
 
 use super::Node;
-use crate::membership::PeerAddress;
+use crate::membership::{LogPosition, PeerAddress};
 use crate::peer::pool::Lane;
 
 /// Between two attempts to reach the leader.
@@ -75,6 +75,36 @@ impl Node {
     pub async fn set_retention(&self, retention: Retention) -> Result<Header> {
         let command = Command::SetRetention(retention);
         Ok(self.write_once(command).await?.header)
+    }
+
+    /// Builds a snapshot of this node's state now, and purges the log that it covers, but for the last
+    /// [`log_keep_bytes`](crate::NodeConfig::log_keep_bytes). Returns a log index that the snapshot
+    /// covers, at least as high as what was applied before the call. The log is freed in the background.
+    ///
+    /// A node does this by itself, by [`snapshot_log_bytes`](crate::NodeConfig::snapshot_log_bytes) and
+    /// [`snapshot_interval`](crate::NodeConfig::snapshot_interval); this is for who needs the space now.
+    /// Writes go on meanwhile. Concerns this node alone.
+    ///
+    /// # Errors
+    /// [`Reason::Overloaded`] while a snapshot is on its way to a peer, which needs the log behind it;
+    /// [`Reason::NodeNotReady`] if nothing is applied yet.
+    pub async fn purge_log(&self) -> Result<u64> {
+        let covered = self
+            .0
+            .group
+            .snapshot_and_purge(self.0.config.log_keep_bytes)
+            .await?;
+        match covered {
+            Some(position) => Ok(position.index),
+            None if self.0.group.applied().borrow().position == LogPosition::default() => {
+                let text = "there is nothing to build a snapshot of: nothing is applied here yet";
+                Err(Error::new(Reason::NodeNotReady, text))
+            }
+            None => {
+                let text = "a snapshot is on its way to a peer: try again when it has arrived";
+                Err(Error::new(Reason::Overloaded, text))
+            }
+        }
     }
 
     /// The members as this node knows them.

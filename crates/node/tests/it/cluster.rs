@@ -71,6 +71,33 @@ async fn nothing_is_lost_or_doubled_when_the_leader_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_purged_when_it_is_asked_for() {
+    let config = NodeConfig {
+        peer_listen: "127.0.0.1:0".into(),
+        log_keep_bytes: 0,
+        ..NodeConfig::new("podkv-0", StorageConfig::Memory)
+    };
+    let node = Node::builder(config).start().await.unwrap();
+    for number in 0..4 {
+        let value = vec![b'v'; 1 << 20];
+        node.put(Put::new(format!("large-{number}"), value))
+            .await
+            .unwrap();
+    }
+    let before = node.status().await.unwrap();
+    assert_eq!((before.first_log_index, before.snapshot_index), (0, 0));
+    let covered = node.purge_log().await.unwrap();
+    assert!(covered >= before.applied_index);
+    assert!(node.status().await.unwrap().snapshot_index >= covered);
+    // The snapshot is there when it returns, the purge follows.
+    while node.status().await.unwrap().first_log_index == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(node.stats().snapshots_built_total, 1);
+    node.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watch_on_a_follower_sees_every_revision_across_a_failover() {
     use futures_util::StreamExt as _;
     let mut cluster = cluster(3).await;
