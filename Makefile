@@ -2,13 +2,14 @@
 
 CARGO ?= cargo
 
-.PHONY: help setup build try demo flags test verify fix audit
+.PHONY: help setup build try demo flags test bench-checkpoint verify fix audit
 
 help:
 	@echo "make try      the tour on memory storage: no C++, nothing durable"
 	@echo "make demo     three nodes, real data, a killed leader, nothing lost"
 	@echo "make flags    an example: feature flags in a web service of three replicas"
 	@echo "make test     all tests"
+	@echo "make bench-checkpoint  the longest gap in apply while a snapshot of 2 GB is built"
 	@echo "make verify   what CI checks: format, lints, dependencies, layout"
 	@echo "make fix      format, and apply what the lints can mend"
 	@echo "make audit    known vulnerabilities of dependencies (needs the network)"
@@ -36,6 +37,11 @@ test: build
 	$(CARGO) test --locked --workspace --no-run
 	sync
 	$(CARGO) test --locked --workspace
+
+# Needs about three times as much free space: `make bench-checkpoint GIGABYTES=0.5` needs less.
+GIGABYTES ?= 2
+bench-checkpoint: setup
+	$(CARGO) run --locked --quiet -p podkv-benches --bin checkpoint-gap -- --gigabytes $(GIGABYTES)
 
 verify: setup
 	$(CARGO) fmt --all --check

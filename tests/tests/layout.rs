@@ -174,7 +174,7 @@ fn is_test_code(path: &Path) -> bool {
 
 #[test]
 fn no_file_outgrows_a_reader() {
-    for folder in ["crates", "tests"] {
+    for folder in ["crates", "tests", "benches"] {
         for (path, text) in sources(folder) {
             let is_test = folder == "crates" && is_test_code(&path);
             let code = text
