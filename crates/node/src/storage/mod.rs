@@ -17,6 +17,8 @@ mod error;
 mod log_bounds;
 pub mod memory;
 #[cfg(feature = "rocksdb")]
+mod reclaim;
+#[cfg(feature = "rocksdb")]
 mod rocks;
 #[cfg(feature = "rocksdb")]
 mod rocks_log;

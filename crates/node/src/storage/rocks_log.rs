@@ -38,6 +38,7 @@ use rocksdb::{
 
 use super::durable_file::folder_bytes;
 use super::log_bounds::LogBounds;
+use super::reclaim::{Pace, Reclaimer};
 use super::{LogRecovery, LogStore, LogWrite, StorageError, rocks};
 use crate::identity::{DataFolder, LOG_FOLDER};
 
@@ -115,7 +116,9 @@ fn options() -> Options {
 
 /// See the module.
 pub(crate) struct RocksLog {
-    database: DB,
+    // Fields drop in this order: the thread ends, then the database is closed.
+    reclaimer: Reclaimer,
+    database: Arc<DB>,
     path: PathBuf,
     /// Held for the whole of a write.
     writer: Mutex<Writer>,
@@ -158,7 +161,8 @@ impl RocksLog {
         }
         let database = rocks::open(&path, &options)?;
         let log = Self {
-            database,
+            reclaimer: Reclaimer::start("log")?,
+            database: Arc::new(database),
             path,
             writer: Mutex::new(Writer {
                 first_stored: 0,
@@ -322,19 +326,46 @@ impl RocksLog {
         }
     }
 
-    /// Gives whole files of deleted entries back at once, without waiting for a compaction. `end` is
+    /// Gives whole files of deleted entries back soon, without waiting for a compaction. `end` is
     /// the first entry that stays.
     fn drop_files_before(&self, end: u64) {
         // RocksDB includes the last key of this range: it must be one that is purged.
         let Some(last_purged) = end.checked_sub(1) else {
             return;
         };
-        let range = (key(TABLE_ENTRIES, 0), key(TABLE_ENTRIES, last_purged));
-        if let Err(error) = self.database.delete_file_in_range(range.0, range.1) {
-            // The range tombstone is written: compaction will do the same, later.
-            tracing::warn!(%error, path = %self.path.display(), "cannot drop purged log files yet");
-        }
+        let (database, path) = (self.database.clone(), self.path.clone());
+        // If too much is queued, the next purge covers this one.
+        self.reclaimer.queue().run(move |pace| {
+            if let Err(error) = drop_files(&database, last_purged, pace) {
+                // The range tombstone is written: compaction will do the same, later.
+                tracing::warn!(%error, path = %path.display(), "cannot drop purged log files yet");
+            }
+        });
     }
+}
+
+/// Drops the tables that hold nothing but entries up to `last_purged`, one after another: dropping
+/// hundreds of megabytes at once would hold up the writer's next sync for as long as that takes.
+fn drop_files(database: &DB, last_purged: u64, pace: &Pace) -> Result<(), rocksdb::Error> {
+    let (first, last) = (key(TABLE_ENTRIES, 0), key(TABLE_ENTRIES, last_purged));
+    let mut ends: Vec<Vec<u8>> = database
+        .live_files()?
+        .into_iter()
+        .filter(|file| {
+            file.start_key
+                .as_deref()
+                .is_some_and(|key| *key >= first[..])
+        })
+        .filter_map(|file| file.end_key.filter(|key| **key <= last[..]))
+        .collect();
+    ends.sort();
+    for end in ends {
+        if pace.is_stopping() {
+            break;
+        }
+        pace.step(|| database.delete_file_in_range(&first[..], &end[..]))?;
+    }
+    Ok(())
 }
 
 impl LogStore for RocksLog {
@@ -505,6 +536,7 @@ mod tests {
         let upto = 2999;
         let record = Bytes::from("purged");
         log.write(&[LogWrite::Purge { upto, record }]).unwrap();
+        log.reclaimer.wait();
         let tables = log.database.live_files().unwrap().len();
         assert_eq!(
             tables, 2,

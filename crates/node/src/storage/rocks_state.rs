@@ -38,6 +38,7 @@ use rocksdb::{
 use self_cell::self_cell;
 
 use super::durable_file::{TEMPORARY, folder_bytes, read_small, sync_folder, write_durably};
+use super::reclaim::{self, Reclaimer};
 use super::rocks::{self, remove_folder};
 use super::staging::{StagedFolder, crc32c_of};
 use super::{
@@ -116,19 +117,23 @@ impl Generation {
 struct OwnedFolder {
     path: PathBuf,
     doomed: AtomicBool,
+    remover: reclaim::Queue,
 }
 
 impl OwnedFolder {
-    fn new(path: PathBuf, doomed: bool) -> Arc<Self> {
-        let doomed = AtomicBool::new(doomed);
-        Arc::new(Self { path, doomed })
+    fn new(path: PathBuf, doomed: bool, remover: &reclaim::Queue) -> Arc<Self> {
+        Arc::new(Self {
+            path,
+            doomed: AtomicBool::new(doomed),
+            remover: remover.clone(),
+        })
     }
 }
 
 impl Drop for OwnedFolder {
     fn drop(&mut self) {
         if *self.doomed.get_mut()
-            && let Err(error) = remove_folder(&self.path)
+            && let Err(error) = self.remover.remove_folder(&self.path)
         {
             // It only takes space, and the next start tries again.
             tracing::warn!(%error, "an old state folder stays for now");
@@ -147,7 +152,7 @@ self_cell!(
     }
 );
 
-/// A view of the state. Dropping the last one of a replaced state removes its folder, which blocks.
+/// A view of the state. Dropping the last one of a replaced state closes its database, which blocks.
 struct RocksView {
     snapshot: OwnedSnapshot,
     reads: Reads,
@@ -219,6 +224,7 @@ pub(crate) struct RocksState {
     writing: Mutex<()>,
     staging: Mutex<Option<Arc<StagedFolder>>>,
     options: Options,
+    reclaimer: Reclaimer,
     next_checkpoint: AtomicU64,
     folder: Arc<DataFolder>,
 }
@@ -246,13 +252,16 @@ impl RocksState {
             let detail = format!("the state folder that {STATE_POINTER} names is missing");
             return Err(StorageError::damaged(&path, detail));
         }
-        let generation = Generation::open(OwnedFolder::new(path, false), &options)?;
+        let reclaimer = Reclaimer::start("state")?;
+        let owned = OwnedFolder::new(path, false, reclaimer.queue());
+        let generation = Generation::open(owned, &options)?;
         remove_leftovers(root, &name)?;
         Ok(Self {
             current: RwLock::new(Arc::new(generation)),
             writing: Mutex::default(),
             staging: Mutex::default(),
             options,
+            reclaimer,
             next_checkpoint: AtomicU64::new(1),
             folder,
         })
@@ -280,7 +289,7 @@ impl RocksState {
     /// Step 3: open it. A peer's files that are no database are the peer's fault, not our disk's.
     fn open_promoted(&self, path: PathBuf) -> Result<Generation, TransferError> {
         // Doomed until the pointer names it.
-        let folder = OwnedFolder::new(path, true);
+        let folder = OwnedFolder::new(path, true, self.reclaimer.queue());
         match DB::open(&self.options, &folder.path) {
             Ok(database) => Ok(Generation {
                 database,
@@ -368,7 +377,7 @@ impl StateStore for RocksState {
         let generation = self.current();
         let number = self.next_checkpoint.fetch_add(1, Ordering::Relaxed);
         let path = self.root().join(format!("{CHECKPOINT_PREFIX}{number}"));
-        let folder = OwnedFolder::new(path, true);
+        let folder = OwnedFolder::new(path, true, self.reclaimer.queue());
         // Flushes first, since there is no write-ahead log to copy; commits go on meanwhile.
         rocksdb::checkpoint::Checkpoint::new(&generation.database)
             .and_then(|checkpoint| checkpoint.create_checkpoint(&folder.path))

@@ -126,15 +126,17 @@ impl Shared {
             checkpoint,
         });
         self.counters.built.fetch_add(1, Relaxed);
-        let mut kept = self.snapshots.kept();
-        // A slower builder must not bring back an older one.
-        if kept
-            .built
-            .as_ref()
-            .is_none_or(|other| other.position() <= built.position())
-        {
-            kept.built = Some(built.clone());
-        }
+        let replaced = {
+            let mut kept = self.snapshots.kept();
+            // A slower builder must not bring back an older one.
+            let newer = kept
+                .built
+                .as_ref()
+                .is_none_or(|other| other.position() <= built.position());
+            newer.then(|| kept.built.replace(built.clone())).flatten()
+        };
+        // Closes its database, with nobody waiting for the lock.
+        drop(replaced);
         Ok(built)
     }
 
@@ -158,11 +160,12 @@ impl Shared {
             ))));
         }
         let applied = reached.applied(&*view).map_err(io::Error::other)?;
-        {
+        let replaced = {
             let mut kept = self.snapshots.kept();
             kept.installed = reached.position;
-            kept.built = None;
-        }
+            kept.built.take()
+        };
+        drop(replaced);
         *self.reached() = reached;
         self.counters.installed.fetch_add(1, Relaxed);
         self.applied.send_replace(applied.clone());
