@@ -21,26 +21,27 @@
 //! Views that were taken before keep the old database open. Its folder goes when the last of them does,
 //! or, after a crash, when the state is opened again.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+mod checkpoint;
+mod generation;
+
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
 use podkv_core::codec::{FrameKind, frame, unframe};
-use podkv_core::{Scan, View, ViewError};
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, ErrorKind, IteratorMode, Options, ReadOptions,
-    ReadTier, WriteBatch, WriteOptions,
+    BlockBasedOptions, Cache, DB, DBCompressionType, ErrorKind, Options, ReadOptions, ReadTier,
+    WriteBatch, WriteOptions,
 };
-use self_cell::self_cell;
 
+use self::checkpoint::RocksCheckpoint;
+use self::generation::{Generation, OwnedFolder, Reads, RocksView};
 use super::durable_file::{TEMPORARY, folder_bytes, read_small, sync_folder, write_durably};
-use super::reclaim::{self, Reclaimer};
+use super::reclaim::Reclaimer;
 use super::rocks::{self, remove_folder};
-use super::staging::{StagedFolder, crc32c_of};
+use super::staging::StagedFolder;
 use super::{
     Checkpoint, CheckpointFile, StagedCheckpoint, StateStore, StateView, StateWrites, StorageError,
     TransferError,
@@ -48,8 +49,6 @@ use super::{
 use crate::identity::{CHECKPOINT_PREFIX, DataFolder, STATE_POINTER, STATE_PREFIX};
 
 const MAX_POINTER_BYTES: usize = 256;
-/// One call of [`Checkpoint::read`] returns at most this.
-const MAX_READ_BYTES: usize = 8 << 20;
 
 fn options(cache: &Cache) -> Options {
     let mut options = rocks::base_options();
@@ -76,145 +75,6 @@ fn options(cache: &Cache) -> Options {
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     options.set_block_based_table_factory(&table);
     options
-}
-
-/// One database, and its folder.
-struct Generation {
-    // Fields drop in this order: the database is closed before its folder may go.
-    database: DB,
-    folder: Arc<OwnedFolder>,
-    /// Checksums of tables that are known. Tables never change, and their names are used once.
-    table_checksums: Mutex<BTreeMap<String, (u64, u32)>>,
-}
-
-impl Generation {
-    fn open(folder: Arc<OwnedFolder>, options: &Options) -> Result<Self, StorageError> {
-        Ok(Self {
-            database: rocks::open(&folder.path, options)?,
-            folder,
-            table_checksums: Mutex::default(),
-        })
-    }
-
-    fn failure(&self, doing: &str, error: rocksdb::Error) -> StorageError {
-        rocks::failure(&self.folder.path, doing, error)
-    }
-
-    fn view_failure(&self, error: rocksdb::Error) -> ViewError {
-        // What RocksDB says of a read that was kept to memory.
-        if error.kind() == ErrorKind::Incomplete {
-            return ViewError::not_in_memory();
-        }
-        let what = format!(
-            "reading the state in {}: {error}",
-            self.folder.path.display()
-        );
-        ViewError::storage(what, error)
-    }
-}
-
-/// A folder that is removed with its last user, if it has been doomed.
-struct OwnedFolder {
-    path: PathBuf,
-    doomed: AtomicBool,
-    remover: reclaim::Queue,
-}
-
-impl OwnedFolder {
-    fn new(path: PathBuf, doomed: bool, remover: &reclaim::Queue) -> Arc<Self> {
-        Arc::new(Self {
-            path,
-            doomed: AtomicBool::new(doomed),
-            remover: remover.clone(),
-        })
-    }
-}
-
-impl Drop for OwnedFolder {
-    fn drop(&mut self) {
-        if *self.doomed.get_mut()
-            && let Err(error) = self.remover.remove_folder(&self.path)
-        {
-            // It only takes space, and the next start tries again.
-            tracing::warn!(%error, "an old state folder stays for now");
-        }
-    }
-}
-
-type DatabaseSnapshot<'a> = rocksdb::Snapshot<'a>;
-
-self_cell!(
-    /// A snapshot together with the database that it points into.
-    struct OwnedSnapshot {
-        owner: Arc<Generation>,
-        #[covariant]
-        dependent: DatabaseSnapshot,
-    }
-);
-
-/// A view of the state. Dropping the last one of a replaced state closes its database, which blocks.
-struct RocksView {
-    snapshot: OwnedSnapshot,
-    reads: Reads,
-}
-
-/// What a view reads from, and what it leaves behind.
-#[derive(Clone, Copy)]
-enum Reads {
-    /// The block cache keeps what was read.
-    Cached,
-    /// It does not: whoever reads everything once would drive out what others need.
-    Once,
-    /// Memory alone.
-    InMemory,
-}
-
-impl RocksView {
-    fn new(generation: Arc<Generation>, reads: Reads) -> Self {
-        let snapshot = OwnedSnapshot::new(generation, |generation| generation.database.snapshot());
-        Self { snapshot, reads }
-    }
-
-    fn read_options(&self) -> ReadOptions {
-        let mut options = ReadOptions::default();
-        match self.reads {
-            Reads::Cached => {}
-            Reads::Once => options.fill_cache(false),
-            Reads::InMemory => options.set_read_tier(ReadTier::BlockCache),
-        }
-        options
-    }
-}
-
-impl View for RocksView {
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ViewError> {
-        self.snapshot.with_dependent(|generation, snapshot| {
-            snapshot
-                .get_pinned_opt(key, self.read_options())
-                .map(|value| value.map(|value| Bytes::copy_from_slice(&value)))
-                .map_err(|error| generation.view_failure(error))
-        })
-    }
-
-    fn scan<'a>(&'a self, start: &[u8], end: &[u8], reverse: bool) -> Scan<'a> {
-        if start >= end {
-            return Box::new(std::iter::empty());
-        }
-        let mut options = self.read_options();
-        options.set_iterate_lower_bound(start);
-        options.set_iterate_upper_bound(end);
-        let mode = if reverse {
-            IteratorMode::End
-        } else {
-            IteratorMode::Start
-        };
-        let generation = self.snapshot.borrow_owner();
-        let items = self.snapshot.borrow_dependent().iterator_opt(mode, options);
-        Box::new(items.map(|item| {
-            item.map(|(key, value)| (Bytes::from(key), Bytes::from(value)))
-                .map_err(|error| generation.view_failure(error))
-        }))
-    }
 }
 
 /// See the module.
@@ -433,106 +293,6 @@ impl StateStore for RocksState {
 
     fn disk_bytes(&self) -> u64 {
         folder_bytes(&self.current().folder.path)
-    }
-}
-
-struct RocksCheckpoint {
-    folder: Arc<OwnedFolder>,
-    lengths: Vec<(String, u64)>,
-    /// Held while checksums are computed, so that it is done once.
-    files: Mutex<Option<Vec<CheckpointFile>>>,
-    /// Held while the copy is opened, for the same reason.
-    opened: Mutex<Option<Arc<Generation>>>,
-    /// Remembers the checksums of the tables that the next checkpoint will share with this one.
-    origin: Arc<Generation>,
-    options: Options,
-}
-
-impl RocksCheckpoint {
-    fn checksums(&self) -> Result<Vec<CheckpointFile>, StorageError> {
-        let known = lock(&self.origin.table_checksums).clone();
-        let mut tables = BTreeMap::new();
-        let mut files = Vec::with_capacity(self.lengths.len());
-        for (name, length) in &self.lengths {
-            let is_table = name.ends_with(".sst");
-            let crc32c = match known.get(name) {
-                Some((known_length, crc32c)) if is_table && known_length == length => *crc32c,
-                _ => {
-                    let path = self.folder.path.join(name);
-                    let file = File::open(&path).map_err(|error| {
-                        StorageError::io(format!("opening {}", path.display()), error)
-                    })?;
-                    crc32c_of(&file, &path)?
-                }
-            };
-            if is_table {
-                tables.insert(name.clone(), (*length, crc32c));
-            }
-            files.push(CheckpointFile {
-                name: name.clone(),
-                length: *length,
-                crc32c,
-            });
-        }
-        // Tables that are gone are forgotten with this.
-        *lock(&self.origin.table_checksums) = tables;
-        Ok(files)
-    }
-}
-
-impl Checkpoint for RocksCheckpoint {
-    fn files(&self) -> Result<Vec<CheckpointFile>, StorageError> {
-        let mut known = lock(&self.files);
-        match &*known {
-            Some(files) => Ok(files.clone()),
-            None => {
-                let files = self.checksums()?;
-                *known = Some(files.clone());
-                Ok(files)
-            }
-        }
-    }
-
-    fn read(&self, name: &str, offset: u64, length: usize) -> Result<Bytes, StorageError> {
-        let Some((name, available)) = self.lengths.iter().find(|(known, _)| known == name) else {
-            return Err(StorageError::misuse(format!(
-                "the checkpoint has no file {name:?}"
-            )));
-        };
-        let available = available.saturating_sub(offset);
-        let length = (length.min(MAX_READ_BYTES) as u64).min(available) as usize;
-        let path = self.folder.path.join(name);
-        let mut bytes = vec![0; length];
-        File::open(&path)
-            .and_then(|file| file.read_exact_at(&mut bytes, offset))
-            .map_err(|error| StorageError::io(format!("reading {}", path.display()), error))?;
-        Ok(bytes.into())
-    }
-
-    fn view(&self) -> Result<Arc<dyn StateView>, StorageError> {
-        let mut opened = lock(&self.opened);
-        let generation = match &*opened {
-            Some(generation) => generation.clone(),
-            None => {
-                let path = &self.folder.path;
-                // Read-only: the files are being sent, and must stay as they are.
-                let database = DB::open_for_read_only(&self.options, path, false)
-                    .map_err(|error| rocks::failure(path, "opening a checkpoint", error))?;
-                let generation = Arc::new(Generation {
-                    database,
-                    folder: self.folder.clone(),
-                    table_checksums: Mutex::default(),
-                });
-                *opened = Some(generation.clone());
-                generation
-            }
-        };
-        // Who reads a checkpoint reads all of it.
-        Ok(Arc::new(RocksView::new(generation, Reads::Once)))
-    }
-
-    fn path(&self) -> Option<&Path> {
-        Some(&self.folder.path)
     }
 }
 
