@@ -24,16 +24,9 @@ pub fn podkv_binary() -> &'static Path {
             .parent()
             .expect("tests/ lies in the workspace");
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        // As `make build` does: for one package alone cargo would choose other features, and build anew.
         let built = Command::new(cargo)
-            .args([
-                "build",
-                "--quiet",
-                "--locked",
-                "-p",
-                "podkv-server",
-                "--bin",
-                "podkv",
-            ])
+            .args(["build", "--quiet", "--locked", "--workspace", "--bins"])
             .current_dir(root)
             .status()
             .expect("cargo runs");
