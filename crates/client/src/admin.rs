@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::client::Client;
 use crate::core::{Answered, Plan};
-use crate::directory::ask_status;
+use crate::directory::{ask_status, look_around};
 use crate::endpoint::Endpoint;
 use crate::failure::corrupt;
 use crate::snapshot::{self, SnapshotStream};
@@ -132,6 +132,8 @@ impl Client {
     /// attempt's time have their error.
     pub async fn statuses(&self) -> Vec<(String, Result<NodeStatus>)> {
         let core = self.core();
+        // A client that was made a moment ago knows only the addresses that it was given.
+        look_around(core, &[]).await;
         join_all(
             core.endpoints
                 .nodes()

@@ -38,7 +38,7 @@ pub(crate) async fn run(core: Arc<Core>, services: Vec<String>) {
 }
 
 /// True if somebody said who leads.
-async fn look_around(core: &Arc<Core>, services: &[String]) -> bool {
+pub(crate) async fn look_around(core: &Arc<Core>, services: &[String]) -> bool {
     resolve(core, services).await;
     let now = Instant::now();
     let mut nodes = core.endpoints.all();

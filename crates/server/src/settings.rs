@@ -53,7 +53,7 @@ settings! {
     CACHE_BYTES = "cache-bytes", "128MiB", "The block cache of the state";
     SNAPSHOT_LOG_BYTES = "snapshot-log-bytes", "256MiB", "Build a snapshot when the log has grown by this much";
     LOG_KEEP_BYTES = "log-keep-bytes", "64MiB", "Log kept behind a snapshot, for nodes that are a little behind";
-    LOG = "log", "info,openraft=warn", "What to log, as for RUST_LOG: info, podkv=debug";
+    LOG = "log", "info,openraft=error", "What to log, as for RUST_LOG: info, podkv=debug";
     LOG_FORMAT = "log-format", "text", "text or json";
 }
 

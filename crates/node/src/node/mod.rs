@@ -344,7 +344,10 @@ impl Node {
             match self.0.group.transfer_leadership(None).await {
                 Ok(to) => tracing::info!(%to, "handed over leadership"),
                 Err(error) => {
-                    tracing::warn!(%error, "could not hand over leadership; the others will elect a leader")
+                    tracing::warn!(
+                        why = error.text(),
+                        "could not hand over leadership; the others will elect a leader"
+                    );
                 }
             }
         }
