@@ -15,7 +15,7 @@
 //! user says [`PeerLane::broken`] or the member's address changed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hyper_util::rt::TokioIo;
@@ -90,6 +90,8 @@ struct Target {
     id: MemberId,
     address: Mutex<String>,
     lanes: [Slot; LANES],
+    /// The last dial failed: said once, and once more when it is over.
+    unreachable: AtomicBool,
 }
 
 #[derive(Default)]
@@ -135,6 +137,7 @@ impl PeerPool {
                     id: target,
                     address,
                     lanes: Default::default(),
+                    unreachable: AtomicBool::new(false),
                 })
             })
             .clone();
@@ -202,6 +205,22 @@ impl Shared {
     }
 }
 
+impl Target {
+    /// A peer that is away is dialed several times a second; its operator wants to know it once.
+    fn report(&self, address: &str, failure: Option<&PeerError>) {
+        let was_unreachable = self.unreachable.swap(failure.is_some(), Ordering::Relaxed);
+        match failure {
+            Some(error) if !was_unreachable => {
+                tracing::warn!(peer = %self.id, address, %error, "a peer cannot be reached");
+            }
+            None if was_unreachable => {
+                tracing::info!(peer = %self.id, address, "the peer can be reached again");
+            }
+            _ => {}
+        }
+    }
+}
+
 /// The way to one member, for one purpose.
 pub(crate) struct PeerLane {
     shared: Arc<Shared>,
@@ -235,7 +254,9 @@ impl PeerLane {
             return Ok(client);
         }
         let address = lock(&self.target.address).clone();
-        let client = self.shared.dial(&address).await?;
+        let dialed = self.shared.dial(&address).await;
+        self.target.report(&address, dialed.as_ref().err());
+        let client = dialed?;
         let number = self.shared.next_channel.fetch_add(1, Ordering::Relaxed);
         *lock(&slot.kept) = Some(Kept {
             number,
