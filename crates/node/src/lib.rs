@@ -18,7 +18,10 @@ mod peer;
 mod query;
 mod raft;
 mod read;
+mod reconcile;
 mod renew;
+#[cfg(test)]
+mod script;
 pub mod storage;
 #[cfg(feature = "testing")]
 pub mod testing;

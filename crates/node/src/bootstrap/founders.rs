@@ -44,6 +44,15 @@ impl PodName {
             })
     }
 
+    /// The name of its StatefulSet.
+    pub(crate) fn base(&self) -> &str {
+        &self.base
+    }
+
+    pub(crate) fn ordinal(&self) -> u32 {
+        self.ordinal
+    }
+
     /// The name of a pod beside this one.
     pub(crate) fn with_ordinal(&self, ordinal: u32) -> String {
         format!("{}-{ordinal}", self.base)

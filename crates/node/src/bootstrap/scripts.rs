@@ -1,7 +1,6 @@
 //! Runs `scripts/*.txt`: what a node sees, what it does, as a text to read.
 //!
-//! A line that begins with `>` is a situation; what the node does follows it. `UPDATE_GOLDEN=1` writes the
-//! files anew.
+//! See [`crate::script`] for the form.
 //!
 //! ```text
 //! > podkv-0#a virgin; podkv-1#b virgin; podkv-2 silent
@@ -11,8 +10,7 @@
 //! Phases: `virgin`, `reserved 7 abc` (cluster, founders by id in the order of their ordinals), `member 7/1`
 //! (cluster, incarnation), `retired 7`. A member may say `leads`; of this node, `founded abc`.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::collections::BTreeSet;
 
 use podkv_api::{ClusterId, Incarnation, MemberId};
 
@@ -20,45 +18,11 @@ use super::decide::{Action, Answer, Me, Peer, Said, Situation, decide};
 use super::founders::{Founding, PodName, choose_voters};
 use crate::discovery::Suggestion;
 use crate::identity::{Founder, Phase, Proposal};
+use crate::script::{Words, member, replay_all};
 
 #[test]
 fn scripts_say_what_they_do() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bootstrap/scripts");
-    let mut files: Vec<_> = std::fs::read_dir(&folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    files.sort();
-    assert!(!files.is_empty());
-    for file in files {
-        let text = std::fs::read_to_string(&file).unwrap();
-        let replayed = replay(&text);
-        if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            std::fs::write(&file, &replayed).unwrap();
-            continue;
-        }
-        let first = text
-            .lines()
-            .zip(replayed.lines())
-            .find(|(before, after)| before != after);
-        assert!(
-            text == replayed,
-            "{}: {first:?}; look, then UPDATE_GOLDEN=1",
-            file.display()
-        );
-    }
-}
-
-fn replay(text: &str) -> String {
-    let mut replayed = String::new();
-    for line in text.lines() {
-        if let Some(situation) = line.strip_prefix('>') {
-            replayed += &format!("{line}\n{}\n", tell(&run(situation)));
-        } else if line.is_empty() || line.starts_with('#') {
-            replayed += &format!("{line}\n");
-        }
-    }
-    replayed
+    replay_all("bootstrap/scripts", |situation| tell(&run(situation)));
 }
 
 fn run(line: &str) -> Action {
@@ -182,48 +146,6 @@ fn peer(part: &Words) -> Peer {
             said,
         }),
     }
-}
-
-/// Words, and `name=value` options among them.
-struct Words {
-    words: Vec<String>,
-    options: BTreeMap<String, String>,
-}
-
-impl Words {
-    fn new(text: &str) -> Self {
-        let (mut words, mut options) = (Vec::new(), BTreeMap::new());
-        for word in text.split_whitespace() {
-            match word.split_once('=') {
-                Some((name, value)) => {
-                    options.insert(name.to_owned(), value.to_owned());
-                }
-                None => words.push(word.to_owned()),
-            }
-        }
-        Self { words, options }
-    }
-
-    fn name(&self) -> &str {
-        self.words[0].split('#').next().unwrap()
-    }
-
-    fn id(&self) -> Option<MemberId> {
-        self.words[0].split_once('#').map(|(_, id)| member(id))
-    }
-
-    fn option(&self, name: &str) -> Option<&str> {
-        self.options.get(name).map(String::as_str)
-    }
-
-    fn number(&self, name: &str, otherwise: u32) -> u32 {
-        self.option(name)
-            .map_or(otherwise, |value| value.parse().unwrap())
-    }
-}
-
-fn member(id: &str) -> MemberId {
-    MemberId(u64::from_str_radix(id, 16).unwrap())
 }
 
 fn cluster_of(cluster: &str) -> ClusterId {
