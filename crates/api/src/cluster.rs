@@ -94,6 +94,26 @@ pub struct NodeStatus {
     pub retention: Retention,
     /// What the cluster's members have agreed to understand. Releases above it behave as it says.
     pub feature_level: u32,
+    /// How many pods there should be; `None` if nobody has told the cluster yet.
+    pub desired_size: Option<DesiredSize>,
+}
+
+/// How many pods there should be, replicated. Who is beyond it leaves, the lowest ordinals vote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DesiredSize {
+    /// The StatefulSet's UID; empty if the size was set by hand.
+    pub source: String,
+    /// Only a larger one of the same source counts.
+    pub generation: u64,
+    /// The lowest ordinal.
+    pub start: u32,
+    /// 0 is suspension: the same members come back.
+    pub replicas: u32,
+}
+
+impl DesiredSize {
+    /// The most pods of one cluster. Each holds everything, and all but a few are standbys.
+    pub const MAX_REPLICAS: u32 = 256;
 }
 
 /// How much history automatic compaction leaves, replicated. What either bound gives up may go.

@@ -24,7 +24,8 @@ pub mod watch;
 pub use bytes::Bytes;
 
 pub use cluster::{
-    ClusterId, Header, Incarnation, Member, MemberId, MemberRole, NodeStatus, Retention,
+    ClusterId, DesiredSize, Header, Incarnation, Member, MemberId, MemberRole, NodeStatus,
+    Retention,
 };
 pub use error::{Error, ErrorKind, LeaderHint, Reason, Result};
 pub use key::{KeyRange, RangeEnd};

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 #[cfg(doc)]
 use podkv_api::Store;
-use podkv_api::{Header, LeaderHint, Member, MemberId, NodeStatus, Result, Retention};
+use podkv_api::{
+    DesiredSize, Header, LeaderHint, Member, MemberId, NodeStatus, Result, Retention,
+};
 use podkv_proto::convert;
 use podkv_proto::v1;
 use podkv_proto::v1::cluster_client::ClusterClient;
@@ -114,6 +116,24 @@ impl Client {
             let header =
                 convert::header(answer.header).map_err(|error| corrupt(error.to_string()))?;
             Ok((header, header))
+        })
+        .await
+    }
+
+    /// Sets by hand how many pods there should be, the ordinals from `start` on. Whoever is beyond it leaves
+    /// after half a minute; 0 changes nothing, since pods that are suspended come back. Returns what counts now.
+    pub async fn resize(&self, start: u32, replicas: u32) -> Result<DesiredSize> {
+        let request = v1::ResizeRequest { start, replicas };
+        let core = self.core();
+        core.call(Plan::ADMIN, core.deadline(), |endpoint, until| async move {
+            let mut client = ClusterClient::new(endpoint.channel());
+            let answer = endpoint.unary(until, client.resize(request)).await?;
+            let header =
+                convert::header(answer.header).map_err(|error| corrupt(error.to_string()))?;
+            let size = answer
+                .desired_size
+                .ok_or_else(|| corrupt("the desired size is not in the answer"))?;
+            Ok((header, size.into()))
         })
         .await
     }

@@ -161,6 +161,7 @@ impl State<'_> {
             } => self.restore_records(*backup, *first, records)?,
             Command::RestoreEnd { backup, records } => self.restore_end(*backup, *records)?,
             Command::RestoreDiscard { limit } => Ok(self.restore_discard(*limit)?),
+            Command::SetDesiredSize(size) => self.set_desired_size(size)?,
         })
     }
 }

@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use podkv_api::{Bytes, Error, KeyRange, Limits, Op, Put, Range, RangeEnd, Reason, Txn};
+use podkv_api::{
+    Bytes, DesiredSize, Error, KeyRange, Limits, Op, Put, Range, RangeEnd, Reason, Txn,
+};
 
 use crate::backup::BackupRecord;
 use crate::command::Command;
@@ -76,6 +78,7 @@ impl Checker<'_> {
                 ttl("the session", *ttl_ms)
             }
             Command::RestoreRecords { records, .. } => backup_records(records),
+            Command::SetDesiredSize(size) => desired_size(size),
             Command::SetFeatureLevel(level) if *level > FEATURE_LEVEL => Err(invalid(format!(
                 "the feature level is {level}; this release understands {FEATURE_LEVEL} at most"
             ))),
@@ -227,6 +230,31 @@ fn backup_records(records: &[BackupRecord]) -> Checked {
                 last_key = Some(&kv.key);
             }
         }
+    }
+    Ok(())
+}
+
+/// The longest UID that is accepted; those of Kubernetes have 36 bytes.
+const MAX_SOURCE_BYTES: usize = 256;
+
+fn desired_size(size: &DesiredSize) -> Checked {
+    if size.replicas > DesiredSize::MAX_REPLICAS {
+        return Err(invalid(format!(
+            "the desired size is {} replicas; at most {} are accepted",
+            size.replicas,
+            DesiredSize::MAX_REPLICAS
+        )));
+    }
+    if size.start.checked_add(size.replicas).is_none() {
+        return Err(invalid(
+            "the ordinals of the desired size end beyond what a pod's name may say",
+        ));
+    }
+    if size.source.len() > MAX_SOURCE_BYTES {
+        return Err(invalid(format!(
+            "the source of the desired size has {} bytes; at most {MAX_SOURCE_BYTES} are accepted",
+            size.source.len()
+        )));
     }
     Ok(())
 }

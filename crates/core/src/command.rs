@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use podkv_api::{Delete, KeyRange, LeaseId, Put, RangeEnd, Revision, SessionId, SessionStamp};
-use podkv_api::{Op, Retention, Txn};
+use podkv_api::{DesiredSize, Op, Retention, Txn};
 
 use crate::backup::{BackupId, BackupRecord};
 use crate::codec::{self, CodecError, FrameKind, MAX_FRAME_BYTES};
@@ -157,6 +157,8 @@ pub enum Command {
     RestoreDiscard {
         limit: u32,
     },
+    /// See `size.rs` for which one counts.
+    SetDesiredSize(DesiredSize),
 }
 
 impl Command {
@@ -174,6 +176,7 @@ impl Command {
                 Command::RestoreRecords { records, .. } => {
                     records.iter().map(BackupRecord::size).sum()
                 }
+                Command::SetDesiredSize(size) => size.source.len(),
                 Command::Compact { .. }
                 | Command::LeaseGrant { .. }
                 | Command::LeaseRevoke { .. }

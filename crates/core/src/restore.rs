@@ -76,6 +76,7 @@ pub(crate) fn may_run_meanwhile(command: &Command) -> bool {
             | Command::SessionKeepAlive { .. }
             | Command::SessionClose { .. }
             | Command::SetFeatureLevel(_)
+            | Command::SetDesiredSize(_)
             | Command::RaiseRevision { .. }
     )
 }

@@ -33,6 +33,7 @@
 //! 06 session results | session u128 | sequence u64     -> payload digest, outcome
 //! 07 clock marks     | clock_ms u64                    -> the revision at that time
 //! 08 restore                                           -> which backup, how far
+//! 09 desired size                                      -> how many pods there should be
 //! 80..ff the node's  | name                            -> applied position, membership, ...
 //! ```
 //!
@@ -70,6 +71,7 @@ const SESSIONS: u8 = 0x05;
 const SESSION_RESULTS: u8 = 0x06;
 const CLOCK_MARKS: u8 = 0x07;
 const RESTORE: u8 = 0x08;
+const DESIRED_SIZE: u8 = 0x09;
 /// Tables from here on are the node's. The core neither reads nor digests them.
 const NODE: u8 = 0x80;
 
@@ -134,6 +136,10 @@ fn read_u64(key: &Bytes, at: usize) -> Result<u64, ViewError> {
 
 pub(crate) fn meta_key() -> Bytes {
     start_key(SYSTEM_KEYSPACE, META, 0).freeze()
+}
+
+pub(crate) fn desired_size_key() -> Bytes {
+    start_key(SYSTEM_KEYSPACE, DESIRED_SIZE, 0).freeze()
 }
 
 pub(crate) fn restore_key() -> Bytes {

@@ -1,6 +1,7 @@
 //! Who belongs to the group: our own types, so that openraft's stay behind the raft folder.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use podkv_api::{Member, MemberId, MemberRole};
 
@@ -16,6 +17,9 @@ impl std::fmt::Display for LogPosition {
         write!(f, "{}.{}", self.term, self.index)
     }
 }
+
+/// A learner this many entries behind has caught up: the rest is replicated while it is promoted.
+pub(crate) const CAUGHT_UP_ENTRIES: u64 = 256;
 
 /// How to reach a node. Addresses are names, resolved afresh on every dial.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +41,25 @@ pub struct Members {
     pub voters: Vec<BTreeSet<MemberId>>,
     /// Everybody, learners included.
     pub nodes: BTreeMap<MemberId, PeerAddress>,
+}
+
+/// What a leader sees of its members.
+#[derive(Clone, Debug)]
+pub(crate) struct Observed {
+    pub members: Members,
+    /// The membership is committed.
+    pub settled: bool,
+    pub peers: BTreeMap<MemberId, ObservedPeer>,
+    /// A peer that has answered within this time is there.
+    pub alive_within: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ObservedPeer {
+    /// How long ago it last answered this leader; `None` if it never has.
+    pub answered: Option<Duration>,
+    /// Entries that it lacks.
+    pub behind: u64,
 }
 
 impl Members {

@@ -87,11 +87,11 @@ assert_eq!(cluster.node(survivor).get("a").await?.unwrap().value, "1");
 
 pub use podkv_api::{
     Bytes, ClusterId, CompactResponse, Compare, CompareOp, CompareTarget, Consistency, Delete,
-    DeleteResponse, Error, ErrorKind, Event, EventKind, Header, Incarnation, KeyRange, KeyValue,
-    LeaderHint, LeaseGrantResponse, LeaseId, LeaseStatus, Limits, Member, MemberId, MemberRole,
-    NodeStatus, Op, OpResponse, Put, PutResponse, Range, RangeEnd, RangeResponse, RangeStream,
-    Reason, Result, Retention, Revision, SessionId, SessionStamp, Store, Txn, TxnResponse, Watch,
-    WatchMessage, WatchStream,
+    DeleteResponse, DesiredSize, Error, ErrorKind, Event, EventKind, Header, Incarnation, KeyRange,
+    KeyValue, LeaderHint, LeaseGrantResponse, LeaseId, LeaseStatus, Limits, Member, MemberId,
+    MemberRole, NodeStatus, Op, OpResponse, Put, PutResponse, Range, RangeEnd, RangeResponse,
+    RangeStream, Reason, Result, Retention, Revision, SessionId, SessionStamp, Store, Txn,
+    TxnResponse, Watch, WatchMessage, WatchStream,
 };
 
 /// What people build on a store: typed values, a local mirror, a mutex, an election.

@@ -10,7 +10,7 @@ use crate::backup::{BackupId, BackupRecord};
 use crate::codec::{self, Blob, CodecError, Decode, Encode};
 use crate::command::{Command, Entry, Proposal, Stamp};
 use crate::record::backup::BackupRecordV1;
-use crate::record::state::RetentionV1;
+use crate::record::state::{DesiredSizeV1, RetentionV1};
 
 #[derive(Debug, Encode, Decode)]
 pub(crate) struct EntryV1 {
@@ -91,6 +91,7 @@ pub(crate) enum CommandV1 {
     RestoreDiscard {
         limit: u32,
     },
+    SetDesiredSize(DesiredSizeV1),
 }
 
 #[derive(Debug, Encode, Decode)]
@@ -277,6 +278,7 @@ impl From<&Command> for CommandV1 {
                 records: *records,
             },
             Command::RestoreDiscard { limit } => Self::RestoreDiscard { limit: *limit },
+            Command::SetDesiredSize(size) => Self::SetDesiredSize(size.into()),
         }
     }
 }
@@ -341,6 +343,7 @@ impl TryFrom<CommandV1> for Command {
                 records,
             },
             CommandV1::RestoreDiscard { limit } => Self::RestoreDiscard { limit },
+            CommandV1::SetDesiredSize(size) => Self::SetDesiredSize(size.try_into()?),
         })
     }
 }

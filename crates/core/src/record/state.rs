@@ -1,6 +1,6 @@
 //! Bytes of the values in the state. `schema.rs` says which stands under which key.
 
-use podkv_api::{KeyValue, LeaseId, Revision};
+use podkv_api::{DesiredSize, KeyValue, LeaseId, Revision};
 
 use bytes::Bytes;
 
@@ -224,5 +224,40 @@ impl From<MetaV1> for Meta {
             mark_clock_ms: meta.mark_clock_ms,
             mark_revision: meta.mark_revision,
         }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct DesiredSizeV1 {
+    /// UTF-8.
+    source: Blob,
+    generation: u64,
+    start: u32,
+    replicas: u32,
+}
+
+impl From<&DesiredSize> for DesiredSizeV1 {
+    fn from(size: &DesiredSize) -> Self {
+        Self {
+            source: (&Bytes::from(size.source.clone())).into(),
+            generation: size.generation,
+            start: size.start,
+            replicas: size.replicas,
+        }
+    }
+}
+
+impl TryFrom<DesiredSizeV1> for DesiredSize {
+    type Error = CodecError;
+
+    fn try_from(size: DesiredSizeV1) -> Result<Self, CodecError> {
+        let source = String::from_utf8(size.source.0.to_vec())
+            .map_err(|error| CodecError::malformed("the source of a desired size", error))?;
+        Ok(Self {
+            source,
+            generation: size.generation,
+            start: size.start,
+            replicas: size.replicas,
+        })
     }
 }

@@ -144,6 +144,12 @@ fn every_command() -> Vec<Command> {
             records: 302,
         },
         Command::RestoreDiscard { limit: 1_000 },
+        Command::SetDesiredSize(DesiredSize {
+            source: "0b6e9c1e".into(),
+            generation: 7,
+            start: 1,
+            replicas: 300,
+        }),
     ]);
     commands
 }

@@ -197,6 +197,19 @@ impl<'a> Step<'a> {
                 max_revisions: self.option("max").map(|max| max.parse().unwrap()),
             }),
             "feature_level" => Command::SetFeatureLevel(self.number()),
+            "desired" => {
+                let source = self.option("source").unwrap_or_default();
+                let generation = self.option("generation").unwrap().parse().unwrap();
+                let start = self
+                    .option("start")
+                    .map_or(0, |start| start.parse().unwrap());
+                Command::SetDesiredSize(DesiredSize {
+                    source,
+                    generation,
+                    start,
+                    replicas: self.number(),
+                })
+            }
             "raise_revision" => Command::RaiseRevision {
                 revision: self.number(),
             },

@@ -8,16 +8,15 @@ use std::time::Duration;
 
 use podkv_api::{Error, MemberId, Reason, Result};
 
-use crate::membership::{LogPosition, Members, PeerAddress};
-
-/// A learner this many entries behind has caught up: the rest is replicated while it is promoted.
-const CAUGHT_UP_ENTRIES: u64 = 256;
+use crate::membership::{CAUGHT_UP_ENTRIES, LogPosition, Members, PeerAddress};
 
 /// One change, as it is asked for.
 #[derive(Clone, Debug)]
 pub(super) enum Change {
     AddLearner(MemberId, PeerAddress),
     Promote(MemberId),
+    /// From voter to learner.
+    Demote(MemberId),
     Remove(MemberId),
     /// The learner `new` takes the vote of `old`, which leaves, in one joint change.
     Replace {
@@ -32,6 +31,8 @@ pub(super) enum Step {
     AddLearner(MemberId, PeerAddress),
     /// These are the voters then. Who is no more of them leaves.
     Voters(BTreeSet<MemberId>),
+    /// These are the voters then. Who is no more of them stays as a learner.
+    Demote(BTreeSet<MemberId>),
     RemoveLearner(MemberId),
 }
 
@@ -109,16 +110,22 @@ impl Seen {
                 }
                 None => {
                     check_address(address)?;
+                    self.name_is_free(&address.name)?;
                     Some(Step::AddLearner(*id, address.clone()))
                 }
             },
             Change::Promote(id) if voters.contains(id) => None,
             Change::Promote(id) => {
                 self.caught_up(*id)?;
-                Some(self.vote(voters | &BTreeSet::from([*id]))?)
+                Some(Step::Voters(self.vote(voters | &BTreeSet::from([*id]))?))
             }
+            Change::Demote(id) if voters.contains(id) => {
+                Some(Step::Demote(self.vote(voters - &BTreeSet::from([*id]))?))
+            }
+            Change::Demote(id) if self.members.contains(*id) => None,
+            Change::Demote(id) => return Err(not_found(*id, "member")),
             Change::Remove(id) if voters.contains(id) => {
-                Some(self.vote(voters - &BTreeSet::from([*id]))?)
+                Some(Step::Voters(self.vote(voters - &BTreeSet::from([*id]))?))
             }
             Change::Remove(id) => self
                 .members
@@ -133,13 +140,27 @@ impl Seen {
                 }
                 self.caught_up(*new)?;
                 let rest = voters - &BTreeSet::from([*old]);
-                Some(self.vote(&rest | &BTreeSet::from([*new]))?)
+                Some(Step::Voters(self.vote(&rest | &BTreeSet::from([*new]))?))
             }
         };
         Ok(step)
     }
 
-    fn vote(&self, voters: BTreeSet<MemberId>) -> Result<Step> {
+    /// Two nodes that both answer must not take turns under one name: the second waits until the first has
+    /// been silent for a while.
+    fn name_is_free(&self, name: &str) -> Result<()> {
+        let holds =
+            |(id, address): &(&MemberId, &PeerAddress)| address.name == name && self.is_alive(**id);
+        match self.members.nodes.iter().find(holds) {
+            None => Ok(()),
+            Some((id, _)) => Err(conflict(format!(
+                "{name} is member {id}, which answers: two pods claim one name, or the old one is just ending"
+            ))),
+        }
+    }
+
+    /// These voters, if a majority of them answers.
+    fn vote(&self, voters: BTreeSet<MemberId>) -> Result<BTreeSet<MemberId>> {
         if voters.is_empty() {
             return Err(conflict("the last voter cannot be removed"));
         }
@@ -151,7 +172,7 @@ impl Seen {
                 voters.len()
             )));
         }
-        Ok(Step::Voters(voters))
+        Ok(voters)
     }
 
     fn is_alive(&self, id: MemberId) -> bool {
@@ -255,6 +276,27 @@ mod tests {
         assert_eq!(step, Some(Step::AddLearner(MemberId(4), address(4))));
         assert_eq!(seen.plan(&add(3, 3)).unwrap(), None);
         assert_eq!(reason(seen.plan(&add(3, 9))), Reason::MembershipConflict);
+    }
+
+    #[test]
+    fn a_name_has_one_node_that_answers() {
+        let add = Change::AddLearner(MemberId(9), address(2));
+        let alive = seen(&[1, 2, 3], &[], &[]);
+        assert_eq!(reason(alive.plan(&add)), Reason::MembershipConflict);
+        let dead = seen(&[1, 2, 3], &[], &[2]);
+        let step = dead.plan(&add).unwrap();
+        assert_eq!(step, Some(Step::AddLearner(MemberId(9), address(2))));
+    }
+
+    #[test]
+    fn a_voter_can_become_a_standby() {
+        let demote = |id| Change::Demote(MemberId(id));
+        let seen = seen(&[1, 2, 3], &[4], &[2]);
+        let step = seen.plan(&demote(2)).unwrap();
+        assert_eq!(step, Some(Step::Demote(ids(&[1, 3]))));
+        assert_eq!(reason(seen.plan(&demote(3))), Reason::MembershipConflict);
+        assert_eq!(seen.plan(&demote(4)).unwrap(), None, "it is one already");
+        assert_eq!(reason(seen.plan(&demote(9))), Reason::MemberNotFound);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::time::Duration;
 use podkv_api::MemberId;
 
 use crate::bootstrap::founders::{PodName, voter_count};
-use crate::membership::Members;
+use crate::membership::{CAUGHT_UP_ENTRIES, Members};
 
 /// An id that was silent for so long may be replaced by a newer one of the same name. Far more than an
 /// election, less than a person takes to look.
@@ -33,9 +33,6 @@ pub(crate) const REPLACE_INTERVAL: Duration = Duration::from_secs(10);
 /// A vote is taken away only when the membership was left alone for so long: a pod that flaps between coming
 /// and going must not make others' votes flap.
 pub(crate) const DEMOTE_AFTER: Duration = Duration::from_secs(30);
-/// A learner this many entries behind has caught up: the rest is replicated while it is promoted.
-pub(crate) const CAUGHT_UP_ENTRIES: u64 = 256;
-
 /// What the leader sees of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Peer {

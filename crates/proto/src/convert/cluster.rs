@@ -1,6 +1,6 @@
 //! Members and the status of a node. On the wire, member 0 is "none".
 
-use podkv_api::{Header, Member, MemberId, MemberRole, NodeStatus, Retention};
+use podkv_api::{DesiredSize, Header, Member, MemberId, MemberRole, NodeStatus, Retention};
 
 use super::{Malformed, header};
 use crate::v1;
@@ -111,6 +111,7 @@ impl From<NodeStatus> for v1::StatusResponse {
             clock_ms: status.clock_ms,
             retention: Some(status.retention.into()),
             feature_level: status.feature_level,
+            desired_size: status.desired_size.map(Into::into),
         }
     }
 }
@@ -137,7 +138,30 @@ impl TryFrom<v1::StatusResponse> for NodeStatus {
             clock_ms: status.clock_ms,
             retention: status.retention.unwrap_or_default().into(),
             feature_level: status.feature_level,
+            desired_size: status.desired_size.map(Into::into),
         })
+    }
+}
+
+impl From<DesiredSize> for v1::DesiredSize {
+    fn from(size: DesiredSize) -> Self {
+        Self {
+            source: size.source,
+            generation: size.generation,
+            start: size.start,
+            replicas: size.replicas,
+        }
+    }
+}
+
+impl From<v1::DesiredSize> for DesiredSize {
+    fn from(size: v1::DesiredSize) -> Self {
+        Self {
+            source: size.source,
+            generation: size.generation,
+            start: size.start,
+            replicas: size.replicas,
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use podkv_api::{
-    ClusterId, Compare, CompareOp, CompareTarget, Consistency, Delete, DeleteResponse, Error,
+    ClusterId, Compare, CompareOp, CompareTarget, Consistency, Delete, DeleteResponse, DesiredSize, Error,
     Event, EventKind, Header, Incarnation, KeyRange, KeyValue, LeaderHint, LeaseId, LeaseStatus,
     Member, MemberId, MemberRole, NodeStatus, Op, OpResponse, Put, PutResponse, Range,
     RangeResponse, Reason, Retention, SessionId, SessionStamp, Txn, TxnResponse, Watch,
@@ -316,10 +316,10 @@ pub fn node_status() -> impl Strategy<Value = NodeStatus> {
         any::<[u64; 9]>(),
         any::<bool>(),
         (option::of(any::<u64>()), option::of(any::<u64>())),
-        any::<u32>(),
+        (any::<u32>(), option::of(desired_size())),
     )
         .prop_map(
-            |(header, name, version, role, leader, numbers, durable, kept, feature_level)| {
+            |(header, name, version, role, leader, numbers, durable, kept, agreed)| {
                 NodeStatus {
                     header,
                     name,
@@ -340,10 +340,22 @@ pub fn node_status() -> impl Strategy<Value = NodeStatus> {
                         keep_ms: kept.0,
                         max_revisions: kept.1,
                     },
-                    feature_level,
+                    feature_level: agreed.0,
+                    desired_size: agreed.1,
                 }
             },
         )
+}
+
+fn desired_size() -> impl Strategy<Value = DesiredSize> {
+    (".{0,8}", any::<u64>(), any::<u32>(), any::<u32>()).prop_map(
+        |(source, generation, start, replicas)| DesiredSize {
+            source,
+            generation,
+            start,
+            replicas,
+        },
+    )
 }
 
 /// Every reason that this release knows: the codes from 1 on, up to the first gap.

@@ -66,6 +66,18 @@ impl v1::cluster_server::Cluster for Cluster {
         }))
     }
 
+    async fn resize(
+        &self,
+        request: Request<v1::ResizeRequest>,
+    ) -> Result<Response<v1::ResizeResponse>, Status> {
+        let request = request.into_inner();
+        let resized = self.0.resize(request.start, request.replicas).await;
+        answer(resized.map(|(header, size)| v1::ResizeResponse {
+            header: Some(header.into()),
+            desired_size: Some(size.into()),
+        }))
+    }
+
     async fn transfer_leadership(
         &self,
         request: Request<v1::TransferLeadershipRequest>,

@@ -246,6 +246,13 @@ impl cluster_server::Cluster for Node {
         Err(Status::unimplemented("not in this script"))
     }
 
+    async fn resize(
+        &self,
+        _: Request<v1::ResizeRequest>,
+    ) -> Result<Response<v1::ResizeResponse>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
+
     async fn transfer_leadership(
         &self,
         request: Request<v1::TransferLeadershipRequest>,

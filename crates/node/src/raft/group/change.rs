@@ -12,12 +12,21 @@ use tokio::time::{Instant, timeout_at};
 use super::super::membership::{Change, Seen, Step, not_found};
 use super::super::types::{LogId, TypeConfig, members, position};
 use super::{Group, Metrics, stopped, voter_ids};
-use crate::membership::{LogPosition, PeerAddress};
+use crate::membership::{LogPosition, Observed, ObservedPeer, PeerAddress};
 
 /// A change needs a majority for two entries, and each of those a sync on slow disks.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Members = ChangeMembers<u64, PeerAddress>;
+
+/// What becomes of voters that are voters no more.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leavers {
+    /// They leave the group.
+    Go,
+    /// They stay, as learners.
+    Stay,
+}
 
 impl Group {
     /// Adds a member that gets everything and has no vote. Does nothing if it is one already.
@@ -28,6 +37,11 @@ impl Group {
     /// Gives a learner that has caught up a vote.
     pub async fn promote(&self, id: MemberId) -> Result<LogPosition> {
         self.change(Change::Promote(id)).await
+    }
+
+    /// Makes a voter a learner.
+    pub async fn demote(&self, id: MemberId) -> Result<LogPosition> {
+        self.change(Change::Demote(id)).await
     }
 
     /// Removes a member. Its id is never used again.
@@ -74,14 +88,25 @@ impl Group {
             return Ok(seen.members.position.unwrap_or_default());
         };
         tracing::info!(?change, "changing the membership");
-        let changes = match step {
+        let (changes, leavers) = match step {
             Step::AddLearner(id, address) => {
-                ChangeMembers::AddNodes(BTreeMap::from([(id.0, address)]))
+                let nodes = BTreeMap::from([(id.0, address)]);
+                (ChangeMembers::AddNodes(nodes), Leavers::Go)
             }
-            Step::Voters(voters) => ChangeMembers::ReplaceAllVoters(voter_ids(&voters)),
-            Step::RemoveLearner(id) => ChangeMembers::RemoveNodes(BTreeSet::from([id.0])),
+            Step::Voters(voters) => (
+                ChangeMembers::ReplaceAllVoters(voter_ids(&voters)),
+                Leavers::Go,
+            ),
+            Step::Demote(voters) => (
+                ChangeMembers::ReplaceAllVoters(voter_ids(&voters)),
+                Leavers::Stay,
+            ),
+            Step::RemoveLearner(id) => {
+                let nodes = BTreeSet::from([id.0]);
+                (ChangeMembers::RemoveNodes(nodes), Leavers::Go)
+            }
         };
-        self.write_membership(changes, at).await
+        self.write_membership(changes, leavers, at).await
     }
 
     /// Finishes a joint change that an earlier leader began.
@@ -90,20 +115,25 @@ impl Group {
         if seen.committed && seen.members.voters.len() > 1 {
             tracing::info!("finishing the membership change of an earlier leader");
             // The new voters stay; who was only in the old set leaves.
-            self.write_membership(ChangeMembers::AddVoterIds(BTreeSet::new()), at)
-                .await?;
+            let changes = ChangeMembers::AddVoterIds(BTreeSet::new());
+            self.write_membership(changes, Leavers::Go, at).await?;
         }
         Ok(())
     }
 
-    async fn write_membership(&self, changes: Members, at: Option<LogId>) -> Result<LogPosition> {
+    async fn write_membership(
+        &self,
+        changes: Members,
+        leavers: Leavers,
+        at: Option<LogId>,
+    ) -> Result<LogPosition> {
         let unchanged = Precondition::<TypeConfig>::LastMembershipLogId {
             last_membership_log_id: at,
         };
         let written = self
             .0
             .raft
-            .change_membership_if(changes, false, [unchanged])
+            .change_membership_if(changes, leavers == Leavers::Stay, [unchanged])
             .await;
         match written {
             Ok(response) => Ok(position(&response.log_id)),
@@ -122,6 +152,31 @@ impl Group {
             return Err(Error::new(Reason::NotLeader, text).with_leader(hint));
         }
         Ok((self.seen(&metrics), *metrics.membership_config.log_id()))
+    }
+
+    /// What this leader sees of the members; `None` if it does not lead.
+    pub fn observe(&self) -> Option<Observed> {
+        let (seen, _) = self.look().ok()?;
+        let behind = |id: &MemberId| {
+            let matched = seen.matched.get(id).copied().flatten();
+            seen.last_index
+                .saturating_sub(matched.map_or(0, |at| at.index))
+        };
+        let others = seen.members.nodes.keys().filter(|id| **id != seen.me);
+        Some(Observed {
+            peers: others
+                .map(|id| {
+                    let peer = ObservedPeer {
+                        answered: seen.answered.get(id).copied(),
+                        behind: behind(id),
+                    };
+                    (*id, peer)
+                })
+                .collect(),
+            settled: seen.committed,
+            alive_within: seen.alive_within,
+            members: seen.members,
+        })
     }
 
     fn seen(&self, metrics: &Metrics) -> Seen {
