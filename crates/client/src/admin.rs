@@ -8,9 +8,7 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 #[cfg(doc)]
 use podkv_api::Store;
-use podkv_api::{
-    DesiredSize, Header, LeaderHint, Member, MemberId, NodeStatus, Result, Retention,
-};
+use podkv_api::{DesiredSize, Header, LeaderHint, Member, MemberId, NodeStatus, Result, Retention};
 use podkv_proto::convert;
 use podkv_proto::v1;
 use podkv_proto::v1::cluster_client::ClusterClient;

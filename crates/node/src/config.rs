@@ -47,6 +47,44 @@ impl RaftTiming {
     }
 }
 
+/// When a leader changes the membership by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MembershipTiming {
+    /// An id that was silent for so long is replaced by a newer one of the same name. Far more than an
+    /// election; a restart that takes longer keeps its id all the same, as long as its volume is there.
+    pub replace_after: Duration,
+    /// Between two replacements under one name: a volume that is lost every few seconds is another problem.
+    pub replace_interval: Duration,
+    /// Pods beyond the desired size leave after this: a typing error can be taken back.
+    pub shrink_after: Duration,
+    /// A vote is taken away only when the membership was left alone for so long: a pod that comes and goes
+    /// must not make others' votes flap.
+    pub demote_after: Duration,
+}
+
+impl Default for MembershipTiming {
+    fn default() -> Self {
+        Self {
+            replace_after: Duration::from_secs(10),
+            replace_interval: Duration::from_secs(10),
+            shrink_after: Duration::from_secs(30),
+            demote_after: Duration::from_secs(30),
+        }
+    }
+}
+
+impl MembershipTiming {
+    /// For tests.
+    pub fn fast() -> Self {
+        Self {
+            replace_after: Duration::from_secs(1),
+            replace_interval: Duration::from_secs(1),
+            shrink_after: Duration::from_secs(1),
+            demote_after: Duration::from_secs(1),
+        }
+    }
+}
+
 /// The settings of a node.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -64,6 +102,7 @@ pub struct NodeConfig {
     /// At most this many of them vote.
     pub max_voters: u32,
     pub timing: RaftTiming,
+    pub membership: MembershipTiming,
     pub limits: Limits,
     /// A write that has no answer by then fails with an unknown outcome.
     pub request_timeout: Duration,
@@ -96,6 +135,7 @@ impl NodeConfig {
             replicas: 1,
             max_voters: 5,
             timing: RaftTiming::default(),
+            membership: MembershipTiming::default(),
             limits: Limits::default(),
             request_timeout: Duration::from_secs(5),
             max_inflight_proposals: 65_536,

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use podkv_api::DesiredSize;
 use podkv_core::{Answer, Command, Proposal, read_meta};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -22,8 +23,8 @@ const TICK: Duration = Duration::from_millis(200);
 /// While anything can expire, the clock goes into the log at least this often, so that a new leader
 /// goes on from nearly where the old one stopped.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
-/// How often the retention setting is looked at.
-const COMPACTION_INTERVAL: Duration = Duration::from_secs(10);
+/// How often retention and size are looked at.
+const SETTINGS_INTERVAL: Duration = Duration::from_secs(10);
 /// Expired keys, leases and sessions in one command: small beside a busy entry.
 const EXPIRE_STEP: u32 = 1000;
 /// Changes freed in one command, and commands a tick: 25 000 changes a second at most. The gaps are the
@@ -38,6 +39,8 @@ pub(crate) struct LeaderDuties {
     pub group: Group,
     pub me: podkv_api::MemberId,
     pub timeout: Duration,
+    /// How many pods founded the cluster: the desired size until somebody says another.
+    pub replicas: u32,
 }
 
 /// What the state says is due.
@@ -45,6 +48,8 @@ struct Due {
     expire: bool,
     compact: Option<u64>,
     sweep: bool,
+    /// Nobody has said yet how many pods there should be.
+    size: bool,
 }
 
 impl LeaderDuties {
@@ -55,17 +60,17 @@ impl LeaderDuties {
     async fn tick_for_ever(self) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut next_compaction = Instant::now() + COMPACTION_INTERVAL;
+        let mut next_look = Instant::now();
         loop {
             tick.tick().await;
             if self.group.state().borrow().leader != Some(self.me) {
                 continue;
             }
-            let look_at_retention = Instant::now() >= next_compaction;
-            if look_at_retention {
-                next_compaction = Instant::now() + COMPACTION_INTERVAL;
+            let look_at_settings = Instant::now() >= next_look;
+            if look_at_settings {
+                next_look = Instant::now() + SETTINGS_INTERVAL;
             }
-            let due = match self.due(look_at_retention).await {
+            let due = match self.due(look_at_settings).await {
                 Ok(due) => due,
                 Err(error) => {
                     tracing::error!(%error, "the state cannot be read");
@@ -76,7 +81,7 @@ impl LeaderDuties {
         }
     }
 
-    async fn due(&self, look_at_retention: bool) -> Result<Due, podkv_core::ViewError> {
+    async fn due(&self, look_at_settings: bool) -> Result<Due, podkv_core::ViewError> {
         let state = self.state.clone();
         // Without a clock of its own the leader has written nothing yet in its term; its first write
         // starts one.
@@ -91,7 +96,7 @@ impl LeaderDuties {
                     now_ms.is_none_or(|now| deadline <= now || meta.clock_ms + stale_ms <= now)
                 }
             };
-            let compact = if look_at_retention {
+            let compact = if look_at_settings {
                 podkv_core::retention_target(&*view)?
                     .filter(|target| *target > meta.compacted_revision)
             } else {
@@ -101,6 +106,7 @@ impl LeaderDuties {
                 expire,
                 compact,
                 sweep: meta.swept_revision < meta.compacted_revision,
+                size: look_at_settings && podkv_core::desired_size(&*view)?.is_none(),
             })
         };
         match tokio::task::spawn_blocking(read).await {
@@ -110,6 +116,7 @@ impl LeaderDuties {
                 expire: false,
                 compact: None,
                 sweep: false,
+                size: false,
             }),
         }
     }
@@ -119,6 +126,15 @@ impl LeaderDuties {
             while let Some(Answer::Expire { more: true, .. }) =
                 self.propose(Command::Expire { limit: EXPIRE_STEP }).await
             {}
+        }
+        if due.size {
+            self.propose(Command::SetDesiredSize(DesiredSize {
+                source: String::new(),
+                generation: 0,
+                start: 0,
+                replicas: self.replicas,
+            }))
+            .await;
         }
         if let Some(revision) = due.compact {
             self.propose(Command::Compact { revision }).await;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use podkv_api::{
-    Error, Header, LeaseId, LeaseStatus, Range, RangeEnd, RangeResponse, RangeStream, Reason,
-    Result, Revision, Txn, TxnResponse,
+    DesiredSize, Error, Header, LeaseId, LeaseStatus, Range, RangeEnd, RangeResponse, RangeStream,
+    Reason, Result, Revision, Txn, TxnResponse,
 };
 use podkv_core::{Answer, Meta, PageLimits, RangePage, Rejection, ViewError, read_meta};
 
@@ -173,6 +173,10 @@ impl Query {
 
     pub async fn meta(&self) -> Result<Meta> {
         self.read(|view| read_meta(view)).await
+    }
+
+    pub async fn desired_size(&self) -> Result<Option<DesiredSize>> {
+        self.read(|view| podkv_core::desired_size(view)).await
     }
 
     /// Refuses a state that a backup is being restored into; ranges do that by themselves.

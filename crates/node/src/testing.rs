@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use podkv_api::{Error, Reason, Result, Store as _};
 
-use crate::config::{NodeConfig, RaftTiming, StorageConfig};
+use crate::config::{MembershipTiming, NodeConfig, RaftTiming, StorageConfig};
 use crate::discovery::{FixedDiscovery, Suggestion};
 use crate::node::Node;
 use crate::storage::{Crash, MemoryDisk, Volume};
@@ -48,6 +48,17 @@ struct Slot {
     node: Option<Node>,
 }
 
+impl Slot {
+    fn new(index: usize) -> Self {
+        Self {
+            name: format!("podkv-{index}"),
+            address: format!("podkv-{index}:2380"),
+            disk: MemoryDisk::new(),
+            node: None,
+        }
+    }
+}
+
 /// Starts a cluster and waits until every node serves.
 ///
 /// # Panics
@@ -64,14 +75,7 @@ pub async fn cluster_with(
     size: usize,
     configure: impl Fn(&mut NodeConfig) + Send + Sync + 'static,
 ) -> TestCluster {
-    let slots = (0..size)
-        .map(|index| Slot {
-            name: format!("podkv-{index}"),
-            address: format!("podkv-{index}:2380"),
-            disk: MemoryDisk::new(),
-            node: None,
-        })
-        .collect();
+    let slots = (0..size).map(Slot::new).collect();
     let mut cluster = TestCluster {
         network: Hub::new(),
         slots,
@@ -162,6 +166,23 @@ impl TestCluster {
         self.wait_ready(index).await
     }
 
+    /// Ends a node, takes its volume away, and starts its pod again on an empty one: it joins under a new id.
+    /// Returns once it can be called, which is before it belongs to the cluster.
+    pub async fn lose_volume(&mut self, index: usize) -> Result<()> {
+        self.kill(index).await;
+        self.slots[index].disk = MemoryDisk::new();
+        self.boot(index).await
+    }
+
+    /// Starts one more pod, with the next ordinal, and returns its index. It gets a vote once the desired
+    /// size allows it: [`Node::resize`].
+    pub async fn add_pod(&mut self) -> Result<usize> {
+        let index = self.slots.len();
+        self.slots.push(Slot::new(index));
+        self.boot(index).await?;
+        Ok(index)
+    }
+
     /// Starts a dead node without waiting for it.
     pub async fn boot(&mut self, index: usize) -> Result<()> {
         let suggestions = self
@@ -179,6 +200,7 @@ impl TestCluster {
         config.client_address = format!("{}:2379", slot.name);
         config.replicas = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
         config.timing = RaftTiming::fast();
+        config.membership = MembershipTiming::fast();
         (self.configure)(&mut config);
         let node = Node::builder(config)
             .transport(Arc::new(self.network.attach(&slot.address)))

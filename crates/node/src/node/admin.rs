@@ -4,12 +4,16 @@
 
 use std::time::Duration;
 
-use podkv_api::{Error, Header, Member, MemberId, NodeStatus, Reason, Result, Retention};
+use podkv_api::{
+    Consistency, DesiredSize, Error, Header, Member, MemberId, NodeStatus, Reason, Result,
+    Retention,
+};
 use podkv_core::Command;
 use podkv_proto::peer as wire;
 use tokio::time::Instant;
 
 use super::Node;
+use crate::bootstrap::founders::PodName;
 use crate::membership::{LogPosition, PeerAddress};
 use crate::peer::pool::Lane;
 
@@ -77,6 +81,22 @@ impl Node {
         Ok(self.write_once(command).await?.header)
     }
 
+    /// Sets by hand how many pods there should be, the ordinals from `start` on. Whoever is beyond it leaves
+    /// after half a minute.
+    pub async fn resize(&self, start: u32, replicas: u32) -> Result<(Header, DesiredSize)> {
+        self.fresh(Consistency::Linearizable, None).await?;
+        let by_hand = self.0.query.desired_size().await?;
+        let by_hand = by_hand.filter(|size| size.source.is_empty());
+        let size = DesiredSize {
+            source: String::new(),
+            generation: by_hand.map_or(0, |size| size.generation) + 1,
+            start,
+            replicas,
+        };
+        let command = Command::SetDesiredSize(size.clone());
+        Ok((self.write_once(command).await?.header, size))
+    }
+
     /// Builds a snapshot of this node's state now, and purges the log that it covers, but for the last
     /// [`log_keep_bytes`](crate::NodeConfig::log_keep_bytes). Returns a log index that the snapshot
     /// covers, at least as high as what was applied before the call. The log is freed in the background.
@@ -140,13 +160,38 @@ impl Node {
     /// Makes a change as the leader.
     pub(super) async fn change_here(&self, change: Change) -> Result<MemberId> {
         match change {
-            Change::AddLearner(id, address) => self.0.group.add_learner(id, address).await?,
+            Change::AddLearner(id, address) => {
+                self.check_ordinal(&address.name).await?;
+                self.0.group.add_learner(id, address).await?
+            }
             Change::Promote(id) => self.0.group.promote(id).await?,
             Change::Remove(id) => self.0.group.remove(id).await?,
             Change::Replace { old, new } => self.0.group.replace(old, new).await?,
             Change::Transfer(to) => return self.0.group.transfer_leadership(to).await,
         };
         Ok(self.id())
+    }
+
+    /// A pod beyond the size would only be removed again.
+    async fn check_ordinal(&self, name: &str) -> Result<()> {
+        let size = self.0.query.desired_size().await?;
+        let (Some(size), Ok(name), Ok(mine)) = (
+            size.filter(|size| size.replicas > 0),
+            PodName::parse(name),
+            PodName::parse(&self.0.config.name),
+        ) else {
+            return Ok(());
+        };
+        let ordinals = size.start..size.start.saturating_add(size.replicas);
+        if name.base() != mine.base() || ordinals.contains(&name.ordinal()) {
+            return Ok(());
+        }
+        let text = format!(
+            "{name} is beyond the desired size: ordinals {} to {}",
+            ordinals.start,
+            ordinals.end - 1
+        );
+        Err(Error::new(Reason::MembershipConflict, text))
     }
 
     async fn change_at(
@@ -195,6 +240,7 @@ impl Node {
 
     pub(super) async fn status_now(&self) -> Result<NodeStatus> {
         let meta = self.0.query.meta().await?;
+        let desired_size = self.0.query.desired_size().await?;
         let state = self.0.group.state().borrow().clone();
         let log = self.0.group.log_stats();
         let members = state.members.list();
@@ -224,6 +270,7 @@ impl Node {
                 .map_or(meta.clock_ms, |clock| clock.now_ms()),
             retention: meta.retention,
             feature_level: meta.feature_level,
+            desired_size,
         })
     }
 }

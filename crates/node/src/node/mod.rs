@@ -83,6 +83,8 @@ struct Inner {
     health: watch::Sender<Health>,
     /// Why the node cannot go on, if it cannot.
     failure: watch::Sender<Option<Error>>,
+    /// What keeps the membership from what it should be, while this node leads.
+    membership_waits: watch::Sender<Option<String>>,
     /// Turns true when the state is at least as new as anything this node ever answered from.
     recovered: watch::Receiver<bool>,
     /// One backup at a time.
@@ -141,6 +143,12 @@ impl Node {
                 Err(_) => stopped(),
             },
         }
+    }
+
+    /// What keeps the membership from what it should be, in words; `None` if nothing does, or if this node
+    /// does not lead.
+    pub fn membership_waits(&self) -> Option<String> {
+        self.0.membership_waits.borrow().clone()
     }
 
     /// A header for an answer from this node's state as it is now.

@@ -28,6 +28,7 @@ use crate::peer::settings::PeerSettings;
 use crate::query::Query;
 use crate::raft::{Group, GroupParts, GroupState};
 use crate::read::{ReadIndex, ReadIndexParts};
+use crate::reconcile::Reconciler;
 use crate::renew::Renewals;
 use crate::storage::{Storage, Volume};
 use crate::transport::Transport;
@@ -267,6 +268,7 @@ impl Parts {
             clock,
             health,
             failure: watch::channel(None).0,
+            membership_waits: watch::channel(None).0,
             recovered,
             backups: Arc::new(tokio::sync::Semaphore::new(1)),
             tasks,
@@ -377,8 +379,18 @@ impl Node {
             group: inner.group.clone(),
             me: self.id(),
             timeout: inner.config.request_timeout,
+            replicas: inner.config.replicas,
         };
         inner.tasks.spawn(leader.run(inner.stop.clone()));
+        let reconciler = Reconciler {
+            me: self.id(),
+            group: inner.group.clone(),
+            state: inner.storage.state.clone(),
+            max_voters: inner.config.max_voters,
+            timing: inner.config.membership.clone(),
+            waiting: inner.membership_waits.clone(),
+        };
+        inner.tasks.spawn(reconciler.run(inner.stop.clone()));
         let keeper = LogKeeper {
             group: inner.group.clone(),
             snapshot_log_bytes: inner.config.snapshot_log_bytes,

@@ -20,19 +20,9 @@ use std::time::Duration;
 use podkv_api::MemberId;
 
 use crate::bootstrap::founders::{PodName, voter_count};
+use crate::config::MembershipTiming;
 use crate::membership::{CAUGHT_UP_ENTRIES, Members};
 
-/// An id that was silent for so long may be replaced by a newer one of the same name. Far more than an
-/// election, less than a person takes to look.
-pub(crate) const REPLACE_AFTER: Duration = Duration::from_secs(10);
-/// Pods beyond the size leave after this: a typing error can be taken back.
-pub(crate) const SHRINK_AFTER: Duration = Duration::from_secs(30);
-/// Between two replacements under one name. A volume that is lost every few seconds is another problem, and
-/// replacing faster would not solve it.
-pub(crate) const REPLACE_INTERVAL: Duration = Duration::from_secs(10);
-/// A vote is taken away only when the membership was left alone for so long: a pod that flaps between coming
-/// and going must not make others' votes flap.
-pub(crate) const DEMOTE_AFTER: Duration = Duration::from_secs(30);
 /// What the leader sees of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Peer {
@@ -66,6 +56,7 @@ pub(crate) struct Situation<'a> {
     /// `None` is no information: the membership holds.
     pub size: Option<Size>,
     pub max_voters: u32,
+    pub timing: &'a MembershipTiming,
     /// A peer that answered within this time is there.
     pub alive_within: Duration,
     /// Names under which an id was replaced, and how long ago.
@@ -159,7 +150,7 @@ impl Situation<'_> {
                 _ => Action::Wait(Why::TwoClaimants { name: name() }),
             };
         };
-        let gone = |id: &&MemberId| *id != *new && self.silent(**id) >= REPLACE_AFTER;
+        let gone = |id: &&MemberId| *id != *new && self.silent(**id) >= self.timing.replace_after;
         // Those without a vote are cleared away first: it needs nothing of anybody.
         if let Some(old) = ids.iter().filter(gone).find(|id| !self.votes(**id)) {
             return Action::Remove(*old);
@@ -171,7 +162,7 @@ impl Situation<'_> {
             return Action::Remove(*old);
         }
         if let Some(ago) = self.replaced.get(&name())
-            && *ago < REPLACE_INTERVAL
+            && *ago < self.timing.replace_interval
         {
             return Action::Wait(Why::ReplacedJustNow { name: name() });
         }
@@ -200,7 +191,7 @@ impl Situation<'_> {
         let Some(size) = self.usable_size() else {
             return Action::Nothing;
         };
-        if size.since < SHRINK_AFTER {
+        if size.since < self.timing.shrink_after {
             return Action::Nothing;
         }
         let beyond = |(ordinal, _): &(u32, MemberId)| !size.contains(*ordinal);
@@ -216,7 +207,7 @@ impl Situation<'_> {
         let Some(size) = self.usable_size() else {
             return Action::Nothing;
         };
-        if self.unchanged < DEMOTE_AFTER {
+        if self.unchanged < self.timing.demote_after {
             return Action::Nothing;
         }
         let wanted = self.wanted();

@@ -17,19 +17,21 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::decide::{Action, Peer, REPLACE_INTERVAL, Situation, Size, Why, decide};
+use self::decide::{Action, Peer, Situation, Size, Why, decide};
+use crate::config::MembershipTiming;
 use crate::membership::{LogPosition, Observed};
 use crate::raft::Group;
 use crate::storage::StateStore;
 
-/// How often the leader looks. What it waits for takes ten seconds and more.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the leader looks. What it waits for takes seconds.
+const LOOK: Duration = Duration::from_millis(500);
 
 pub(crate) struct Reconciler {
     pub me: MemberId,
     pub group: Group,
     pub state: Arc<dyn StateStore>,
     pub max_voters: u32,
+    pub timing: MembershipTiming,
     /// What keeps the membership from what it should be, for people.
     pub waiting: watch::Sender<Option<String>>,
 }
@@ -55,7 +57,7 @@ impl Memory {
         }
     }
 
-    fn look(&mut self, observed: &Observed, size: Option<DesiredSize>) {
+    fn look(&mut self, observed: &Observed, size: Option<DesiredSize>, replace_interval: Duration) {
         let now = Instant::now();
         if self.membership.0 != observed.members.position {
             self.membership = (observed.members.position, now);
@@ -63,7 +65,7 @@ impl Memory {
         if self.size.0 != size {
             self.size = (size, now);
         }
-        self.replaced.retain(|_, at| now - *at < REPLACE_INTERVAL);
+        self.replaced.retain(|_, at| now - *at < replace_interval);
     }
 }
 
@@ -91,7 +93,7 @@ impl Reconciler {
                 }
             };
             let memory = memory.get_or_insert_with(Memory::new);
-            memory.look(&observed, size);
+            memory.look(&observed, size, self.timing.replace_interval);
             let action = self.decide(&observed, memory);
             self.act(action, &observed, memory).await;
         }
@@ -126,6 +128,7 @@ impl Reconciler {
                 since: since.elapsed(),
             }),
             max_voters: self.max_voters,
+            timing: &self.timing,
             alive_within: observed.alive_within,
             replaced: &replaced
                 .map(|(name, at)| (name.clone(), at.elapsed()))

@@ -14,6 +14,7 @@ use std::time::Duration;
 use podkv_api::MemberId;
 
 use super::decide::{Action, Peer, Situation, Size, decide};
+use crate::config::MembershipTiming;
 use crate::membership::{Members, PeerAddress};
 use crate::script::{Words, replay_all};
 
@@ -62,6 +63,7 @@ fn run(line: &str) -> String {
             since: seconds(&cluster, "since", 60),
         }),
         max_voters: cluster.number("max", 5),
+        timing: &MembershipTiming::default(),
         alive_within: Duration::from_secs(2),
         replaced: &replaced
             .into_iter()

@@ -8,3 +8,6 @@ mod cluster;
 
 #[cfg(feature = "testing")]
 mod backup;
+
+#[cfg(feature = "testing")]
+mod membership;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use podkv_api::{
-    ClusterId, Compare, CompareOp, CompareTarget, Consistency, Delete, DeleteResponse, DesiredSize, Error,
-    Event, EventKind, Header, Incarnation, KeyRange, KeyValue, LeaderHint, LeaseId, LeaseStatus,
-    Member, MemberId, MemberRole, NodeStatus, Op, OpResponse, Put, PutResponse, Range,
+    ClusterId, Compare, CompareOp, CompareTarget, Consistency, Delete, DeleteResponse, DesiredSize,
+    Error, Event, EventKind, Header, Incarnation, KeyRange, KeyValue, LeaderHint, LeaseId,
+    LeaseStatus, Member, MemberId, MemberRole, NodeStatus, Op, OpResponse, Put, PutResponse, Range,
     RangeResponse, Reason, Retention, SessionId, SessionStamp, Txn, TxnResponse, Watch,
 };
 use proptest::collection::vec;
@@ -319,30 +319,28 @@ pub fn node_status() -> impl Strategy<Value = NodeStatus> {
         (any::<u32>(), option::of(desired_size())),
     )
         .prop_map(
-            |(header, name, version, role, leader, numbers, durable, kept, agreed)| {
-                NodeStatus {
-                    header,
-                    name,
-                    version,
-                    role,
-                    leader,
-                    committed_index: numbers[0],
-                    applied_index: numbers[1],
-                    first_log_index: numbers[2],
-                    last_log_index: numbers[3],
-                    snapshot_index: numbers[4],
-                    compacted_revision: numbers[5],
-                    keys: numbers[6],
-                    disk_bytes: numbers[7],
-                    durable,
-                    clock_ms: numbers[8],
-                    retention: Retention {
-                        keep_ms: kept.0,
-                        max_revisions: kept.1,
-                    },
-                    feature_level: agreed.0,
-                    desired_size: agreed.1,
-                }
+            |(header, name, version, role, leader, numbers, durable, kept, agreed)| NodeStatus {
+                header,
+                name,
+                version,
+                role,
+                leader,
+                committed_index: numbers[0],
+                applied_index: numbers[1],
+                first_log_index: numbers[2],
+                last_log_index: numbers[3],
+                snapshot_index: numbers[4],
+                compacted_revision: numbers[5],
+                keys: numbers[6],
+                disk_bytes: numbers[7],
+                durable,
+                clock_ms: numbers[8],
+                retention: Retention {
+                    keep_ms: kept.0,
+                    max_revisions: kept.1,
+                },
+                feature_level: agreed.0,
+                desired_size: agreed.1,
             },
         )
 }

@@ -159,6 +159,13 @@ pub enum Command {
     Status,
     /// Forget the history below a revision
     Compact { revision: u64 },
+    /// Set by hand how many pods there should be; those beyond it leave after half a minute
+    Resize {
+        replicas: u32,
+        /// The lowest ordinal
+        #[arg(long, default_value_t = 0)]
+        start: u32,
+    },
     /// How much history automatic compaction leaves; without options, print it
     Retention {
         /// Keep history younger than this, like 2h; "all" puts no bound on age

@@ -107,6 +107,24 @@ pub async fn status(client: &Client, printer: &mut Printer) -> Result<Exit, Fail
     Ok(exit)
 }
 
+pub async fn resize(
+    client: &Client,
+    printer: &mut Printer,
+    start: u32,
+    replicas: u32,
+) -> Result<Exit, Failure> {
+    let size = client.resize(start, replicas).await?;
+    if printer.is_json() {
+        printer.json(&output::desired_size(&size))?;
+    } else {
+        printer.line(format_args!(
+            "{} pods, from ordinal {} on",
+            size.replicas, size.start
+        ))?;
+    }
+    Ok(Exit::Ok)
+}
+
 /// Prints the retention, after setting what was given of it.
 pub async fn retention(
     client: &Client,

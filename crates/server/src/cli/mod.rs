@@ -150,6 +150,9 @@ async fn dispatch(
             or_else,
         } => data::txn(client, printer, &compares, &then, &or_else).await,
         Command::Compact { revision } => data::compact(client, printer, revision).await,
+        Command::Resize { replicas, start } => {
+            cluster::resize(client, printer, start, replicas).await
+        }
         Command::Retention {
             keep,
             max_revisions,

@@ -7,8 +7,8 @@ use std::io::{self, Write};
 
 use base64::Engine as _;
 use podkv_api::{
-    Event, EventKind, Header, KeyValue, Member, MemberRole, NodeStatus, OpResponse, Retention,
-    TxnResponse,
+    DesiredSize, Event, EventKind, Header, KeyValue, Member, MemberRole, NodeStatus, OpResponse,
+    Retention, TxnResponse,
 };
 use serde_json::{Map, Value, json};
 
@@ -216,6 +216,16 @@ pub fn status(endpoint: &str, status: &NodeStatus) -> Value {
         "clock_ms": status.clock_ms,
         "retention": retention(&status.retention),
         "feature_level": status.feature_level,
+        "desired_size": status.desired_size.as_ref().map(desired_size),
+    })
+}
+
+pub fn desired_size(size: &DesiredSize) -> Value {
+    json!({
+        "source": size.source,
+        "generation": size.generation,
+        "start": size.start,
+        "replicas": size.replicas,
     })
 }
 
