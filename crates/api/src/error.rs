@@ -154,6 +154,8 @@ reasons! {
     NotEmpty = 50, Conflict;
     /// The restore was discarded, or never began.
     NotRestoring = 51, Conflict;
+    /// This node's id is no longer its cluster's. Started again, the node joins anew under another one.
+    Retired = 52, Conflict;
 }
 
 /// Where the leader is, as far as the node that answered knew.

@@ -174,6 +174,17 @@ impl TestCluster {
         self.boot(index).await
     }
 
+    /// A copy of a node's volume as it is now, for [`TestCluster::restore_volume`].
+    pub fn copy_volume(&self, index: usize) -> MemoryDisk {
+        self.slots[index].disk.copy()
+    }
+
+    /// Ends a node and puts its volume back to an earlier copy. [`TestCluster::boot`] starts it on that.
+    pub async fn restore_volume(&mut self, index: usize, copy: MemoryDisk) {
+        self.kill(index).await;
+        self.slots[index].disk = copy;
+    }
+
     /// Starts one more pod, with the next ordinal, and returns its index. It gets a vote once the desired
     /// size allows it: [`Node::resize`].
     pub async fn add_pod(&mut self) -> Result<usize> {

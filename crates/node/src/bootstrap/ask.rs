@@ -188,6 +188,38 @@ impl Bootstrap {
     }
 
     /// One call over a connection of its own, with the name resolved afresh: in this phase pods come and go.
+    /// Whether this node is still a member of its cluster, as the leader says. An error if no leader could
+    /// be found, or it could not make sure.
+    pub(crate) async fn standing(&self) -> Result<bool> {
+        let unknown = || Error::new(Reason::NoLeader, "no leader of this node's cluster answers");
+        let mine = self.parts.identity.membership().ok_or_else(unknown)?;
+        let peers = self.ask_everybody().await?;
+        let leads = |answer: &&Answer| {
+            matches!(
+                answer.said,
+                Said::Member { cluster, incarnation, leader: Some(leader) }
+                    if (cluster, incarnation) == mine && leader == answer.id
+            )
+        };
+        let mut answers = peers.iter().filter_map(|peer| peer.answer.as_ref());
+        let leader = answers.find(leads).ok_or_else(unknown)?;
+        let request = wire::StandingRequest {
+            header: Some(self.parts.peers.header(leader.id)),
+        };
+        let limit = self.parts.settings.hello_timeout;
+        let response = self
+            .call(&leader.peer_address, limit, async |mut peer| {
+                peer.standing(request)
+                    .await
+                    .map(tonic::Response::into_inner)
+            })
+            .await?;
+        match response.refusal {
+            None => Ok(response.member),
+            Some(refusal) => Err(Error::new(Reason::NodeNotReady, refusal.text)),
+        }
+    }
+
     async fn call<T>(
         &self,
         address: &str,

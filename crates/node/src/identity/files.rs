@@ -1,6 +1,7 @@
 //! Where the identity is kept: two small files, each replaced whole.
 
 use bytes::Bytes;
+use podkv_api::MemberId;
 
 use crate::storage::StorageError;
 
@@ -41,6 +42,13 @@ pub trait MarkerStore: Send + Sync + 'static {
     /// True if a log or a state lies beside the files. Then a missing marker is damage: the node that
     /// wrote them may have promised its vote to somebody.
     fn holds_data(&self) -> Result<bool, StorageError>;
+
+    /// Puts everything that a retired node left out of the way, this file and the data, so that its
+    /// pod can begin anew. Interrupted, it is called again: the marker goes last.
+    fn set_aside(&self, retired: MemberId) -> Result<(), StorageError>;
+
+    /// Removes what was put aside.
+    fn remove_aside(&self) -> Result<(), StorageError>;
 
     /// The file's place, for messages.
     fn describe(&self, file: IdentityFile) -> String;

@@ -11,6 +11,7 @@
 //!     state-<n>/         the state
 //!     checkpoint-<n>/    a copy of it, while it is being sent
 //!     staged-<id>/       a copy of another node's, while it is being received
+//!     retired-<id>/      all of this from a node that was removed, until its successor holds everything
 //! ```
 //!
 //! MARKER is the first file that a node makes. So data without a marker is never "new": it is damaged,
@@ -22,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use podkv_api::{Error, Reason};
+use podkv_api::{Error, MemberId, Reason};
 use rustix::fs::{FlockOperation, flock};
 
 use super::{IdentityFile, MarkerStore};
@@ -35,6 +36,7 @@ pub(crate) const STATE_POINTER: &str = "CURRENT-STATE";
 pub(crate) const STATE_PREFIX: &str = "state-";
 #[cfg(feature = "rocksdb")]
 pub(crate) const CHECKPOINT_PREFIX: &str = "checkpoint-";
+const RETIRED_PREFIX: &str = "retired-";
 
 /// A node's folder, locked. The lock goes with the last owner, or with the process.
 pub struct DataFolder {
@@ -85,7 +87,8 @@ impl DataFolder {
         }
         let half_made = format!("{marker}.tmp");
         let mut foreign = names;
-        foreign.retain(|name| name != LOCK && *name != half_made);
+        foreign
+            .retain(|name| name != LOCK && *name != half_made && !name.starts_with(RETIRED_PREFIX));
         foreign.sort();
         if foreign.iter().any(|name| is_data(name)) {
             return Err(missing_marker(
@@ -198,6 +201,41 @@ impl MarkerStore for FileMarkers {
         Ok(names.iter().any(|name| is_data(name)))
     }
 
+    fn set_aside(&self, retired: MemberId) -> Result<(), StorageError> {
+        let root = &self.0.path;
+        let aside = root.join(format!("{RETIRED_PREFIX}{retired}"));
+        let failed = |doing: &Path, error| {
+            StorageError::io(format!("putting {} aside", doing.display()), error)
+        };
+        fs::create_dir_all(&aside).map_err(|error| failed(&aside, error))?;
+        let mut names = self.0.names().map_err(|error| failed(root, error))?;
+        names.retain(|name| name != LOCK && !name.starts_with(RETIRED_PREFIX));
+        // The marker says that this is to be done: it must be there until the rest is done.
+        let marker = IdentityFile::Marker.name();
+        names.sort_by_key(|name| name == marker);
+        for name in names {
+            if name == marker {
+                sync_folder(&aside)?;
+                sync_folder(root)?;
+            }
+            let from = root.join(&name);
+            fs::rename(&from, aside.join(&name)).map_err(|error| failed(&from, error))?;
+        }
+        sync_folder(&aside)?;
+        sync_folder(root)
+    }
+
+    fn remove_aside(&self) -> Result<(), StorageError> {
+        let root = &self.0.path;
+        let failed = |error| StorageError::io(format!("clearing {}", root.display()), error);
+        for name in self.0.names().map_err(failed)? {
+            if name.starts_with(RETIRED_PREFIX) {
+                fs::remove_dir_all(root.join(name)).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
     fn describe(&self, file: IdentityFile) -> String {
         self.0.path.join(file.name()).display().to_string()
     }
@@ -288,5 +326,35 @@ mod tests {
             markers.load(IdentityFile::Marker).unwrap().unwrap(),
             "whole"
         );
+    }
+
+    #[test]
+    fn what_a_retired_node_left_goes_aside_and_the_pod_begins_anew() {
+        let data_dir = tempfile::tempdir().unwrap();
+        let folder = Arc::new(DataFolder::open(data_dir.path()).unwrap());
+        let markers = folder.markers();
+        let old = super::super::Identity::open(markers.clone(), "podkv-3").unwrap();
+        let cluster = podkv_api::ClusterId(7);
+        old.become_member(cluster, podkv_api::Incarnation(1))
+            .unwrap();
+        old.retire().unwrap();
+        fs::create_dir(folder.path().join(LOG_FOLDER)).unwrap();
+        // Interrupted after the log had gone: the marker still says what is to be done.
+        let aside = folder
+            .path()
+            .join(format!("{RETIRED_PREFIX}{}", old.node_id()));
+        fs::create_dir(&aside).unwrap();
+        fs::rename(folder.path().join(LOG_FOLDER), aside.join(LOG_FOLDER)).unwrap();
+        markers.set_aside(old.node_id()).unwrap();
+        assert!(aside.join("MARKER").exists() && aside.join(LOG_FOLDER).exists());
+
+        drop((markers, folder));
+        let folder = Arc::new(DataFolder::open(data_dir.path()).unwrap());
+        let markers = folder.markers();
+        let new = super::super::Identity::open(markers.clone(), "podkv-3").unwrap();
+        assert_ne!(new.node_id(), old.node_id());
+        assert!(aside.exists(), "until the new node holds everything");
+        markers.remove_aside().unwrap();
+        assert!(!aside.exists());
     }
 }

@@ -248,6 +248,12 @@ impl MarkerStore for Lost {
     fn holds_data(&self) -> Result<bool, StorageError> {
         self.0.holds_data()
     }
+    fn set_aside(&self, _: MemberId) -> Result<(), StorageError> {
+        panic!("nothing may be moved")
+    }
+    fn remove_aside(&self) -> Result<(), StorageError> {
+        panic!("nothing may be removed")
+    }
     fn describe(&self, file: IdentityFile) -> String {
         self.0.describe(file)
     }
@@ -276,6 +282,12 @@ impl MarkerStore for Failing {
     }
     fn holds_data(&self) -> Result<bool, StorageError> {
         self.inner.holds_data()
+    }
+    fn set_aside(&self, retired: MemberId) -> Result<(), StorageError> {
+        self.inner.set_aside(retired)
+    }
+    fn remove_aside(&self) -> Result<(), StorageError> {
+        self.inner.remove_aside()
     }
     fn describe(&self, file: IdentityFile) -> String {
         self.inner.describe(file)

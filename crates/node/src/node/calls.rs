@@ -67,6 +67,20 @@ impl NodeCalls for Calls {
         })
     }
 
+    fn standing(&self, request: wire::StandingRequest) -> Reply<'_, wire::StandingResponse> {
+        Box::pin(async move {
+            let node = self.node()?;
+            // The gate has checked that there is one.
+            let sender = MemberId(request.header.map_or(0, |header| header.sender_id));
+            let found = node.is_member(sender).await;
+            Ok(wire::StandingResponse {
+                refusal: found.as_ref().err().map(refusal),
+                // Who cannot be told is not told that it is gone.
+                member: found.unwrap_or(true),
+            })
+        })
+    }
+
     fn admin(&self, request: wire::AdminRequest) -> Reply<'_, wire::AdminResponse> {
         Box::pin(async move {
             let node = self.node()?;
@@ -96,6 +110,17 @@ impl NodeCalls for Calls {
 }
 
 impl Node {
+    /// Whether `id` is a member, beyond doubt; as the leader.
+    async fn is_member(&self, id: MemberId) -> Result<bool, Error> {
+        self.confirmed_position().await?;
+        let state = self.0.group.state().borrow().clone();
+        if !state.members_committed {
+            let text = "a membership change is not committed yet: ask again";
+            return Err(Error::new(Reason::NodeNotReady, text));
+        }
+        Ok(state.members.contains(id))
+    }
+
     /// A position that holds everything committed when this was called; as the leader. Followers' readers
     /// share rounds with this node's own.
     async fn confirmed_position(&self) -> Result<LogPosition, Error> {

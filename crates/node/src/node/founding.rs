@@ -173,19 +173,27 @@ impl Node {
         inner
             .tasks
             .spawn(inner.stop.clone().run_until_cancelled_owned(why).map(drop));
+        inner.tasks.spawn(super::standing::run(
+            Arc::downgrade(inner),
+            bootstrap.clone(),
+            inner.stop.clone(),
+        ));
         let pool = keep_pool(inner.group.state(), inner.peers.clone());
         inner
             .tasks
             .spawn(inner.stop.clone().run_until_cancelled_owned(pool).map(drop));
         inner.tasks.spawn(async move {
             match bootstrap.run(&stop).await {
-                Ok(Settled::Member { cluster, incarnation }) => {
+                Ok(Settled::Member {
+                    cluster,
+                    incarnation,
+                }) => {
                     tracing::info!(%cluster, %incarnation, "member of the cluster");
                 }
                 Ok(Settled::Retired) => {
-                    health.send_replace(Health::not_ready(
-                        "this node was removed from its cluster; its volume must be emptied before it can join anew",
-                    ));
+                    // A retired node's data is put aside before it starts: see `standing`.
+                    health
+                        .send_replace(Health::not_ready("this node was removed from its cluster"));
                 }
                 Ok(Settled::Stopped) => {}
                 Err(error) => {

@@ -24,6 +24,7 @@ mod founding;
 mod readiness;
 mod restore;
 mod snapshot;
+mod standing;
 mod start;
 mod stats;
 mod store;

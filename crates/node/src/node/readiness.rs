@@ -21,6 +21,7 @@ pub(super) async fn run(node: Weak<Inner>, stop: CancellationToken) {
 
 async fn watch(node: Weak<Inner>) {
     let mut caught_up = false;
+    let mut cleared = false;
     let mut leader_seen = Instant::now();
     loop {
         let Some(node) = node.upgrade().map(Node) else {
@@ -30,7 +31,8 @@ async fn watch(node: Weak<Inner>) {
             // A read index is a commit index learned since this start.
             caught_up = node.0.read_index.linearizable(LOOK).await.is_ok();
         }
-        if node.leader().is_some() {
+        // A learner knows the leader of its last vote for ever; what counts is what it hears.
+        if node.0.group.confirm_within(LEADERLESS).is_ok() {
             leader_seen = Instant::now();
         }
         let state = node.0.group.state().borrow().clone();
@@ -48,6 +50,10 @@ async fn watch(node: Weak<Inner>) {
         } else {
             Health::ready()
         };
+        if health.ready && !cleared {
+            cleared = true;
+            node.remove_aside().await;
+        }
         node.0.health.send_if_modified(|now| {
             let change = !now.draining && *now != health;
             if change {
@@ -57,5 +63,16 @@ async fn watch(node: Weak<Inner>) {
         });
         drop(node);
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+impl Node {
+    /// This node holds everything: what its retired predecessor left is of no use to anybody.
+    async fn remove_aside(&self) {
+        let markers = self.0.storage.markers.clone();
+        let removed = tokio::task::spawn_blocking(move || markers.remove_aside()).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(%error, "the data of a retired node stays for now");
+        }
     }
 }

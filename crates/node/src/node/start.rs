@@ -17,7 +17,7 @@ use crate::config::NodeConfig;
 use crate::discovery::{Discovery, FixedDiscovery};
 use crate::duties::{LeaderDuties, LogKeeper};
 use crate::health::Health;
-use crate::identity::Identity;
+use crate::identity::{Identity, Phase};
 use crate::own_session::OwnSession;
 use crate::peer::gate::Gate;
 use crate::peer::header::PeerHeaders;
@@ -164,7 +164,13 @@ async fn open_volume(
             Some(volume) => volume,
             None => Volume::open(&storage)?,
         };
-        let identity = Identity::open(volume.markers(), &name)?;
+        let mut identity = Identity::open(volume.markers(), &name)?;
+        if let Phase::Retired { cluster, .. } = identity.phase() {
+            let id = identity.node_id();
+            tracing::warn!(%id, %cluster, "this node was removed from its cluster; its pod begins anew");
+            volume.markers().set_aside(id).map_err(storage_failed)?;
+            identity = Identity::open(volume.markers(), &name)?;
+        }
         let storage = volume
             .open_stores(&identity, cache_bytes)
             .map_err(storage_failed)?;

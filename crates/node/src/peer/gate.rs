@@ -19,7 +19,7 @@ use std::sync::Arc;
 use podkv_api::{ClusterId, Error, Incarnation, MemberId, Reason, Result};
 use podkv_proto::peer as wire;
 
-use super::header::{FEATURES, GROUP, PROTOCOL_VERSION};
+use super::header::{FEATURES, GROUP, PROTOCOL_VERSION, PeerHeaders};
 use crate::identity::Identity;
 
 /// Which calls are allowed to what kind of sender.
@@ -50,6 +50,11 @@ pub(crate) struct Gate {
 impl Gate {
     pub(crate) fn new(identity: Arc<Identity>) -> Self {
         Self { identity }
+    }
+
+    /// The headers of this gate's own node.
+    pub(crate) fn headers(&self) -> PeerHeaders {
+        PeerHeaders::new(self.identity.clone())
     }
 
     /// Who sends this, or why it is refused. A node that is not a member yet lets any cluster pass

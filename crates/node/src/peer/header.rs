@@ -6,6 +6,7 @@ use std::sync::Arc;
 use podkv_api::MemberId;
 use podkv_proto::peer as wire;
 
+use super::gate::Gate;
 use crate::identity::Identity;
 
 /// The version of `podkv.peer.v1` that this release speaks. Raised only by a change that the other side
@@ -27,6 +28,11 @@ pub(crate) struct PeerHeaders {
 impl PeerHeaders {
     pub(crate) fn new(identity: Arc<Identity>) -> Self {
         Self { identity }
+    }
+
+    /// A gate for the answers to such calls.
+    pub(crate) fn gate(&self) -> Gate {
+        Gate::new(self.identity.clone())
     }
 
     /// The header of a call to `target`; [`MemberId`] 0 where it is not known yet. Cluster 0 while the node

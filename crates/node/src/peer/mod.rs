@@ -12,6 +12,7 @@
 //!   in:  PeerServer ─► PeerService ─► Gate ─► (Admit) ─► RaftCalls | NodeCalls | FoundingCalls
 //! ```
 
+mod connection;
 pub(crate) mod gate;
 pub(crate) mod header;
 pub(crate) mod pool;
@@ -69,6 +70,7 @@ pub(crate) trait NodeCalls: Send + Sync + 'static {
     ) -> ReplyStream<wire::ForwardResponse>;
     fn read_index(&self, request: wire::ReadIndexRequest) -> Reply<'_, wire::ReadIndexResponse>;
     fn admin(&self, request: wire::AdminRequest) -> Reply<'_, wire::AdminResponse>;
+    fn standing(&self, request: wire::StandingRequest) -> Reply<'_, wire::StandingResponse>;
 }
 
 /// The calls of a cluster's founding. Implemented by `bootstrap`; answered in every phase.

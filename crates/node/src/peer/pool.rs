@@ -12,19 +12,26 @@
 //! ```
 //!
 //! A channel is dialed when it is first needed, and dialed again — with the name resolved afresh — when its
-//! user says [`PeerLane::broken`] or the member's address changed.
+//! connection is gone, its user says [`PeerLane::broken`], or the member's address changed.
+//!
+//! Each begins with a greeting. It tells this node which start of which node is at the other end: a vote or
+//! an append of a volume that was rewound or copied never counts. And it tells the other end the same of this one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hyper_util::rt::TokioIo;
 use podkv_api::{Error, MemberId, Reason};
+use podkv_proto::convert::{Call, from_status};
 use podkv_proto::peer as wire;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+use super::connection::{Alive, Connection};
 use super::header::PeerHeaders;
 use super::settings::PeerSettings;
 use crate::membership::PeerAddress;
@@ -63,6 +70,9 @@ pub(crate) enum PeerError {
         address: String,
         after: std::time::Duration,
     },
+    /// It refused this node, or is not who was meant.
+    #[error("peer at {address}: {source}")]
+    Greeting { address: String, source: Error },
 }
 
 impl From<PeerError> for Error {
@@ -82,6 +92,9 @@ struct Shared {
     headers: PeerHeaders,
     settings: PeerSettings,
     members: Mutex<BTreeMap<MemberId, Arc<Target>>>,
+    /// A peer has seen a later start of this node, or another one under the same number: this volume was
+    /// rewound, or is a copy.
+    rewound: watch::Sender<bool>,
     /// Numbers the channels, so that one who reports a broken channel cannot drop its successor.
     next_channel: AtomicU64,
 }
@@ -104,6 +117,7 @@ struct Slot {
 #[derive(Clone)]
 struct Kept {
     number: u64,
+    alive: Alive,
     address: String,
     client: PeerClient,
 }
@@ -119,6 +133,7 @@ impl PeerPool {
             headers,
             settings,
             members: Mutex::default(),
+            rewound: watch::Sender::new(false),
             next_channel: AtomicU64::new(1),
         };
         Self {
@@ -157,7 +172,12 @@ impl PeerPool {
 
     /// A channel of one's own to an address whose node is not known yet, to say hello. Not kept.
     pub(crate) async fn dial(&self, address: &str) -> Result<PeerClient, PeerError> {
-        self.shared.dial(address).await
+        self.shared.dial(address, Alive::default()).await
+    }
+
+    /// Turns true when a peer refuses this node because its volume was rewound or copied.
+    pub(crate) fn rewound(&self) -> watch::Receiver<bool> {
+        self.shared.rewound.subscribe()
     }
 
     /// What a call to `target` carries; [`MemberId`] 0 where it is not known yet.
@@ -167,7 +187,46 @@ impl PeerPool {
 }
 
 impl Shared {
-    async fn dial(&self, address: &str) -> Result<PeerClient, PeerError> {
+    /// Dials, and makes sure of who is there.
+    async fn meet(
+        &self,
+        target: MemberId,
+        address: &str,
+        alive: Alive,
+    ) -> Result<PeerClient, PeerError> {
+        let mut client = self.dial(address, alive).await?;
+        let request = wire::GreetRequest {
+            header: Some(self.headers.to(target)),
+        };
+        let after = self.settings.dial_timeout;
+        let greeted = timeout(after, client.greet(request)).await;
+        let greeted = greeted.map_err(|_| PeerError::Timeout {
+            address: address.into(),
+            after,
+        })?;
+        let failed = |source| PeerError::Greeting {
+            address: address.into(),
+            source,
+        };
+        let answer = greeted.map_err(|status| {
+            let refusal = from_status(&status, Call::Read);
+            if refusal.reason() == Reason::RewoundVolume {
+                self.rewound.send_replace(true);
+            }
+            failed(refusal)
+        })?;
+        let header = answer.into_inner().header;
+        let found = self.headers.gate().check_answer(header.as_ref()).await;
+        match found.map_err(failed)? {
+            id if id == target => Ok(client),
+            id => Err(failed(Error::new(
+                Reason::WrongTarget,
+                format!("{id} answers there, not {target}"),
+            ))),
+        }
+    }
+
+    async fn dial(&self, address: &str, alive: Alive) -> Result<PeerClient, PeerError> {
         let settings = &self.settings;
         // The authority is for proxies and logs on the way; the connector knows where to go.
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
@@ -183,10 +242,18 @@ impl Shared {
             .keep_alive_while_idle(true);
         let transport = self.transport.clone();
         let place = address.to_string();
-        // Called again by the channel itself when its connection was lost: resolves afresh then, too.
+        let once = Arc::new(AtomicBool::new(true));
         let connector = service_fn(move |_: Uri| {
             let (transport, place) = (transport.clone(), place.clone());
-            async move { transport.dial(&place).await.map(TokioIo::new) }
+            let (alive, once) = (alive.clone(), once.clone());
+            async move {
+                // The channel asks again when its connection was lost: nobody would be greeted.
+                if !once.swap(false, Ordering::Relaxed) {
+                    return Err(io::Error::from(io::ErrorKind::NotConnected));
+                }
+                let stream = transport.dial(&place).await?;
+                Ok(TokioIo::new(Connection::new(stream, alive)))
+            }
         });
         let after = settings.dial_timeout;
         let channel = timeout(after, endpoint.connect_with_connector(connector))
@@ -254,12 +321,17 @@ impl PeerLane {
             return Ok(client);
         }
         let address = lock(&self.target.address).clone();
-        let dialed = self.shared.dial(&address).await;
-        self.target.report(&address, dialed.as_ref().err());
-        let client = dialed?;
+        let alive = Alive::default();
+        let met = self
+            .shared
+            .meet(self.target.id, &address, alive.clone())
+            .await;
+        self.target.report(&address, met.as_ref().err());
+        let client = met?;
         let number = self.shared.next_channel.fetch_add(1, Ordering::Relaxed);
         *lock(&slot.kept) = Some(Kept {
             number,
+            alive,
             address,
             client: client.clone(),
         });
@@ -280,12 +352,12 @@ impl PeerLane {
         lock(&self.slot().kept).take_if(|kept| kept.number == used);
     }
 
-    /// The kept channel, if it leads to where the member is now.
+    /// The kept channel, if its connection is there and leads to where the member is now.
     fn kept(&self) -> Option<PeerClient> {
         let mut slot = lock(&self.slot().kept);
         let address = lock(&self.target.address);
         let kept = slot.as_ref()?;
-        if kept.address != *address {
+        if kept.address != *address || !kept.alive.is_alive() {
             *slot = None;
             return None;
         }

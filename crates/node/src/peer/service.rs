@@ -13,6 +13,7 @@ use podkv_proto::peer as wire;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::gate::{Gate, Scope, Sender};
+use super::header::PeerHeaders;
 use super::{FoundingCalls, NodeCalls, RaftCalls, ReplyStream};
 
 /// Decides whom a node that is not a member yet follows. Implemented by `bootstrap`.
@@ -51,12 +52,18 @@ impl Slots {
 #[derive(Clone)]
 pub(crate) struct PeerService {
     gate: Gate,
+    headers: PeerHeaders,
     slots: Arc<Slots>,
 }
 
 impl PeerService {
     pub(crate) fn new(gate: Gate, slots: Arc<Slots>) -> Self {
-        Self { gate, slots }
+        let headers = gate.headers();
+        Self {
+            gate,
+            headers,
+            slots,
+        }
     }
 
     /// Lets a call of the cluster in, and only then makes sure that this node belongs to it. That must come
@@ -140,6 +147,17 @@ impl wire::peer_server::Peer for PeerService {
         let request = request.into_inner();
         let calls = self.founding(request.header.as_ref(), Scope::Hello).await?;
         calls.hello(request).await.map(Response::new)
+    }
+
+    async fn greet(
+        &self,
+        request: Request<wire::GreetRequest>,
+    ) -> Result<Response<wire::GreetResponse>, Status> {
+        let request = request.into_inner();
+        let sender = self.check(request.header.as_ref(), Scope::Founding).await?;
+        Ok(Response::new(wire::GreetResponse {
+            header: Some(self.headers.to(sender.id)),
+        }))
     }
 
     async fn reserve(
@@ -255,5 +273,14 @@ impl wire::peer_server::Peer for PeerService {
         let request = request.into_inner();
         let calls = self.node(request.header.as_ref()).await?;
         calls.admin(request).await.map(Response::new)
+    }
+
+    async fn standing(
+        &self,
+        request: Request<wire::StandingRequest>,
+    ) -> Result<Response<wire::StandingResponse>, Status> {
+        let request = request.into_inner();
+        let calls = self.node(request.header.as_ref()).await?;
+        calls.standing(request).await.map(Response::new)
     }
 }

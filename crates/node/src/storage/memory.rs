@@ -27,6 +27,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes};
+use podkv_api::MemberId;
 use podkv_core::{Scan, View, ViewError};
 use rpds::RedBlackTreeMapSync;
 
@@ -60,7 +61,7 @@ pub struct MemoryDisk {
     contents: Arc<Mutex<Contents>>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Contents {
     /// Counts crashes and attachments. Who attached earlier is cut off: that process is dead.
     boot: u64,
@@ -94,6 +95,14 @@ impl MemoryDisk {
         if crash == Crash::Power {
             contents.log = contents.synced_log.clone();
             contents.staged = None;
+        }
+    }
+
+    /// Another disk with what this one holds now, as a snapshot of a volume is.
+    pub fn copy(&self) -> Self {
+        let contents = lock(&self.contents).clone();
+        Self {
+            contents: Arc::new(Mutex::new(contents)),
         }
     }
 
@@ -510,6 +519,20 @@ impl MarkerStore for MemoryMarkers {
         let log = &contents.log;
         let log_is_empty = log.vote.is_none() && log.bounds == LogBounds::default();
         Ok(!log_is_empty || !contents.state.is_empty())
+    }
+
+    fn set_aside(&self, _: MemberId) -> Result<(), StorageError> {
+        // Nobody would ever look at it.
+        let mut contents = self.0.live()?;
+        *contents = Contents {
+            boot: contents.boot,
+            ..Contents::default()
+        };
+        Ok(())
+    }
+
+    fn remove_aside(&self) -> Result<(), StorageError> {
+        Ok(())
     }
 
     fn describe(&self, file: IdentityFile) -> String {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use podkv_api::{Consistency, KeyRange, MemberRole, Put, Range, Store as _};
+use podkv_api::{Consistency, KeyRange, MemberRole, Put, Range, Reason, Store as _};
 use podkv_node::testing::{TestCluster, cluster};
 
 /// Far more than any of this takes; only a failure waits so long.
@@ -113,5 +113,57 @@ async fn a_pod_beyond_the_size_is_not_taken_in() {
     let told = health.wait_for(|health| health.reason.contains("beyond the desired size"));
     tokio::time::timeout(PATIENCE, told).await.unwrap().unwrap();
     assert_eq!(cluster.node(leader).members_known().len(), 3);
+    cluster.shutdown().await;
+}
+
+/// 4 -> 3 -> 4: the pod comes back with the volume that it had.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_volume_that_comes_back_joins_anew() {
+    let mut cluster = cluster(3).await;
+    let leader = cluster.leader().await;
+    cluster.node(leader).resize(0, 4).await.unwrap();
+    let fourth = cluster.add_pod().await.unwrap();
+    let mut four = VOTERS.to_vec();
+    four.push(("podkv-3", MemberRole::Learner));
+    members_become(&cluster, &four).await;
+    let old = cluster.node(fourth).id();
+    cluster.kill(fourth).await;
+    cluster.node(0).resize(0, 3).await.unwrap();
+    members_become(&cluster, &VOTERS).await;
+    cluster.node(0).resize(0, 4).await.unwrap();
+
+    cluster.boot(fourth).await.unwrap();
+    let ended = cluster.node(fourth);
+    let error = tokio::time::timeout(PATIENCE, ended.failed())
+        .await
+        .unwrap();
+    assert_eq!(error.reason(), Reason::Retired, "{error}");
+    drop(ended);
+    // As a kubelet would.
+    cluster.restart(fourth).await.unwrap();
+    assert_ne!(cluster.node(fourth).id(), old);
+    members_become(&cluster, &four).await;
+    cluster.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewound_volume_never_votes_again_and_its_pod_joins_anew() {
+    let mut cluster = cluster(3).await;
+    let rewound = (cluster.leader().await + 1) % 3;
+    let earlier = cluster.copy_volume(rewound);
+    cluster.restart(rewound).await.unwrap();
+    cluster.restart(rewound).await.unwrap();
+    let old = cluster.node(rewound).id();
+    cluster.restore_volume(rewound, earlier).await;
+    cluster.boot(rewound).await.unwrap();
+    let ended = cluster.node(rewound);
+    let error = tokio::time::timeout(PATIENCE, ended.failed())
+        .await
+        .unwrap();
+    assert_eq!(error.reason(), Reason::Retired, "{error}");
+    drop(ended);
+    cluster.restart(rewound).await.unwrap();
+    assert_ne!(cluster.node(rewound).id(), old);
+    members_become(&cluster, &VOTERS).await;
     cluster.shutdown().await;
 }
