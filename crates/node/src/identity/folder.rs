@@ -338,21 +338,21 @@ mod tests {
         old.become_member(cluster, podkv_api::Incarnation(1))
             .unwrap();
         old.retire().unwrap();
+        let old_id = old.node_id();
+        drop(old);
         fs::create_dir(folder.path().join(LOG_FOLDER)).unwrap();
         // Interrupted after the log had gone: the marker still says what is to be done.
-        let aside = folder
-            .path()
-            .join(format!("{RETIRED_PREFIX}{}", old.node_id()));
+        let aside = folder.path().join(format!("{RETIRED_PREFIX}{}", old_id));
         fs::create_dir(&aside).unwrap();
         fs::rename(folder.path().join(LOG_FOLDER), aside.join(LOG_FOLDER)).unwrap();
-        markers.set_aside(old.node_id()).unwrap();
+        markers.set_aside(old_id).unwrap();
         assert!(aside.join("MARKER").exists() && aside.join(LOG_FOLDER).exists());
 
         drop((markers, folder));
         let folder = Arc::new(DataFolder::open(data_dir.path()).unwrap());
         let markers = folder.markers();
         let new = super::super::Identity::open(markers.clone(), "podkv-3").unwrap();
-        assert_ne!(new.node_id(), old.node_id());
+        assert_ne!(new.node_id(), old_id);
         assert!(aside.exists(), "until the new node holds everything");
         markers.remove_aside().unwrap();
         assert!(!aside.exists());
