@@ -67,6 +67,6 @@ pub use range::{PageLimits, RangePage, range};
 pub use restore::{REVISION_RAISE, restoring};
 pub use retention::retention_target;
 pub use session::SESSION_WINDOW;
-pub use size::desired_size;
+pub use size::{desired_size, size_counts};
 pub use txn::txn_read;
 pub use view::{MemoryView, Scan, View, ViewError};

@@ -34,6 +34,17 @@ pub fn desired_size(view: &dyn View) -> Result<Option<DesiredSize>, ViewError> {
     }
 }
 
+/// Does `new` take the place of what is known?
+pub fn size_counts(known: Option<&DesiredSize>, new: &DesiredSize) -> bool {
+    known.is_none_or(|known| {
+        let same_size = (known.start, known.replicas) == (new.start, new.replicas);
+        match known.source == new.source {
+            true => new.generation > known.generation,
+            false => new.source.is_empty() || same_size,
+        }
+    })
+}
+
 impl State<'_> {
     pub(crate) fn set_desired_size(
         &mut self,
@@ -43,14 +54,7 @@ impl State<'_> {
         if current.as_ref() == Some(new) {
             return Ok(Ok(Answer::Done));
         }
-        let counts = current.is_none_or(|current| {
-            let same_size = (current.start, current.replicas) == (new.start, new.replicas);
-            match current.source == new.source {
-                true => new.generation > current.generation,
-                false => new.source.is_empty() || same_size,
-            }
-        });
-        if !counts {
+        if !size_counts(current.as_ref(), new) {
             return Ok(Err(self.reject(Reason::InvalidArgument)));
         }
         let record = codec::encode_record(&DesiredSizeV1::from(new));

@@ -60,6 +60,11 @@ pub struct MembershipTiming {
     /// A vote is taken away only when the membership was left alone for so long: a pod that comes and goes
     /// must not make others' votes flap.
     pub demote_after: Duration,
+    /// The leader reads the StatefulSet this often. A size that was set takes that long to be noticed, and then
+    /// waits for `shrink_after` in any case; more often would only burden the API server.
+    pub read_size_every: Duration,
+    /// One reading, connecting included. An API server that takes longer is as good as away.
+    pub read_size_timeout: Duration,
 }
 
 impl Default for MembershipTiming {
@@ -69,6 +74,8 @@ impl Default for MembershipTiming {
             replace_interval: Duration::from_secs(10),
             shrink_after: Duration::from_secs(30),
             demote_after: Duration::from_secs(30),
+            read_size_every: Duration::from_secs(10),
+            read_size_timeout: Duration::from_secs(5),
         }
     }
 }
@@ -81,6 +88,8 @@ impl MembershipTiming {
             replace_interval: Duration::from_secs(1),
             shrink_after: Duration::from_secs(1),
             demote_after: Duration::from_secs(1),
+            read_size_every: Duration::from_millis(50),
+            read_size_timeout: Duration::from_secs(1),
         }
     }
 }
@@ -97,7 +106,7 @@ pub struct NodeConfig {
     pub peer_address: String,
     /// What clients are told to dial; empty if this node has no port for them.
     pub client_address: String,
-    /// How many replicas found the cluster together.
+    /// How many replicas found the cluster together. Not used if a [`crate::SizeSource`] says it.
     pub replicas: u32,
     /// At most this many of them vote.
     pub max_voters: u32,

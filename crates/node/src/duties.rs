@@ -39,8 +39,9 @@ pub(crate) struct LeaderDuties {
     pub group: Group,
     pub me: podkv_api::MemberId,
     pub timeout: Duration,
-    /// How many pods founded the cluster: the desired size until somebody says another.
-    pub replicas: u32,
+    /// How many pods founded the cluster: the desired size until somebody says another. `None` if their
+    /// StatefulSet is asked: what was set by hand would stand against it.
+    pub replicas: Option<u32>,
 }
 
 /// What the state says is due.
@@ -83,6 +84,7 @@ impl LeaderDuties {
 
     async fn due(&self, look_at_settings: bool) -> Result<Due, podkv_core::ViewError> {
         let state = self.state.clone();
+        let look_at_size = look_at_settings && self.replicas.is_some();
         // Without a clock of its own the leader has written nothing yet in its term; its first write
         // starts one.
         let now_ms = self.clock.borrow().map(|clock| clock.now_ms());
@@ -106,7 +108,7 @@ impl LeaderDuties {
                 expire,
                 compact,
                 sweep: meta.swept_revision < meta.compacted_revision,
-                size: look_at_settings && podkv_core::desired_size(&*view)?.is_none(),
+                size: look_at_size && podkv_core::desired_size(&*view)?.is_none(),
             })
         };
         match tokio::task::spawn_blocking(read).await {
@@ -127,12 +129,12 @@ impl LeaderDuties {
                 self.propose(Command::Expire { limit: EXPIRE_STEP }).await
             {}
         }
-        if due.size {
+        if let Some(replicas) = self.replicas.filter(|_| due.size) {
             self.propose(Command::SetDesiredSize(DesiredSize {
                 source: String::new(),
                 generation: 0,
                 start: 0,
-                replicas: self.replicas,
+                replicas,
             }))
             .await;
         }

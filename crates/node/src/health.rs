@@ -41,6 +41,14 @@ impl Health {
         }
     }
 
+    pub(crate) fn leaving() -> Self {
+        Self {
+            reason: "leaving: beyond the desired size; votes until the membership is without it"
+                .into(),
+            ..Self::draining()
+        }
+    }
+
     pub(crate) fn draining() -> Self {
         Self {
             started: true,

@@ -8,6 +8,7 @@ mod bootstrap;
 mod clock;
 pub mod config;
 pub mod discovery;
+pub mod dns;
 mod duties;
 mod health;
 pub mod identity;
@@ -22,6 +23,7 @@ mod reconcile;
 mod renew;
 #[cfg(test)]
 mod script;
+mod size;
 pub mod storage;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -34,3 +36,4 @@ pub use health::Health;
 pub use node::{
     Latency, Node, NodeBuilder, NodeStats, RestoreWriter, Restored, SnapshotReader, Written,
 };
+pub use size::SizeSource;

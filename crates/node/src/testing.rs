@@ -26,6 +26,7 @@ use podkv_api::{Error, Reason, Result, Store as _};
 use crate::config::{MembershipTiming, NodeConfig, RaftTiming, StorageConfig};
 use crate::discovery::{FixedDiscovery, Suggestion};
 use crate::node::Node;
+use crate::size::SizeSource;
 use crate::storage::{Crash, MemoryDisk, Volume};
 use crate::transport::memory::Hub;
 
@@ -39,6 +40,7 @@ pub struct TestCluster {
     network: Hub,
     slots: Vec<Slot>,
     configure: Arc<dyn Fn(&mut NodeConfig) + Send + Sync>,
+    size_source: Option<Arc<dyn SizeSource>>,
 }
 
 struct Slot {
@@ -75,22 +77,41 @@ pub async fn cluster_with(
     size: usize,
     configure: impl Fn(&mut NodeConfig) + Send + Sync + 'static,
 ) -> TestCluster {
-    let slots = (0..size).map(Slot::new).collect();
-    let mut cluster = TestCluster {
-        network: Hub::new(),
-        slots,
-        configure: Arc::new(configure),
-    };
-    for index in 0..size {
-        or_panic(cluster.boot(index).await);
-    }
-    for index in 0..size {
-        or_panic(cluster.wait_ready(index).await);
-    }
+    let mut cluster = TestCluster::new(size, Arc::new(configure));
+    cluster.boot_all().await;
+    cluster
+}
+
+/// Starts a cluster of which `source` says how many pods there should be: `size`, before it can be up.
+///
+/// # Panics
+/// If it is not up within half a minute.
+pub async fn cluster_following(size: usize, source: Arc<dyn SizeSource>) -> TestCluster {
+    let mut cluster = TestCluster::new(size, Arc::new(|_| {}));
+    cluster.size_source = Some(source);
+    cluster.boot_all().await;
     cluster
 }
 
 impl TestCluster {
+    fn new(size: usize, configure: Arc<dyn Fn(&mut NodeConfig) + Send + Sync>) -> Self {
+        Self {
+            network: Hub::new(),
+            slots: (0..size).map(Slot::new).collect(),
+            configure,
+            size_source: None,
+        }
+    }
+
+    async fn boot_all(&mut self) {
+        for index in 0..self.size() {
+            or_panic(self.boot(index).await);
+        }
+        for index in 0..self.size() {
+            or_panic(self.wait_ready(index).await);
+        }
+    }
+
     pub fn size(&self) -> usize {
         self.slots.len()
     }
@@ -213,12 +234,14 @@ impl TestCluster {
         config.timing = RaftTiming::fast();
         config.membership = MembershipTiming::fast();
         (self.configure)(&mut config);
-        let node = Node::builder(config)
+        let mut builder = Node::builder(config)
             .transport(Arc::new(self.network.attach(&slot.address)))
             .discovery(Arc::new(FixedDiscovery::new(suggestions)))
-            .volume(Volume::memory(&slot.disk))
-            .start()
-            .await?;
+            .volume(Volume::memory(&slot.disk));
+        if let Some(source) = &self.size_source {
+            builder = builder.size_source(source.clone());
+        }
+        let node = builder.start().await?;
         self.slots[index].node = Some(node);
         Ok(())
     }

@@ -193,7 +193,7 @@ pub(crate) async fn listen(
                 "this user may not listen there: choose a port above 1023"
             }
             std::io::ErrorKind::AddrNotAvailable => {
-                "the address is not one of this machine's: 0.0.0.0 is all of them"
+                "the address is not one of this machine's: [::] is all of them"
             }
             _ => "expected host:port of this machine",
         };

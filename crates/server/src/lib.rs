@@ -15,6 +15,9 @@ pub mod api;
 pub mod cli;
 mod connections;
 mod dev;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
+pub mod pod;
 mod serve;
 mod server;
 pub mod settings;

@@ -5,23 +5,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podkv_api::{Error, Reason, Result};
-use podkv_node::discovery::{FixedDiscovery, Suggestion};
-use podkv_node::{Node, config::StorageConfig};
+use podkv_node::discovery::{
+    Discovery, FixedDiscovery, OrdinalDiscovery, SrvDiscovery, Suggestion,
+};
+use podkv_node::dns::{Dns, DnsSettings};
+use podkv_node::{Node, NodeBuilder, config::StorageConfig};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::Exit;
 use crate::cli::args::ServeArgs;
+use crate::pod::Surroundings;
 use crate::settings::{LogFormat, ServeConfig, Values};
 use crate::signals::Stop;
 use crate::{AdminServer, Server};
 
 /// A node that does not stop by then ends all the same: nothing that was acknowledged is lost by it.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// To learn whether this pod is being scaled away. It is unready only afterwards, so this must be short.
+const SIZE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs until SIGTERM or SIGINT, then drains.
 pub async fn run(args: ServeArgs) -> Result<Exit> {
     let values = Values::read(args.settings.0, std::env::vars(), args.config.as_deref())?;
-    let config = ServeConfig::from_values(&values)?;
+    let config = ServeConfig::from_values(&values, &Surroundings::read())?;
     start_logging(&config)?;
     let mut stop = Stop::listen()?;
     let memory = config.node.storage == StorageConfig::Memory;
@@ -31,13 +37,8 @@ pub async fn run(args: ServeArgs) -> Result<Exit> {
 
     // Probes must be answered while the storage opens, which may replay a long log.
     let admin = AdminServer::listen(&config.admin_listen).await?;
-    let suggestions = config.peers.iter().map(|(name, peer_address)| Suggestion {
-        name: Some(name.clone()),
-        peer_address: peer_address.clone(),
-    });
-    let starting = Node::builder(config.node.clone())
-        .discovery(Arc::new(FixedDiscovery::new(suggestions.collect())))
-        .start();
+    let builder = Node::builder(config.node.clone()).discovery(discovery(&config)?);
+    let starting = following_size(builder, &config).start();
     let node = tokio::select! {
         node = starting => node?,
         () = stop.requested() => return Ok(Exit::Ok),
@@ -62,6 +63,7 @@ pub async fn run(args: ServeArgs) -> Result<Exit> {
     if let Some(error) = &failed {
         tracing::error!(%error, "the node stopped");
     } else {
+        leave(&node, &config, &mut stop).await;
         tracing::info!("stopping");
     }
     let stopping = async {
@@ -81,6 +83,90 @@ pub async fn run(args: ServeArgs) -> Result<Exit> {
         () = stop.requested() => tracing::warn!("stopping at once"),
     }
     failed.map_or(Ok(Exit::Ok), Err)
+}
+
+/// Where the other nodes might be: behind the headless service, or where the settings say.
+fn discovery(config: &ServeConfig) -> Result<Arc<dyn Discovery>> {
+    let Some(network) = &config.network else {
+        let suggestions = config.peers.iter().map(|(name, peer_address)| Suggestion {
+            name: Some(name.clone()),
+            peer_address: peer_address.clone(),
+        });
+        return Ok(Arc::new(FixedDiscovery::new(suggestions.collect())));
+    };
+    let (base, _) = config.node.name.rsplit_once('-').unwrap_or_default();
+    let (_, port) = config
+        .node
+        .peer_address
+        .rsplit_once(':')
+        .unwrap_or_default();
+    let ordinals = OrdinalDiscovery {
+        base: base.into(),
+        domain: network.domain(),
+        // The settings have been checked.
+        port: port.parse().unwrap_or_default(),
+    };
+    let dns = Dns::from_system(&DnsSettings::default())?;
+    let discovery = SrvDiscovery::new(dns, ordinals);
+    tracing::info!(service = discovery.name(), "looking for the other pods");
+    Ok(Arc::new(discovery))
+}
+
+#[cfg(feature = "kubernetes")]
+fn following_size(builder: NodeBuilder, config: &ServeConfig) -> NodeBuilder {
+    let Some(statefulset) = config.statefulset.clone() else {
+        return builder;
+    };
+    builder.size_source(Arc::new(crate::kubernetes::StatefulSetSource {
+        host: statefulset.api_host,
+        port: statefulset.api_port,
+        account_dir: statefulset.account_dir,
+        namespace: statefulset.namespace,
+        name: statefulset.name,
+    }))
+}
+
+/// The settings are refused if they name a StatefulSet.
+#[cfg(not(feature = "kubernetes"))]
+fn following_size(builder: NodeBuilder, _: &ServeConfig) -> NodeBuilder {
+    builder
+}
+
+/// A pod that is scaled away is one of several that end at once: if they all went now, they could take the
+/// majority with them. It votes on until the membership is without it, or its grace is nearly over.
+async fn leave(node: &Node, config: &ServeConfig, stop: &mut Stop) {
+    let Some(patience) = config
+        .termination_grace
+        .checked_sub(STOP_TIMEOUT + SIZE_TIMEOUT)
+        .filter(|patience| !patience.is_zero())
+    else {
+        return;
+    };
+    let left = async {
+        let Some(size) = node.beyond_size(SIZE_TIMEOUT).await else {
+            return;
+        };
+        let (start, replicas) = (size.start, size.replicas);
+        tracing::info!(
+            start,
+            replicas,
+            ?patience,
+            "beyond the desired size: leaving"
+        );
+        match tokio::time::timeout(patience, node.leave()).await {
+            Ok(()) => tracing::info!("the membership is without this node"),
+            Err(_elapsed) => tracing::warn!(
+                ?patience,
+                "still a member, as far as this node knows; the leader removes it later"
+            ),
+        }
+    };
+    tokio::select! {
+        () = left => {}
+        // Whoever asks twice means it.
+        () = stop.requested() => {}
+        error = node.failed() => tracing::error!(%error, "the node stopped"),
+    }
 }
 
 fn start_logging(config: &ServeConfig) -> Result<()> {

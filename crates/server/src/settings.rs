@@ -17,6 +17,8 @@ use podkv_api::{Error, Reason, Result};
 use podkv_node::NodeConfig;
 use podkv_node::config::{RaftTiming, StorageConfig};
 
+use crate::pod::{PodNetwork, Surroundings, is_domain, is_label, search_domain};
+
 /// One setting: its name as a flag. As a variable it is `PODKV_` and the name in capitals, with
 /// underscores; in the file it is the name with underscores.
 #[derive(Clone, Copy, Debug)]
@@ -36,21 +38,27 @@ macro_rules! settings {
 
 settings! {
     NAME = "name", "", "This pod's name with its ordinal, like podkv-0. Default: the host name";
+    HEADLESS_SERVICE = "headless-service", "", "In a StatefulSet: the headless service that names the pods, with a port named grpc-peer. Peers and addresses follow from it";
+    NAMESPACE = "namespace", "", "The pods' namespace. Default: from /etc/resolv.conf";
+    CLUSTER_DOMAIN = "cluster-domain", "", "What the cluster's names end with, like cluster.local. Default: from /etc/resolv.conf";
+    STATEFULSET = "statefulset", "", "Read from this StatefulSet how many pods there should be; needs a Role that may get it";
+    KUBERNETES_ACCOUNT_DIR = "kubernetes-account-dir", "/var/run/secrets/kubernetes.io/serviceaccount", "The folder with the pod's token and ca.crt for the Kubernetes API";
+    TERMINATION_GRACE = "termination-grace", "120s", "The pod's terminationGracePeriodSeconds: a pod that is scaled away votes on until 20s before its end";
     DATA_DIR = "data-dir", "/var/lib/podkv", "The folder of the volume";
     STORAGE = "storage", "disk", "disk, or memory (NOT DURABLE)";
-    CLIENT_LISTEN = "client-listen", "0.0.0.0:2379", "Where clients connect";
-    PEER_LISTEN = "peer-listen", "0.0.0.0:2380", "Where the other nodes connect";
-    ADMIN_LISTEN = "admin-listen", "0.0.0.0:2381", "Plain HTTP: probes and metrics";
-    CLIENT_ADDRESS = "client-address", "", "What clients are told to dial. Default: client-listen";
-    PEER_ADDRESS = "peer-address", "", "What the other nodes are told to dial. Default: peer-listen";
-    PEERS = "peers", "", "All nodes, this one too: podkv-0=host:2380,podkv-1=host:2380";
-    REPLICAS = "replicas", "", "How many nodes found the cluster together. Default: the number of peers";
+    CLIENT_LISTEN = "client-listen", "[::]:2379", "Where clients connect; [::] is every address of both families";
+    PEER_LISTEN = "peer-listen", "[::]:2380", "Where the other nodes connect";
+    ADMIN_LISTEN = "admin-listen", "[::]:2381", "Plain HTTP: probes and metrics";
+    CLIENT_ADDRESS = "client-address", "", "What clients are told to dial. Default: the pod's name in the headless service, or client-listen";
+    PEER_ADDRESS = "peer-address", "", "What the other nodes are told to dial. Default: the pod's name in the headless service, or peer-listen";
+    PEERS = "peers", "", "Without a headless service: all nodes, this one too: podkv-0=host:2380,podkv-1=host:2380";
+    REPLICAS = "replicas", "", "How many nodes found the cluster together. Default: what the StatefulSet says, or the number of peers";
     MAX_VOTERS = "max-voters", "5", "At most this many nodes vote; odd";
     TIMING = "timing", "network", "network (volumes with fsyncs of up to 100 ms), or fast (local disks)";
     REQUEST_TIMEOUT = "request-timeout", "5s", "A request without an answer fails after this";
     MAX_REQUEST_BYTES = "max-request-bytes", "1536KiB", "The largest request";
     MAX_TXN_OPS = "max-txn-ops", "128", "The most operations in one list of a transaction";
-    CACHE_BYTES = "cache-bytes", "128MiB", "The block cache of the state";
+    CACHE_BYTES = "cache-bytes", "", "The block cache of the state. Default: a quarter of the memory limit, from 32MiB to 1GiB; 128MiB without a limit";
     SNAPSHOT_LOG_BYTES = "snapshot-log-bytes", "256MiB", "Build a snapshot when the log has grown by this much";
     LOG_KEEP_BYTES = "log-keep-bytes", "64MiB", "Log kept behind a snapshot, for nodes that are a little behind";
     LOG = "log", "info,openraft=error", "What to log, as for RUST_LOG: info, podkv=debug";
@@ -98,12 +106,27 @@ pub enum LogFormat {
 #[derive(Clone, Debug)]
 pub struct ServeConfig {
     pub node: NodeConfig,
-    /// Every node's name and peer address, this one's too.
+    /// Every node's name and peer address, this one's too; nobody if there is a `network`.
     pub peers: Vec<(String, String)>,
+    /// The pods' names, in a StatefulSet.
+    pub network: Option<PodNetwork>,
+    pub statefulset: Option<StatefulSetConfig>,
+    pub termination_grace: Duration,
     pub client_listen: String,
     pub admin_listen: String,
     pub log: String,
     pub log_format: LogFormat,
+}
+
+/// The StatefulSet that says how many pods there should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatefulSetConfig {
+    pub name: String,
+    pub namespace: String,
+    /// Of the API server, as Kubernetes tells every pod.
+    pub api_host: String,
+    pub api_port: u16,
+    pub account_dir: PathBuf,
 }
 
 /// Raw values by setting name, with their sources.
@@ -169,6 +192,12 @@ impl Values {
         self.parse(setting, "a size like 64MiB or 1048576", parse_bytes)
     }
 
+    fn label(&self, setting: &Setting) -> Result<String> {
+        self.parse(setting, "a name like podkv-headless", |text| {
+            is_label(text).then(|| text.to_string())
+        })
+    }
+
     fn address(&self, setting: &Setting) -> Result<String> {
         self.parse(setting, "host:port", |text| {
             is_address(text).then(|| text.to_string())
@@ -211,9 +240,9 @@ fn read_file(path: &Path) -> Result<(PathBuf, toml::Table)> {
 
 impl ServeConfig {
     /// Parses and checks everything.
-    pub fn from_values(values: &Values) -> Result<Self> {
+    pub fn from_values(values: &Values, surroundings: &Surroundings) -> Result<Self> {
         let name = match values.text(&NAME) {
-            name if name.is_empty() => host_name(),
+            name if name.is_empty() => surroundings.pod_name().to_string(),
             name => name,
         };
         let storage = values.parse(&STORAGE, "disk or memory", |text| match text {
@@ -229,17 +258,28 @@ impl ServeConfig {
             "a list like podkv-0=host:2380,podkv-1=host:2380",
             parse_peers,
         )?;
+        let network = network(values, surroundings)?;
+        if network.is_some() && !peers.is_empty() {
+            return Err(wrong(
+                "peers and headless-service are both set; expected one of them".into(),
+            ));
+        }
         let mut node = NodeConfig::new(name, storage);
+        // The first thing that is wrong in a pod that is no StatefulSet's.
+        node.ordinal()?;
         node.peer_listen = values.address(&PEER_LISTEN)?;
-        node.peer_address = or_else(values, &PEER_ADDRESS, || {
-            let mine = peers.iter().find(|(name, _)| *name == node.name);
-            mine.map_or_else(|| node.peer_listen.clone(), |(_, address)| address.clone())
-        })?;
-        node.client_address = or_else(values, &CLIENT_ADDRESS, || client_listen.clone())?;
-        node.replicas = match values.text(&REPLICAS) {
-            text if text.is_empty() => u32::try_from(peers.len().max(1)).unwrap_or(u32::MAX),
-            _ => values.number(&REPLICAS, "a number from 1 up")?,
+        let reachable = |listen: &str| match &network {
+            Some(network) => network.address(&node.name, port_of(listen)),
+            None => advertised(listen),
         };
+        let peer_address = or_else(values, &PEER_ADDRESS, || {
+            let mine = peers.iter().find(|(name, _)| *name == node.name);
+            mine.map_or_else(|| reachable(&node.peer_listen), |(_, mine)| mine.clone())
+        })?;
+        node.client_address = or_else(values, &CLIENT_ADDRESS, || reachable(&client_listen))?;
+        node.peer_address = peer_address;
+        let statefulset = statefulset(values, surroundings, &node.name)?;
+        node.replicas = replicas(values, &peers, network.is_some(), statefulset.is_some())?;
         node.max_voters = values.number(&MAX_VOTERS, "an odd number")?;
         node.timing = values.parse(&TIMING, "network or fast", |text| match text {
             "network" => Some(RaftTiming::default()),
@@ -250,13 +290,23 @@ impl ServeConfig {
             values.parse(&REQUEST_TIMEOUT, "a time like 5s or 500ms", parse_duration)?;
         node.limits.max_request_bytes = usize_of(values.bytes(&MAX_REQUEST_BYTES)?);
         node.limits.max_txn_ops = values.number(&MAX_TXN_OPS, "a number")?;
-        node.cache_bytes = usize_of(values.bytes(&CACHE_BYTES)?);
+        node.cache_bytes = usize_of(match values.text(&CACHE_BYTES) {
+            text if text.is_empty() => surroundings.cache_bytes(),
+            _ => values.bytes(&CACHE_BYTES)?,
+        });
         node.snapshot_log_bytes = values.bytes(&SNAPSHOT_LOG_BYTES)?;
         node.log_keep_bytes = values.bytes(&LOG_KEEP_BYTES)?;
         node.check()?;
         Ok(Self {
             node,
             peers,
+            network,
+            statefulset,
+            termination_grace: values.parse(
+                &TERMINATION_GRACE,
+                "a time like 120s",
+                parse_duration,
+            )?,
             client_listen,
             admin_listen: values.address(&ADMIN_LISTEN)?,
             log: values.text(&LOG),
@@ -277,15 +327,137 @@ fn or_else(values: &Values, setting: &Setting, default: impl FnOnce() -> String)
     }
 }
 
-fn usize_of(number: u64) -> usize {
-    usize::try_from(number).unwrap_or(usize::MAX)
+/// The headless service's names, if this is a pod of a StatefulSet.
+fn network(values: &Values, surroundings: &Surroundings) -> Result<Option<PodNetwork>> {
+    if values.text(&HEADLESS_SERVICE).is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(PodNetwork {
+        headless_service: values.label(&HEADLESS_SERVICE)?,
+        namespace: namespace(values, surroundings)?,
+        cluster_domain: match values.text(&CLUSTER_DOMAIN) {
+            text if text.is_empty() => {
+                found_in_search_list(&CLUSTER_DOMAIN, surroundings, |(_, domain)| domain)?
+            }
+            _ => values.parse(&CLUSTER_DOMAIN, "a name like cluster.local", |text| {
+                let text = text.trim_end_matches('.');
+                is_domain(text).then(|| text.to_string())
+            })?,
+        },
+    }))
 }
 
-fn host_name() -> String {
-    rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned()
+fn namespace(values: &Values, surroundings: &Surroundings) -> Result<String> {
+    match values.text(&NAMESPACE) {
+        text if text.is_empty() => {
+            found_in_search_list(&NAMESPACE, surroundings, |(namespace, _)| namespace)
+        }
+        _ => values.label(&NAMESPACE),
+    }
+}
+
+fn found_in_search_list(
+    setting: &Setting,
+    surroundings: &Surroundings,
+    choose: impl Fn((String, String)) -> String,
+) -> Result<String> {
+    let found = search_domain(&surroundings.resolv_conf).map(choose);
+    found.ok_or_else(|| {
+        wrong(format!(
+            "{} is not set, and /etc/resolv.conf has no search entry like default.svc.cluster.local to take \
+             it from; set it, or give the pod the dnsPolicy ClusterFirst",
+            setting.name
+        ))
+    })
+}
+
+fn statefulset(
+    values: &Values,
+    surroundings: &Surroundings,
+    pod: &str,
+) -> Result<Option<StatefulSetConfig>> {
+    if values.text(&STATEFULSET).is_empty() {
+        return Ok(None);
+    }
+    let name = values.parse(&STATEFULSET, "a name like podkv", |text| {
+        is_domain(text).then(|| text.to_string())
+    })?;
+    if cfg!(not(feature = "kubernetes")) {
+        return Err(wrong(
+            "statefulset is set, and this binary was built without the feature kubernetes; set replicas instead"
+                .into(),
+        ));
+    }
+    if pod.rsplit_once('-').is_none_or(|(base, _)| base != name) {
+        return Err(wrong(format!(
+            "statefulset is {name:?}, and this pod, {pod:?}, is none of its: those are called {name}-0, {name}-1, …"
+        )));
+    }
+    let injected = |variable: &str| {
+        values.variables.get(variable).cloned().ok_or_else(|| {
+            wrong(format!(
+                "statefulset is set, and {variable} is not: Kubernetes sets it in every container; is this one?"
+            ))
+        })
+    };
+    let port = injected("KUBERNETES_SERVICE_PORT")?;
+    Ok(Some(StatefulSetConfig {
+        name,
+        namespace: namespace(values, surroundings)?,
+        api_host: injected("KUBERNETES_SERVICE_HOST")?,
+        api_port: port.parse().map_err(|_| {
+            wrong(format!(
+                "KUBERNETES_SERVICE_PORT is {port:?}; expected a port, as Kubernetes sets it"
+            ))
+        })?,
+        account_dir: PathBuf::from(values.text(&KUBERNETES_ACCOUNT_DIR)),
+    }))
+}
+
+/// How many nodes found the cluster. To guess it would be to found several.
+fn replicas(
+    values: &Values,
+    peers: &[(String, String)],
+    in_pod: bool,
+    from_statefulset: bool,
+) -> Result<u32> {
+    let is_set = !values.text(&REPLICAS).is_empty();
+    match (is_set, from_statefulset) {
+        (true, true) => Err(wrong(
+            "replicas and statefulset are both set; expected one of them, which says how many pods there should be"
+                .into(),
+        )),
+        (true, false) => values.number(&REPLICAS, "a number from 1 up"),
+        (false, false) if in_pod => Err(wrong(
+            "headless-service is set, and neither replicas nor statefulset is: one of them must say how many \
+             pods found the cluster"
+                .into(),
+        )),
+        (false, _) => Ok(u32::try_from(peers.len().max(1)).unwrap_or(u32::MAX)),
+    }
+}
+
+fn port_of(address: &str) -> u16 {
+    let port = address
+        .rsplit_once(':')
+        .and_then(|(_, port)| port.parse().ok());
+    port.unwrap_or_default()
+}
+
+/// What others are told to dial where only a port is known. "Every address" is none: it is this machine.
+fn advertised(listen: &str) -> String {
+    match listen.rsplit_once(':') {
+        Some(("[::]" | "0.0.0.0", port)) => format!("localhost:{port}"),
+        _ => listen.to_string(),
+    }
+}
+
+fn wrong(text: String) -> Error {
+    Error::new(Reason::Configuration, text)
+}
+
+fn usize_of(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 /// `host:port`, with a port that is a number. The host is resolved when it is dialled.
@@ -352,7 +524,78 @@ mod tests {
         let variables = variables
             .iter()
             .map(|(name, value)| (name.to_string(), value.to_string()));
-        ServeConfig::from_values(&Values::read(flags, variables, file)?)
+        let surroundings = Surroundings {
+            host_name: "podkv-1".into(),
+            resolv_conf: "search prod.svc.cluster.local svc.cluster.local cluster.local".into(),
+            memory_limit: Some(1 << 30),
+        };
+        ServeConfig::from_values(&Values::read(flags, variables, file)?, &surroundings)
+    }
+
+    const IN_POD: [(&str, &str); 3] = [
+        ("PODKV_HEADLESS_SERVICE", "podkv-headless"),
+        ("KUBERNETES_SERVICE_HOST", "10.96.0.1"),
+        ("KUBERNETES_SERVICE_PORT", "443"),
+    ];
+
+    #[test]
+    fn a_pod_needs_no_setting_of_its_own() {
+        let config = config(&[("statefulset", "podkv")], &IN_POD, None).unwrap();
+        assert_eq!(config.node.name, "podkv-1");
+        let host = "podkv-1.podkv-headless.prod.svc.cluster.local.";
+        assert_eq!(config.node.peer_address, format!("{host}:2380"));
+        assert_eq!(config.node.client_address, format!("{host}:2379"));
+        assert_eq!(config.node.cache_bytes, 256 << 20);
+        let statefulset = config.statefulset.unwrap();
+        assert_eq!(statefulset.namespace, "prod");
+        assert_eq!(
+            (statefulset.api_host.as_str(), statefulset.api_port),
+            ("10.96.0.1", 443)
+        );
+    }
+
+    #[test]
+    fn settings_override_what_a_pod_knows_of_itself() {
+        let flags = [
+            ("name", "db-0"),
+            ("namespace", "test"),
+            ("cluster-domain", "k8s.example.org."),
+            ("replicas", "3"),
+            ("peer-listen", "[::]:3380"),
+            ("cache-bytes", "64MiB"),
+        ];
+        let config = config(&flags, &IN_POD, None).unwrap();
+        let host = "db-0.podkv-headless.test.svc.k8s.example.org.";
+        assert_eq!(config.node.peer_address, format!("{host}:3380"));
+        assert_eq!(config.node.replicas, 3);
+        assert_eq!(config.node.cache_bytes, 64 << 20);
+        assert_eq!(config.statefulset, None);
+    }
+
+    #[test]
+    fn what_cannot_work_in_a_pod_says_so() {
+        for (flags, said) in [
+            (&[("name", "web-7d9c5b6f4d-x2x5z")][..], "no ordinal"),
+            (
+                &[("headless-service", "podkv headless")],
+                "headless-service",
+            ),
+            (
+                &[("cluster-domain", "cluster..local"), ("replicas", "3")],
+                "cluster-domain",
+            ),
+            (&[("peers", "podkv-1=a:1")], "both set"),
+            (&[], "must say how many pods"),
+            (&[("statefulset", "podkv"), ("replicas", "3")], "both set"),
+            (&[("statefulset", "other")], "none of its"),
+            (&[("statefulset", "podkv"), ("namespace", "A")], "namespace"),
+        ] {
+            let error = config(flags, &IN_POD, None).unwrap_err();
+            assert_eq!(error.reason(), Reason::Configuration, "{flags:?}");
+            assert!(error.text().contains(said), "{flags:?}: {error}");
+        }
+        let error = config(&[("statefulset", "podkv")], &IN_POD[..1], None).unwrap_err();
+        assert!(error.text().contains("KUBERNETES_SERVICE_PORT"), "{error}");
     }
 
     #[test]
@@ -403,7 +646,8 @@ mod tests {
             ("PODKV_PEER_PORT_2380_TCP_ADDR", "10.0.0.1"),
         ];
         let config = config(&[("name", "p-0")], &injected, None).unwrap();
-        assert_eq!(config.client_listen, "0.0.0.0:2379");
+        assert_eq!(config.client_listen, "[::]:2379");
+        assert_eq!(config.node.client_address, "localhost:2379");
     }
 
     #[test]

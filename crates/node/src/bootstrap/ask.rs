@@ -11,7 +11,7 @@ use podkv_proto::peer as wire;
 use tokio::time::timeout;
 use tonic::Status;
 
-use super::decide::{Answer, Peer, Said, Via};
+use super::decide::{Answer, Me, Peer, Said, Via};
 use super::{Bootstrap, Memory};
 use crate::discovery::Suggestion;
 use crate::identity::{Founder, Proposal};
@@ -25,8 +25,9 @@ const MAX_SUGGESTIONS: usize = 1024;
 
 impl Bootstrap {
     /// Says hello to everybody whom discovery suggests, but this node itself.
-    pub(super) async fn ask_everybody(&self) -> Result<Vec<Peer>> {
-        let suggestions = self.parts.discovery.suggest().await?;
+    pub(super) async fn ask_everybody(&self, me: &Me) -> Result<Vec<Peer>> {
+        let expected = me.expected.clone().unwrap_or_default();
+        let suggestions = self.parts.discovery.suggest(expected).await?;
         if suggestions.len() > MAX_SUGGESTIONS {
             let text = format!(
                 "discovery suggests {} peers; expected at most {MAX_SUGGESTIONS}",

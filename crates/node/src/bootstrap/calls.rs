@@ -84,7 +84,7 @@ impl Admit for Bootstrap {
 impl Bootstrap {
     /// The answer to Hello.
     fn introduce(&self, sender: MemberId) -> wire::HelloResponse {
-        let me = &self.parts.me;
+        let me = self.me();
         let none = (ClusterId(0), Incarnation(0));
         let (phase, (cluster, incarnation)) = match self.parts.identity.phase() {
             Phase::Virgin => (wire::Phase::Virgin, none),
@@ -109,20 +109,21 @@ impl Bootstrap {
             phase: phase.into(),
             cluster_id: cluster.0,
             incarnation: incarnation.0,
-            peer_address: me.peer_address.clone(),
-            client_address: me.client_address.clone(),
+            peer_address: me.peer_address,
+            client_address: me.client_address,
             leader_id: leader.0,
-            expected_replicas: me.replicas,
+            expected_replicas: me.expected.map_or(0, |expected| expected.replicas),
         }
     }
 
     /// Accepts a proposal durably, or says why not.
     async fn accept(&self, sender: MemberId, proposal: Proposal) -> Result<()> {
         let phase = self.parts.identity.phase();
+        let me = self.me();
         let acceptor = Acceptor {
-            name: &self.parts.me.name,
-            id: self.parts.me.id,
-            replicas: self.parts.me.replicas,
+            name: &me.name,
+            id: me.id,
+            expected: me.expected,
             phase: &phase,
             released: self.parts.identity.refuses(proposal.cluster),
             joining: self.joining().map(|(cluster, _)| cluster),

@@ -10,8 +10,8 @@ use std::fmt;
 use podkv_api::{ClusterId, Incarnation, MemberId};
 
 use super::founders::{PodName, choose_voters};
-use crate::discovery::Suggestion;
-use crate::identity::{Founder, Phase, Proposal};
+use crate::discovery::{Ordinals, Suggestion};
+use crate::identity::{Founder, MAX_FOUNDERS, Phase, Proposal};
 
 /// What this node is and was told, apart from what it has promised.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,8 +20,8 @@ pub(crate) struct Me {
     pub id: MemberId,
     pub peer_address: String,
     pub client_address: String,
-    /// How many replicas found the cluster together.
-    pub replicas: u32,
+    /// The pods that found the cluster together, or why nobody has said yet how many there are.
+    pub expected: Result<Ordinals, String>,
     /// At most this many of them vote; odd.
     pub max_voters: u32,
 }
@@ -41,6 +41,7 @@ pub(crate) struct Answer {
     pub id: MemberId,
     pub peer_address: String,
     pub client_address: String,
+    /// How many pods it expects; 0 as long as it does not know.
     pub replicas: u32,
     pub said: Said,
 }
@@ -129,10 +130,18 @@ pub(crate) enum Gone {
 /// What a node waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Why {
+    /// Nobody could be asked.
+    Discovery(String),
     /// These suggested peers do not answer.
     Silent(Vec<String>),
     /// Nobody suggests or answers to these names of founders.
     Missing(Vec<String>),
+    /// Nobody has told this node yet how many replicas there should be.
+    ReplicasUnknown(String),
+    /// A peer has not been told yet.
+    ReplicasUnknownTo { name: String },
+    /// More than can found a cluster together.
+    TooManyReplicas(u32),
     /// A peer expects another number of replicas.
     ReplicasDiffer {
         name: String,
@@ -169,7 +178,10 @@ impl Why {
     pub(crate) fn needs_help(&self) -> bool {
         matches!(
             self,
-            Self::ReplicasDiffer { .. }
+            Self::Discovery(_)
+                | Self::ReplicasUnknown(_)
+                | Self::ReplicasDiffer { .. }
+                | Self::TooManyReplicas(_)
                 | Self::Ambiguous { .. }
                 | Self::SingleVoter { .. }
                 | Self::SeveralClusters(_)
@@ -243,12 +255,19 @@ impl<'a> Situation<'a> {
     /// Nobody that answers belongs to a cluster. The lowest ordinal proposes one, once it has heard
     /// everybody.
     fn found(&self) -> Action {
-        let names = self.me.name.founders(self.me.replicas);
+        let expected = match &self.me.expected {
+            Ok(expected) if expected.replicas as usize > MAX_FOUNDERS => {
+                return Action::Wait(Why::TooManyReplicas(expected.replicas));
+            }
+            Ok(expected) => *expected,
+            Err(why) => return Action::Wait(Why::ReplicasUnknown(why.clone())),
+        };
+        let names = self.me.name.founders(expected);
         match names.first() {
             Some(first) if *first == self.me.name.to_string() => {}
             _ => {
                 return Action::Wait(Why::Founding {
-                    proposer: self.me.name.with_ordinal(0),
+                    proposer: self.me.name.with_ordinal(expected.start),
                 });
             }
         }
@@ -257,7 +276,7 @@ impl<'a> Situation<'a> {
         if !silent.is_empty() {
             return Action::Wait(Why::Silent(silent));
         }
-        if let Some(why) = self.disagreement() {
+        if let Some(why) = self.disagreement(expected.replicas) {
             return Action::Wait(why);
         }
         let (mut founders, mut missing) = (vec![self.me.founder()], Vec::new());
@@ -276,7 +295,7 @@ impl<'a> Situation<'a> {
     }
 
     /// What keeps answers from becoming a proposal.
-    fn disagreement(&self) -> Option<Why> {
+    fn disagreement(&self, replicas: u32) -> Option<Why> {
         let mut ids = BTreeMap::from([(self.me.id, self.me.name.to_string())]);
         let mut names = BTreeMap::from([(self.me.name.to_string(), self.me.id)]);
         for answer in self.answers() {
@@ -287,8 +306,11 @@ impl<'a> Situation<'a> {
             if !same_name || !same_id {
                 return Some(Why::Ambiguous { name });
             }
-            if answer.replicas != self.me.replicas {
-                let (theirs, mine) = (answer.replicas, self.me.replicas);
+            if answer.replicas == 0 {
+                return Some(Why::ReplicasUnknownTo { name });
+            }
+            if answer.replicas != replicas {
+                let (theirs, mine) = (answer.replicas, replicas);
                 return Some(Why::ReplicasDiffer { name, theirs, mine });
             }
             if let Said::Reserved { cluster } = answer.said {
@@ -309,7 +331,12 @@ impl<'a> Situation<'a> {
         if !clusters.is_empty() {
             return withdraw(Gone::ClusterExists);
         }
-        if proposal.replicas != self.me.replicas {
+        // Not to know it any more, after a restart, is no change.
+        let changed = |expected: &Ordinals| {
+            self.me.name.with_ordinal(expected.start) != proposal.founders[0].name
+                || expected.replicas != proposal.replicas
+        };
+        if self.me.expected.as_ref().is_ok_and(changed) {
             return withdraw(Gone::ReplicasChanged);
         }
         if self.answers_of(&self.me.name.to_string()).next().is_some() {
@@ -514,8 +541,18 @@ impl fmt::Display for Gone {
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Discovery(error) => write!(f, "discovery: {error}"),
             Self::Silent(who) => write!(f, "no answer from {}", who.join(", ")),
             Self::Missing(names) => write!(f, "nothing known of {}", names.join(", ")),
+            Self::ReplicasUnknown(why) => write!(f, "replicas unknown: {why}"),
+            Self::ReplicasUnknownTo { name } => {
+                write!(f, "for {name} to learn how many replicas there should be")
+            }
+            Self::TooManyReplicas(replicas) => write!(
+                f,
+                "{replicas} replicas are expected, and at most {MAX_FOUNDERS} can found a cluster together; \
+                 start with fewer, and scale up then"
+            ),
             Self::ReplicasDiffer { name, theirs, mine } => write!(
                 f,
                 "{name} expects {theirs} replicas and this node {mine}; set the same number on all"

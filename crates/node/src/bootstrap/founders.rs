@@ -12,6 +12,7 @@ use std::fmt;
 use podkv_api::{ClusterId, Error, Incarnation, MemberId, Reason, Result};
 
 use crate::config;
+use crate::discovery::Ordinals;
 use crate::identity::{Founder, MAX_FOUNDERS, Phase, Proposal};
 use crate::membership::PeerAddress;
 
@@ -58,12 +59,10 @@ impl PodName {
         format!("{}-{ordinal}", self.base)
     }
 
-    /// The names of the first `replicas` pods. No more than can found a cluster together.
-    pub(crate) fn founders(&self, replicas: u32) -> Vec<String> {
-        let most = u32::try_from(MAX_FOUNDERS).unwrap_or(u32::MAX);
-        (0..replicas.min(most))
-            .map(|ordinal| self.with_ordinal(ordinal))
-            .collect()
+    /// The names of the pods that found a cluster together. No more than can do so.
+    pub(crate) fn founders(&self, expected: Ordinals) -> Vec<String> {
+        let ordinals = expected.range().take(MAX_FOUNDERS);
+        ordinals.map(|ordinal| self.with_ordinal(ordinal)).collect()
     }
 }
 
@@ -134,7 +133,8 @@ fn address(founder: &Founder) -> PeerAddress {
 pub(crate) struct Acceptor<'a> {
     pub name: &'a PodName,
     pub id: MemberId,
-    pub replicas: u32,
+    /// The pods that it expects, or why it does not know them yet.
+    pub expected: Result<Ordinals, String>,
     pub phase: &'a Phase,
     /// It has released this very cluster.
     pub released: bool,
@@ -167,10 +167,20 @@ impl Acceptor<'_> {
             return Err(conflict(format!("this node is joining cluster {cluster}")));
         }
         // Only before the acceptance: afterwards the setting may change, the promise may not.
-        if proposal.replicas != self.replicas {
+        let expected = self.expected.as_ref().map_err(|why| {
+            let text = format!("this node does not know how many replicas there should be: {why}");
+            Error::new(Reason::NodeNotReady, text)
+        })?;
+        let proposed = &proposal.founders[0].name;
+        let agrees = proposal.replicas == expected.replicas
+            && *proposed == self.name.with_ordinal(expected.start);
+        if !agrees {
             let text = format!(
-                "the proposal is for {} replicas, and this node expects {}; set the same number on all",
-                proposal.replicas, self.replicas
+                "the proposal is for {} replicas from {proposed}, and this node expects {} from {}; set the \
+                 same on all",
+                proposal.replicas,
+                expected.replicas,
+                self.name.with_ordinal(expected.start)
             );
             return Err(Error::new(Reason::Configuration, text));
         }
@@ -215,8 +225,11 @@ fn check(proposal: &Proposal) -> Result<()> {
             proposal.replicas
         )));
     }
-    let base = PodName::parse(&founders[0].name)?;
-    let names = base.founders(proposal.replicas);
+    let first = PodName::parse(&founders[0].name)?;
+    let names = first.founders(Ordinals {
+        start: first.ordinal(),
+        replicas: proposal.replicas,
+    });
     if !founders.iter().map(|founder| &founder.name).eq(&names) {
         return Err(bad(format!(
             "expected the founders {}, in that order",
@@ -279,10 +292,14 @@ mod tests {
         proposal: &Proposal,
     ) -> Option<Reason> {
         let name = PodName::parse("podkv-1").unwrap();
+        let expected = Ok(Ordinals {
+            start: 0,
+            replicas: 3,
+        });
         let mut acceptor = Acceptor {
             name: &name,
             id: MemberId(11),
-            replicas: 3,
+            expected,
             phase,
             released: false,
             joining: None,
@@ -316,6 +333,10 @@ mod tests {
     #[test]
     fn an_acceptance_is_for_one_proposal() {
         let (virgin, ours) = (Phase::Virgin, proposal(3));
+        let five = Ok(Ordinals {
+            start: 0,
+            replicas: 5,
+        });
         assert_eq!(consider(&virgin, |_| (), &ours), None);
         assert_eq!(
             consider(&Phase::Reserved(ours.clone()), |_| (), &ours),
@@ -323,7 +344,10 @@ mod tests {
         );
         // The promise outlives the setting.
         let reserved = Phase::Reserved(ours.clone());
-        assert_eq!(consider(&reserved, |me| me.replicas = 5, &ours), None);
+        assert_eq!(
+            consider(&reserved, |me| me.expected = five.clone(), &ours),
+            None
+        );
 
         let other = Proposal {
             cluster: ClusterId(8),
@@ -356,8 +380,21 @@ mod tests {
             Some(Reason::WrongCluster)
         );
         assert_eq!(
-            consider(&virgin, |me| me.replicas = 5, &ours),
+            consider(&virgin, |me| me.expected = five, &ours),
             Some(Reason::Configuration)
+        );
+        let from_one = Ok(Ordinals {
+            start: 1,
+            replicas: 3,
+        });
+        assert_eq!(
+            consider(&virgin, |me| me.expected = from_one, &ours),
+            Some(Reason::Configuration)
+        );
+        let unknown = Err("nobody has said".into());
+        assert_eq!(
+            consider(&virgin, |me| me.expected = unknown, &ours),
+            Some(Reason::NodeNotReady)
         );
         // The volume was lost after it said hello.
         assert_eq!(

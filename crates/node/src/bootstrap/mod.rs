@@ -81,7 +81,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::decide::{Action, Me, Peer, Situation, Via, Why, decide};
 use self::founders::{FIRST_INCARNATION, Founding};
-use crate::discovery::Discovery;
+use crate::discovery::{Discovery, Ordinals};
 use crate::identity::{Founder, Identity, Phase, Proposal};
 use crate::membership::PeerAddress;
 use crate::peer::gate::Gate;
@@ -137,6 +137,8 @@ impl Default for BootstrapSettings {
 /// What [`Bootstrap::run`] is told of its surroundings.
 pub(crate) struct BootstrapParts {
     pub me: Me,
+    /// What is known now of the pods that there should be; `me` has what was known at the start.
+    pub expected: watch::Receiver<Result<Ordinals, String>>,
     pub identity: Arc<Identity>,
     pub gate: Gate,
     pub peers: PeerPool,
@@ -196,6 +198,14 @@ impl Bootstrap {
         })
     }
 
+    /// This node with what it knows now.
+    fn me(&self) -> Me {
+        Me {
+            expected: self.parts.expected.borrow().clone(),
+            ..self.parts.me.clone()
+        }
+    }
+
     /// What is being waited for, in words; `None` once it is over.
     pub(crate) fn waiting(&self) -> watch::Receiver<Option<String>> {
         self.waiting.subscribe()
@@ -239,17 +249,15 @@ impl Bootstrap {
 
     /// Asks everybody, decides, acts.
     async fn round(&self, memory: &mut Memory) -> Result<Step> {
-        let phase = self.parts.identity.phase();
+        let (me, phase) = (self.me(), self.parts.identity.phase());
         let settles_alone = matches!(phase, Phase::Member { .. } | Phase::Retired { .. });
         let peers = if settles_alone {
             Vec::new()
         } else {
-            match self.ask_everybody().await {
+            match self.ask_everybody(&me).await {
                 Ok(peers) => peers,
                 Err(error) => {
-                    tracing::warn!(%error, "discovery failed; trying again");
-                    self.waiting
-                        .send_replace(Some(format!("discovery: {error}")));
+                    self.report(Why::Discovery(error.to_string()), memory);
                     return Ok(Step::Wait);
                 }
             }
@@ -261,7 +269,7 @@ impl Bootstrap {
         }
         let founding = self.parts.identity.founding();
         let action = decide(&Situation {
-            me: &self.parts.me,
+            me: &me,
             phase: &phase,
             founding: founding.as_ref(),
             released: &self.released(&peers),
@@ -316,7 +324,8 @@ impl Bootstrap {
         tracing::info!(%cluster, founders = names.join(", "), "proposing a new cluster");
         let proposal = Proposal {
             cluster,
-            replicas: self.parts.me.replicas,
+            // One founder for each expected replica, or there would be no proposal.
+            replicas: u32::try_from(founders.len()).unwrap_or(u32::MAX),
             founders,
         };
         self.promise(move |identity| identity.reserve(proposal))

@@ -19,7 +19,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::decide::{Action, Answer, Me, Peer, Said, Situation, Why, decide};
 use super::founders::{Acceptor, FIRST_INCARNATION, PodName};
-use crate::discovery::Suggestion;
+use crate::discovery::{Ordinals, Suggestion};
 use crate::identity::{Founder, Identity, Phase, Proposal};
 use crate::storage::{MemoryDisk, Volume};
 
@@ -91,6 +91,15 @@ struct Node {
     joining: Option<ClusterId>,
     votes: BTreeSet<MemberId>,
     waits: Option<Why>,
+}
+
+impl Node {
+    fn expected(&self) -> Result<Ordinals, String> {
+        Ok(Ordinals {
+            start: 0,
+            replicas: self.replicas,
+        })
+    }
 }
 
 struct Round {
@@ -285,7 +294,7 @@ impl World {
             id: node.identity.node_id(),
             peer_address: format!("{}:2380", node.identity.name()),
             client_address: format!("{}:2379", node.identity.name()),
-            replicas: node.replicas,
+            expected: node.expected(),
             max_voters: self.weather.max_voters,
         }
     }
@@ -592,7 +601,7 @@ impl World {
             id: me.id,
             peer_address: me.peer_address,
             client_address: me.client_address,
-            replicas: me.replicas,
+            replicas: me.expected.unwrap().replicas,
             said,
         }
     }
@@ -603,7 +612,7 @@ impl World {
         let acceptor = Acceptor {
             name: &me.name,
             id: me.id,
-            replicas: node.replicas,
+            expected: node.expected(),
             phase: &node.identity.phase(),
             released: node.identity.refuses(proposal.cluster),
             joining: node.joining,

@@ -6,7 +6,7 @@
 //! > podkv-0#a virgin; podkv-1#b virgin; podkv-2 silent
 //! ```
 //!
-//! First this node: name, id, phase, and settings other than `N=3 max=5`. Then what the suggested peers say.
+//! First this node: name, id, phase, and settings other than `N=3 start=0 max=5`. Then what the suggested peers say.
 //! Phases: `virgin`, `reserved 7 abc` (cluster, founders by id in the order of their ordinals), `member 7/1`
 //! (cluster, incarnation), `retired 7`. A member may say `leads`; of this node, `founded abc`.
 
@@ -16,6 +16,7 @@ use podkv_api::{ClusterId, Incarnation, MemberId};
 
 use super::decide::{Action, Answer, Me, Peer, Said, Situation, decide};
 use super::founders::{Founding, PodName, choose_voters};
+use crate::discovery::Ordinals;
 use crate::discovery::Suggestion;
 use crate::identity::{Founder, Phase, Proposal};
 use crate::script::{Words, member, replay_all};
@@ -33,16 +34,25 @@ fn run(line: &str) -> Action {
         id: mine.id().unwrap(),
         peer_address: format!("{}:2380", mine.name()),
         client_address: format!("{}:2379", mine.name()),
-        replicas: mine.number("N", 3),
+        // N=0 stands for not being told yet.
+        expected: match mine.number("N", 3) {
+            0 => Err("the API server is silent".into()),
+            replicas => Ok(Ordinals {
+                start: mine.number("start", 0),
+                replicas,
+            }),
+        },
         max_voters: mine.number("max", 5),
     };
+    let start = mine.number("start", 0);
     let propose = |cluster: &str, founders: &str| {
         let mut founders: Vec<_> = founders
             .chars()
             .enumerate()
             .map(|(ordinal, id)| {
                 founder(
-                    &me.name.with_ordinal(u32::try_from(ordinal).unwrap()),
+                    &me.name
+                        .with_ordinal(start + u32::try_from(ordinal).unwrap()),
                     member(&id.to_string()),
                 )
             })

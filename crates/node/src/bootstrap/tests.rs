@@ -123,13 +123,18 @@ impl Site {
             name: None,
             peer_address: self::address(other),
         });
+        let expected = Ok(Ordinals {
+            start: 0,
+            replicas: self.replicas,
+        });
         let bootstrap = Bootstrap::new(BootstrapParts {
+            expected: watch::channel(expected.clone()).1,
             me: Me {
                 name: founders::PodName::parse(&name).unwrap(),
                 id: identity.node_id(),
                 peer_address: address,
                 client_address: format!("{name}:2379"),
-                replicas: self.replicas,
+                expected: expected.clone(),
                 max_voters: 3,
             },
             identity: identity.clone(),

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use futures_util::future::BoxFuture;
 use podkv_api::{Error, Reason, Result};
 
-use super::{Discovery, Suggestion};
+use super::{Discovery, Ordinals, Suggestion};
 use crate::transport::split_address;
 
 /// Suggests the same addresses for ever.
@@ -64,7 +64,7 @@ fn parse(part: &str) -> Result<Suggestion> {
 }
 
 impl Discovery for FixedDiscovery {
-    fn suggest(&self) -> BoxFuture<'_, Result<Vec<Suggestion>>> {
+    fn suggest(&self, _: Ordinals) -> BoxFuture<'_, Result<Vec<Suggestion>>> {
         Box::pin(std::future::ready(Ok(self.suggestions.clone())))
     }
 }
@@ -89,7 +89,7 @@ mod tests {
                     peer_address: address.into(),
                 }
             });
-        assert_eq!(list.suggest().await.unwrap(), expected);
+        assert_eq!(list.suggest(Ordinals::default()).await.unwrap(), expected);
         assert_eq!(
             "".parse::<FixedDiscovery>().unwrap(),
             FixedDiscovery::default()

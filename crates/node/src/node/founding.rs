@@ -145,15 +145,18 @@ impl Node {
     ) -> Result<()> {
         let inner = &self.0;
         let config = &inner.config;
+        let expected = self.follow_size();
+        let known_now = expected.borrow().clone();
         let bootstrap = Bootstrap::new(BootstrapParts {
             me: Me {
                 name: PodName::parse(&config.name)?,
                 id: self.id(),
                 peer_address,
                 client_address: config.client_address.clone(),
-                replicas: config.replicas,
+                expected: known_now,
                 max_voters: config.max_voters,
             },
+            expected,
             identity: inner.identity.clone(),
             gate,
             peers: inner.peers.clone(),

@@ -23,6 +23,7 @@ mod calls;
 mod founding;
 mod readiness;
 mod restore;
+mod size;
 mod snapshot;
 mod standing;
 mod start;
@@ -57,6 +58,7 @@ use crate::query::Query;
 use crate::raft::{Applied, Group, GroupState};
 use crate::read::ReadIndex;
 use crate::renew::Renewals;
+use crate::size::SizeSource;
 use crate::storage::Storage;
 use crate::watch::WatchHub;
 use crate::write::{Decided, Origin, Writer};
@@ -86,6 +88,9 @@ struct Inner {
     failure: watch::Sender<Option<Error>>,
     /// What keeps the membership from what it should be, while this node leads.
     membership_waits: watch::Sender<Option<String>>,
+    size_source: Option<Arc<dyn SizeSource>>,
+    /// What keeps the size source from being followed.
+    size_waits: watch::Sender<Option<String>>,
     /// Turns true when the state is at least as new as anything this node ever answered from.
     recovered: watch::Receiver<bool>,
     /// One backup at a time.

@@ -30,6 +30,7 @@ use crate::raft::{Group, GroupParts, GroupState};
 use crate::read::{ReadIndex, ReadIndexParts};
 use crate::reconcile::Reconciler;
 use crate::renew::Renewals;
+use crate::size::SizeSource;
 use crate::storage::{Storage, Volume};
 use crate::transport::Transport;
 use crate::transport::tcp::{TcpSettings, TcpTransport};
@@ -44,6 +45,7 @@ pub struct NodeBuilder {
     config: NodeConfig,
     transport: Option<Arc<dyn Transport>>,
     discovery: Option<Arc<dyn Discovery>>,
+    size_source: Option<Arc<dyn SizeSource>>,
     volume: Option<Volume>,
 }
 
@@ -53,6 +55,7 @@ impl NodeBuilder {
             config,
             transport: None,
             discovery: None,
+            size_source: None,
             volume: None,
         }
     }
@@ -69,6 +72,12 @@ impl NodeBuilder {
         self
     }
 
+    /// Who says how many pods there should be, instead of the configuration and [`Node::resize`].
+    pub fn size_source(mut self, source: Arc<dyn SizeSource>) -> Self {
+        self.size_source = Some(source);
+        self
+    }
+
     /// The volume, already opened; by default what the configuration names.
     pub fn volume(mut self, volume: Volume) -> Self {
         self.volume = Some(volume);
@@ -81,7 +90,7 @@ impl NodeBuilder {
         self.config.check()?;
         let transport = self
             .transport
-            .unwrap_or_else(|| Arc::new(TcpTransport::new(TcpSettings::default())));
+            .unwrap_or_else(|| Arc::new(TcpTransport::for_peers(TcpSettings::default())));
         let discovery = self
             .discovery
             .unwrap_or_else(|| Arc::new(FixedDiscovery::default()));
@@ -112,6 +121,7 @@ impl NodeBuilder {
             identity,
             storage,
             peers,
+            size_source: self.size_source,
         };
         let started = match parts.start().await {
             Ok(node) => {
@@ -195,6 +205,7 @@ struct Parts {
     identity: Arc<Identity>,
     storage: Storage,
     peers: PeerPool,
+    size_source: Option<Arc<dyn SizeSource>>,
 }
 
 impl Parts {
@@ -204,6 +215,7 @@ impl Parts {
             identity,
             storage,
             peers,
+            size_source,
         } = self;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let group_state = Arc::<OnceLock<watch::Receiver<GroupState>>>::default();
@@ -275,6 +287,8 @@ impl Parts {
             health,
             failure: watch::channel(None).0,
             membership_waits: watch::channel(None).0,
+            size_source,
+            size_waits: watch::channel(None).0,
             recovered,
             backups: Arc::new(tokio::sync::Semaphore::new(1)),
             tasks,
@@ -385,7 +399,10 @@ impl Node {
             group: inner.group.clone(),
             me: self.id(),
             timeout: inner.config.request_timeout,
-            replicas: inner.config.replicas,
+            replicas: match inner.size_source {
+                Some(_) => None,
+                None => Some(inner.config.replicas),
+            },
         };
         inner.tasks.spawn(leader.run(inner.stop.clone()));
         let reconciler = Reconciler {

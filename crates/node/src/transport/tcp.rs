@@ -6,7 +6,7 @@
 //! before failed or has been silent for [`TcpSettings::stagger`], and the first to connect wins.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{ByteStream, Listener, Transport, split_address};
+use crate::dns::{Dns, DnsSettings};
 
 /// Turns names into addresses. Must not remember an answer for longer than a few seconds, and a
 /// failure not at all.
@@ -40,6 +41,37 @@ impl Resolver for SystemResolver {
         port: u16,
     ) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
         Box::pin(async move { Ok(lookup_host((host, port)).await?.collect()) })
+    }
+}
+
+/// For the names of peers: one that ends with a dot is complete, and DNS is asked for it directly (see
+/// [`crate::dns`] for why). Everything else (addresses, `localhost`, what `/etc/hosts` or a search list
+/// completes) is left to the operating system.
+#[derive(Clone)]
+pub struct DnsResolver(Dns);
+
+impl DnsResolver {
+    pub fn new(dns: Dns) -> Self {
+        Self(dns)
+    }
+}
+
+impl Resolver for DnsResolver {
+    fn resolve<'a>(
+        &'a self,
+        host: &'a str,
+        port: u16,
+    ) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
+        if !host.ends_with('.') {
+            return SystemResolver.resolve(host, port);
+        }
+        Box::pin(async move {
+            let found = self.0.addresses(host).await?;
+            Ok(found
+                .into_iter()
+                .map(|ip| SocketAddr::new(ip, port))
+                .collect())
+        })
     }
 }
 
@@ -75,6 +107,18 @@ impl TcpTransport {
     /// With the operating system's resolver.
     pub fn new(settings: TcpSettings) -> Self {
         Self::with_resolver(settings, Arc::new(SystemResolver))
+    }
+
+    /// For dialing peers by their complete names; see [`DnsResolver`]. Where no DNS server is configured, the
+    /// operating system is asked for those as well.
+    pub fn for_peers(settings: TcpSettings) -> Self {
+        match Dns::from_system(&DnsSettings::default()) {
+            Ok(dns) => Self::with_resolver(settings, Arc::new(DnsResolver::new(dns))),
+            Err(error) => {
+                tracing::debug!(%error, "peers are looked up by the operating system");
+                Self::new(settings)
+            }
+        }
     }
 
     pub fn with_resolver(settings: TcpSettings, resolver: Arc<dyn Resolver>) -> Self {
@@ -115,7 +159,7 @@ impl Transport for TcpTransport {
         Box::pin(async move {
             let (host, port) = split_address(address)?;
             let found = self.resolver.resolve(host, port).await?;
-            let listener = TcpListener::bind(&found[..]).await?;
+            let listener = bind(&found).await?;
             let local_address = listener.local_addr()?.to_string();
             let accept_retry = self.settings.accept_retry;
             let incoming = unfold(listener, move |listener| async move {
@@ -124,6 +168,24 @@ impl Transport for TcpTransport {
             });
             Ok(Listener::new(local_address, incoming))
         })
+    }
+}
+
+/// Listens on the first of these that can be had. `[::]` means every address that this machine has, of
+/// both families: where IPv6 is switched off, that is every IPv4 address.
+async fn bind(addresses: &[SocketAddr]) -> io::Result<TcpListener> {
+    let error = match TcpListener::bind(addresses).await {
+        Ok(listener) => return Ok(listener),
+        Err(error) => error,
+    };
+    // Switched off at boot the family is unknown; switched off later it has no addresses.
+    let is_off = error.kind() == io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
+    match addresses {
+        [any] if is_off && any.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, any.port())).await
+        }
+        _ => Err(error),
     }
 }
 

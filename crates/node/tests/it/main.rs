@@ -11,3 +11,4 @@ mod backup;
 
 #[cfg(feature = "testing")]
 mod membership;
+mod size;

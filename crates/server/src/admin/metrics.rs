@@ -28,6 +28,7 @@ pub(super) async fn render(node: Option<&Node>) -> String {
         u8::from(node.is_leader()),
     );
     page.members(node);
+    page.waits(node);
     page.stats(&node.stats());
     let status = tokio::time::timeout(STATUS_TIMEOUT, Store::status(node)).await;
     let readable = matches!(status, Ok(Ok(_)));
@@ -200,6 +201,24 @@ impl Page {
         ] {
             let count = members.iter().filter(|member| member.role == role).count();
             self.sample("members", &format!("{{role=\"{label}\"}}"), count);
+        }
+    }
+
+    /// 1 where a person may have to look. The reason is in the log: a text is no label.
+    fn waits(&mut self, node: &Node) {
+        for (name, help, why) in [
+            (
+                "membership_waiting",
+                "1 while something keeps the membership from what it should be; asked of the leader",
+                node.membership_waits(),
+            ),
+            (
+                "size_waiting",
+                "1 while the StatefulSet's size cannot be read or does not count; asked of the leader",
+                node.size_waits(),
+            ),
+        ] {
+            self.gauge(name, help, u8::from(why.is_some()));
         }
     }
 
