@@ -2,14 +2,17 @@
 
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{Instant, sleep_until, timeout};
 use tonic::transport::Uri;
 use tower::Service;
 
@@ -28,7 +31,11 @@ pub trait Dialer: Send + Sync + 'static {
     fn dial(&self, address: &str) -> Dialing;
 }
 
-/// TCP, through the system's resolver.
+/// The next address of a name is tried when the one before has been silent for this long. RFC 8305 says 250 ms.
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// TCP, through the system's resolver: a client runs anywhere, and the system knows how names are resolved
+/// there. Of a name's addresses the first that answers is taken, so a family that leads nowhere costs little.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tcp;
 
@@ -36,11 +43,37 @@ impl Dialer for Tcp {
     fn dial(&self, address: &str) -> Dialing {
         let address = address.to_owned();
         Box::pin(async move {
-            let stream = TcpStream::connect(address).await?;
+            let stream = connect(lookup_host(address).await?.collect()).await?;
             // Small messages, each waited for.
             stream.set_nodelay(true)?;
             Ok(Box::new(stream) as Box<dyn Connection>)
         })
+    }
+}
+
+/// Connects to whichever address answers first; fails with the last failure when all have failed.
+async fn connect(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut waiting = addresses.into_iter();
+    let mut attempts = FuturesUnordered::new();
+    let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut next_start = Instant::now();
+    loop {
+        tokio::select! {
+            // A finished attempt first: it may spare us the next one.
+            biased;
+            Some(result) = attempts.next() => match result {
+                Ok(stream) => return Ok(stream),
+                Err(error) => {
+                    failure = error;
+                    next_start = Instant::now();
+                }
+            },
+            () = sleep_until(next_start), if waiting.len() > 0 => {
+                attempts.extend(waiting.next().map(TcpStream::connect));
+                next_start = Instant::now() + STAGGER;
+            }
+            else => return Err(failure),
+        }
     }
 }
 
@@ -76,5 +109,28 @@ impl Service<Uri> for Connector {
                 )),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn addresses_that_refuse_are_passed_over() {
+        let alive = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let alive_at = alive.local_addr().unwrap();
+        // Free again, and refusing.
+        let refusing = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let refusing_at = refusing.local_addr().unwrap();
+        drop(refusing);
+        let stream = connect(vec![refusing_at, alive_at]).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), alive_at);
+        let error = connect(vec![refusing_at]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        let error = connect(Vec::new()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

@@ -52,10 +52,13 @@
 //! - **Delayed and repeated messages.** A late Reserve is accepted by a virgin at most: then its proposer, asked, holds
 //!   X or not; see above. A repeated one finds the acceptance, or the refusal. An answer counts only in the
 //!   round that asked for it, and a round only if this node's phase did not change meanwhile.
+//! - **N is unknown** (the StatefulSet cannot be read). Nobody proposes, and a virgin accepts nothing. It joins
+//!   a cluster that it finds, because that takes no N. Who has accepted keeps its word.
 //! - **N differs.** A proposer waits while any answer disagrees with its N, an acceptor refuses an N that is not
 //!   its own. If N changes after an acceptance, the proposer withdraws; an acceptor keeps its word.
 //! - **A member is silent while others are asked.** A proposer waits for *every* suggested peer, also beyond N: any of them
 //!   may be a member. NXDOMAIN, a time-out and an error of discovery are silence.
+//! - **Discovery is old or partial.** The N expected names are suggested whatever it says, and all must answer.
 //! - **N = 1.** Nobody else is expected, so the own marker decides. Should discovery suggest others, they must answer.
 //!
 //! # What it rests on
