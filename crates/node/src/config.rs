@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use podkv_api::{Error, Limits, Reason, Result};
+pub use podkv_tls::{ClientAuth, TlsConfig, TlsMode};
 
 /// Where a node keeps its log and its state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +111,8 @@ pub struct NodeConfig {
     pub replicas: u32,
     /// At most this many of them vote.
     pub max_voters: u32,
+    /// TLS between peers, and with clients where a server listens for them; off by default.
+    pub tls: TlsConfig,
     pub timing: RaftTiming,
     pub membership: MembershipTiming,
     pub limits: Limits,
@@ -143,6 +146,7 @@ impl NodeConfig {
             client_address: "127.0.0.1:2379".into(),
             replicas: 1,
             max_voters: 5,
+            tls: TlsConfig::default(),
             timing: RaftTiming::default(),
             membership: MembershipTiming::default(),
             limits: Limits::default(),

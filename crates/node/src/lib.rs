@@ -35,5 +35,6 @@ pub use config::NodeConfig;
 pub use health::Health;
 pub use node::{
     Latency, Node, NodeBuilder, NodeStats, RestoreWriter, Restored, SnapshotReader, Written,
+    open_tls,
 };
 pub use size::SizeSource;

@@ -39,13 +39,14 @@ use podkv_api::{
     Revision, SessionId, Txn, TxnResponse,
 };
 use podkv_core::{Answer, Command, Proposal, Stamp};
+use podkv_tls::Tls;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::restore::{RestoreWriter, Restored};
 pub use self::snapshot::SnapshotReader;
-pub use self::start::NodeBuilder;
+pub use self::start::{NodeBuilder, open_tls};
 pub use self::stats::{Latency, NodeStats};
 
 use crate::clock::LeaderClock;
@@ -73,6 +74,7 @@ struct Inner {
     storage: Storage,
     group: Group,
     peers: PeerPool,
+    tls: Option<Tls>,
     writer: Writer,
     read_index: ReadIndex,
     query: Query,
@@ -127,6 +129,11 @@ impl Node {
 
     pub fn id(&self) -> MemberId {
         self.0.identity.node_id()
+    }
+
+    /// The TLS of this node's ports, unless it is off.
+    pub fn tls(&self) -> Option<&Tls> {
+        self.0.tls.as_ref()
     }
 
     /// How the node is, and how that changes.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use podkv_api::{Error, Header, Limits, Reason, Result};
 use podkv_core::{FEATURE_LEVEL, Meta, read_meta};
+use podkv_tls::{OwnNames, Tls};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -34,6 +35,7 @@ use crate::size::SizeSource;
 use crate::storage::{Storage, Volume};
 use crate::transport::Transport;
 use crate::transport::tcp::{TcpSettings, TcpTransport};
+use crate::transport::tls::TlsTransport;
 use crate::watch::{Tip, WatchHub, WatchSettings};
 use crate::write::{Admission, RouterParts, Writer};
 
@@ -47,6 +49,7 @@ pub struct NodeBuilder {
     discovery: Option<Arc<dyn Discovery>>,
     size_source: Option<Arc<dyn SizeSource>>,
     volume: Option<Volume>,
+    tls: Option<Tls>,
 }
 
 impl NodeBuilder {
@@ -57,6 +60,7 @@ impl NodeBuilder {
             discovery: None,
             size_source: None,
             volume: None,
+            tls: None,
         }
     }
 
@@ -84,6 +88,12 @@ impl NodeBuilder {
         self
     }
 
+    /// The TLS, already opened by [`open_tls`]; by default what the configuration names.
+    pub fn tls(mut self, tls: Option<Tls>) -> Self {
+        self.tls = tls;
+        self
+    }
+
     /// Opens the volume, starts to listen for peers, and begins to found, join or rejoin its cluster. Returns
     /// once the node can be called; it serves when [`Node::health`] says that it is ready.
     pub async fn start(self) -> Result<Node> {
@@ -91,13 +101,22 @@ impl NodeBuilder {
         let transport = self
             .transport
             .unwrap_or_else(|| Arc::new(TcpTransport::for_peers(TcpSettings::default())));
+        let tls = match self.tls {
+            Some(tls) => Some(tls),
+            None => open_tls(&self.config).await?,
+        };
+        let transport = match &tls {
+            Some(tls) => Arc::new(TlsTransport::new(transport, tls.clone())),
+            None => transport,
+        };
         let discovery = self
             .discovery
             .unwrap_or_else(|| Arc::new(FixedDiscovery::default()));
         let (identity, storage) = open_volume(&self.config, self.volume).await?;
 
         let slots = Arc::<Slots>::default();
-        let gate = Gate::new(identity.clone());
+        let domain = tls.as_ref().and_then(Tls::domain);
+        let gate = Gate::new(identity.clone()).with_domain(domain);
         let service = PeerService::new(gate.clone(), slots.clone());
         let peer_settings = PeerSettings::default();
         let listener = transport
@@ -122,9 +141,11 @@ impl NodeBuilder {
             storage,
             peers,
             size_source: self.size_source,
+            tls,
         };
         let started = match parts.start().await {
             Ok(node) => {
+                gate.bind_group(node.0.group.state());
                 let peer_address = reachable(&node.0.config, server.local_address());
                 node.join_cluster(&slots, gate, discovery, peer_address)
                     .map(|()| node)
@@ -146,6 +167,27 @@ impl NodeBuilder {
             }
         }
     }
+}
+
+/// Reads and checks the TLS files that the configuration names; `None` if TLS is off. For who wants to know before
+/// anything else is opened.
+///
+/// # Errors
+/// See [`Tls::open`].
+pub async fn open_tls(config: &NodeConfig) -> Result<Option<Tls>> {
+    let names = OwnNames {
+        pod: config.name.clone(),
+        peer_address: config.peer_address.clone(),
+        client_address: config.client_address.clone(),
+    };
+    let config = config.tls.clone();
+    tokio::task::spawn_blocking(move || Tls::open(&config, &names))
+        .await
+        .unwrap_or_else(|_| {
+            Err(Error::internal(
+                "reading the TLS files did not come to an end",
+            ))
+        })
 }
 
 /// What peers are told to dial. A configured port 0 is replaced by the port that was taken.
@@ -206,6 +248,7 @@ struct Parts {
     storage: Storage,
     peers: PeerPool,
     size_source: Option<Arc<dyn SizeSource>>,
+    tls: Option<Tls>,
 }
 
 impl Parts {
@@ -216,6 +259,7 @@ impl Parts {
             storage,
             peers,
             size_source,
+            tls,
         } = self;
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let group_state = Arc::<OnceLock<watch::Receiver<GroupState>>>::default();
@@ -276,6 +320,7 @@ impl Parts {
             storage,
             group,
             peers,
+            tls,
             writer,
             read_index,
             watches,
@@ -424,5 +469,8 @@ impl Node {
         inner
             .tasks
             .spawn(readiness::run(Arc::downgrade(inner), inner.stop.clone()));
+        if let Some(tls) = inner.tls.clone() {
+            inner.tasks.spawn(tls.watch(inner.stop.clone()));
+        }
     }
 }

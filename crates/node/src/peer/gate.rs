@@ -4,6 +4,7 @@
 //!
 //! | check | what it keeps out | reason |
 //! | --- | --- | --- |
+//! | certificate, on a TLS connection | a pod that speaks in another's name | `PermissionDenied` |
 //! | protocol version, feature range | a release that cannot understand this one | `Unsupported` |
 //! | group | a group that this node does not hold | `Unsupported` |
 //! | target | a call that reached a pod which took over the address of another | `WrongTarget` |
@@ -11,16 +12,24 @@
 //! | incarnation | a survivor of before a recovery from a lost majority, or the reverse | `WrongIncarnation` |
 //! | boot counter and nonce | a sender whose volume was rewound, or is a copy of another's, mine included | `RewoundVolume` |
 //!
+//! A certificate must name the pod that the header gives as the sender. The id in the header must be that pod's, if
+//! committed membership knows the id: else a member could send in the name of any other. A Hello and a Join are about
+//! a pod too, and it must be the same. What "name" means is in [`podkv_tls::names`]. It is checked first, before
+//! anything in the header is believed. Whether a connection must be TLS at all is the listener's to say.
+//!
 //! What is *not* checked: whether the sender is in my membership. Membership may be known there first, and
 //! a node that fell behind must hear from members it has never heard of.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use podkv_api::{ClusterId, Error, Incarnation, MemberId, Reason, Result};
 use podkv_proto::peer as wire;
+use podkv_tls::Certificate;
+use tokio::sync::watch;
 
 use super::header::{FEATURES, GROUP, PROTOCOL_VERSION, PeerHeaders};
 use crate::identity::Identity;
+use crate::raft::GroupState;
 
 /// Which calls are allowed to what kind of sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,11 +54,71 @@ pub(crate) struct Sender {
 #[derive(Clone)]
 pub(crate) struct Gate {
     identity: Arc<Identity>,
+    /// What follows the name of each pod in certificates, if this node knows it.
+    domain: Option<Arc<str>>,
+    /// Once there is a group: who its members are.
+    group: Arc<OnceLock<watch::Receiver<GroupState>>>,
 }
 
 impl Gate {
     pub(crate) fn new(identity: Arc<Identity>) -> Self {
-        Self { identity }
+        Self {
+            identity,
+            domain: None,
+            group: Arc::default(),
+        }
+    }
+
+    /// The domain of the pods in certificates; see [`podkv_tls::names`].
+    pub(crate) fn with_domain(mut self, domain: Option<&str>) -> Self {
+        self.domain = domain.map(Arc::from);
+        self
+    }
+
+    /// From now on ids are held against the members' names. Once in the life of a node.
+    pub(crate) fn bind_group(&self, group: watch::Receiver<GroupState>) {
+        let _ = self.group.set(group);
+    }
+
+    /// Whether who showed this certificate may send under this header. Plain text may: see the module.
+    pub(crate) fn check_certificate(
+        &self,
+        certificate: Option<&Certificate>,
+        header: Option<&wire::PeerHeader>,
+    ) -> Result<()> {
+        let Some(certificate) = certificate else {
+            return Ok(());
+        };
+        let header = header
+            .ok_or_else(|| Error::new(Reason::InvalidArgument, "the call carries no header"))?;
+        self.check_named(certificate, &header.sender_name)?;
+        let id = MemberId(header.sender_id);
+        let known = self.group.get().and_then(|group| {
+            let group = group.borrow();
+            group.members.nodes.get(&id).map(|node| node.name.clone())
+        });
+        match known {
+            Some(name) if name != header.sender_name => Err(Error::new(
+                Reason::PermissionDenied,
+                format!(
+                    "the call comes from {:?} under the id {id}, which is {name:?}",
+                    header.sender_name
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the certificate names this pod.
+    pub(crate) fn check_named(&self, certificate: &Certificate, pod: &str) -> Result<()> {
+        if certificate.names_pod(pod, self.domain.as_deref()) {
+            return Ok(());
+        }
+        let text = format!(
+            "the certificate does not name the pod {pod:?}; its DNS names are: {}",
+            certificate.names().join(", ")
+        );
+        Err(Error::new(Reason::PermissionDenied, text))
     }
 
     /// The headers of this gate's own node.

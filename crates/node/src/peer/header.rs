@@ -51,6 +51,7 @@ impl PeerHeaders {
             boot_counter: self.identity.boot_counter(),
             boot_nonce: self.identity.boot_nonce(),
             credentials: Vec::new().into(),
+            sender_name: self.identity.name().to_owned(),
         }
     }
 }

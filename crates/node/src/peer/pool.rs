@@ -60,7 +60,7 @@ pub(crate) enum PeerError {
         address: String,
         source: tonic::transport::Error,
     },
-    #[error("could not connect to peer at {address}")]
+    #[error("could not connect to peer at {address}{}", because(source))]
     Dial {
         address: String,
         source: tonic::transport::Error,
@@ -73,6 +73,11 @@ pub(crate) enum PeerError {
     /// It refused this node, or is not who was meant.
     #[error("peer at {address}: {source}")]
     Greeting { address: String, source: Error },
+}
+
+/// What TLS has to say about it, if anything: the rest is in the source.
+fn because(source: &tonic::transport::Error) -> String {
+    podkv_tls::explain(source).map_or_else(String::new, |why| format!(": {why}"))
 }
 
 impl From<PeerError> for Error {

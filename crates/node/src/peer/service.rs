@@ -10,11 +10,13 @@ use futures_util::future::BoxFuture;
 use podkv_api::{ClusterId, Error, Incarnation, Reason, Result};
 use podkv_proto::convert::to_status;
 use podkv_proto::peer as wire;
+use podkv_tls::Certificate;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::gate::{Gate, Scope, Sender};
 use super::header::PeerHeaders;
 use super::{FoundingCalls, NodeCalls, RaftCalls, ReplyStream};
+use crate::transport::Remote;
 
 /// Decides whom a node that is not a member yet follows. Implemented by `bootstrap`.
 pub(crate) trait Admit: Send + Sync + 'static {
@@ -68,8 +70,12 @@ impl PeerService {
 
     /// Lets a call of the cluster in, and only then makes sure that this node belongs to it. That must come
     /// before Raft, because Raft will vote or append.
-    async fn raft(&self, header: Option<&wire::PeerHeader>) -> Result<&dyn RaftCalls, Status> {
-        let sender = self.check(header, Scope::Cluster).await?;
+    async fn raft(
+        &self,
+        caller: &Caller,
+        header: Option<&wire::PeerHeader>,
+    ) -> Result<&dyn RaftCalls, Status> {
+        let sender = self.check(caller, header, Scope::Cluster).await?;
         let raft = bound(&self.slots.raft, "raft")?;
         let admit = bound(&self.slots.admit, "founding")?;
         let (cluster, incarnation) = member(sender)?;
@@ -80,30 +86,67 @@ impl PeerService {
         Ok(raft)
     }
 
-    async fn node(&self, header: Option<&wire::PeerHeader>) -> Result<&dyn NodeCalls, Status> {
-        self.check(header, Scope::Cluster).await?;
+    async fn node(
+        &self,
+        caller: &Caller,
+        header: Option<&wire::PeerHeader>,
+    ) -> Result<&dyn NodeCalls, Status> {
+        self.check(caller, header, Scope::Cluster).await?;
         bound(&self.slots.node, "the node")
     }
 
     async fn founding(
         &self,
+        caller: &Caller,
         header: Option<&wire::PeerHeader>,
         scope: Scope,
     ) -> Result<&dyn FoundingCalls, Status> {
-        self.check(header, scope).await?;
+        self.check(caller, header, scope).await?;
         bound(&self.slots.founding, "founding")
     }
 
     async fn check(
         &self,
+        caller: &Caller,
         header: Option<&wire::PeerHeader>,
         scope: Scope,
     ) -> Result<Sender, Status> {
-        self.gate.check(header, scope).await.map_err(|error| {
-            tracing::debug!(reason = error.reason().name(), %error, ?scope, "refused a peer's call");
-            to_status(&error)
-        })
+        let checked = match self.gate.check_certificate(caller.certificate(), header) {
+            Ok(()) => self.gate.check(header, scope).await,
+            Err(error) => Err(error),
+        };
+        checked.map_err(|error| refused(&error, scope))
     }
+
+    /// A call that is about a pod comes from that pod.
+    fn check_named(&self, caller: &Caller, pod: &str, scope: Scope) -> Result<(), Status> {
+        match caller.certificate() {
+            Some(certificate) => self
+                .gate
+                .check_named(certificate, pod)
+                .map_err(|error| refused(&error, scope)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn refused(error: &Error, scope: Scope) -> Status {
+    tracing::debug!(reason = error.reason().name(), %error, ?scope, "refused a peer's call");
+    to_status(error)
+}
+
+/// Who is at the other end of the connection that a call came over.
+struct Caller(Option<Remote>);
+
+impl Caller {
+    fn certificate(&self) -> Option<&Certificate> {
+        self.0.as_ref()?.certificate.as_deref()
+    }
+}
+
+fn open<T>(mut request: Request<T>) -> (Caller, T) {
+    let caller = Caller(request.extensions_mut().remove::<Remote>());
+    (caller, request.into_inner())
 }
 
 fn bound<'a, T: ?Sized>(slot: &'a OnceLock<Arc<T>>, what: &str) -> Result<&'a T, Status> {
@@ -144,8 +187,11 @@ impl wire::peer_server::Peer for PeerService {
         &self,
         request: Request<wire::HelloRequest>,
     ) -> Result<Response<wire::HelloResponse>, Status> {
-        let request = request.into_inner();
-        let calls = self.founding(request.header.as_ref(), Scope::Hello).await?;
+        let (caller, request) = open(request);
+        let calls = self
+            .founding(&caller, request.header.as_ref(), Scope::Hello)
+            .await?;
+        self.check_named(&caller, &request.name, Scope::Hello)?;
         calls.hello(request).await.map(Response::new)
     }
 
@@ -164,9 +210,9 @@ impl wire::peer_server::Peer for PeerService {
         &self,
         request: Request<wire::ReserveRequest>,
     ) -> Result<Response<wire::ReserveResponse>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = open(request);
         let calls = self
-            .founding(request.header.as_ref(), Scope::Founding)
+            .founding(&caller, request.header.as_ref(), Scope::Founding)
             .await?;
         calls.reserve(request).await.map(Response::new)
     }
@@ -175,10 +221,11 @@ impl wire::peer_server::Peer for PeerService {
         &self,
         request: Request<wire::JoinRequest>,
     ) -> Result<Response<wire::JoinResponse>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = open(request);
         let calls = self
-            .founding(request.header.as_ref(), Scope::Founding)
+            .founding(&caller, request.header.as_ref(), Scope::Founding)
             .await?;
+        self.check_named(&caller, &request.name, Scope::Founding)?;
         calls.join(request).await.map(Response::new)
     }
 
@@ -186,9 +233,9 @@ impl wire::peer_server::Peer for PeerService {
         &self,
         request: Request<Streaming<wire::AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        let mut rest = request.into_inner();
+        let (caller, mut rest) = open(request);
         let first = first(&mut rest).await?;
-        let calls = self.raft(first.header.as_ref()).await?;
+        let calls = self.raft(&caller, first.header.as_ref()).await?;
         Ok(Response::new(calls.append(first, rest)))
     }
 
@@ -196,8 +243,8 @@ impl wire::peer_server::Peer for PeerService {
         &self,
         request: Request<wire::VoteRequest>,
     ) -> Result<Response<wire::VoteResponse>, Status> {
-        let request = request.into_inner();
-        let calls = self.raft(request.header.as_ref()).await?;
+        let (caller, request) = open(request);
+        let calls = self.raft(&caller, request.header.as_ref()).await?;
         calls.vote(request).await.map(Response::new)
     }
 
@@ -205,8 +252,8 @@ impl wire::peer_server::Peer for PeerService {
         &self,
         request: Request<wire::VoteRequest>,
     ) -> Result<Response<wire::VoteResponse>, Status> {
-        let request = request.into_inner();
-        let calls = self.raft(request.header.as_ref()).await?;
+        let (caller, request) = open(request);
+        let calls = self.raft(&caller, request.header.as_ref()).await?;
         calls.pre_vote(request).await.map(Response::new)
     }
 
@@ -214,8 +261,8 @@ impl wire::peer_server::Peer for PeerService {
         &self,
         request: Request<wire::TransferLeaderRequest>,
     ) -> Result<Response<wire::TransferLeaderResponse>, Status> {
-        let request = request.into_inner();
-        let calls = self.raft(request.header.as_ref()).await?;
+        let (caller, request) = open(request);
+        let calls = self.raft(&caller, request.header.as_ref()).await?;
         calls.transfer_leader(request).await.map(Response::new)
     }
 
@@ -223,8 +270,8 @@ impl wire::peer_server::Peer for PeerService {
         &self,
         request: Request<wire::OfferSnapshotRequest>,
     ) -> Result<Response<wire::OfferSnapshotResponse>, Status> {
-        let request = request.into_inner();
-        let calls = self.raft(request.header.as_ref()).await?;
+        let (caller, request) = open(request);
+        let calls = self.raft(&caller, request.header.as_ref()).await?;
         calls.offer_snapshot(request).await.map(Response::new)
     }
 
@@ -232,9 +279,9 @@ impl wire::peer_server::Peer for PeerService {
         &self,
         request: Request<Streaming<wire::SendSnapshotRequest>>,
     ) -> Result<Response<wire::SendSnapshotResponse>, Status> {
-        let mut rest = request.into_inner();
+        let (caller, mut rest) = open(request);
         let first = first(&mut rest).await?;
-        let calls = self.raft(first.header.as_ref()).await?;
+        let calls = self.raft(&caller, first.header.as_ref()).await?;
         calls.send_snapshot(first, rest).await.map(Response::new)
     }
 
@@ -242,8 +289,8 @@ impl wire::peer_server::Peer for PeerService {
         &self,
         request: Request<wire::InstallSnapshotRequest>,
     ) -> Result<Response<wire::InstallSnapshotResponse>, Status> {
-        let request = request.into_inner();
-        let calls = self.raft(request.header.as_ref()).await?;
+        let (caller, request) = open(request);
+        let calls = self.raft(&caller, request.header.as_ref()).await?;
         calls.install_snapshot(request).await.map(Response::new)
     }
 
@@ -251,9 +298,9 @@ impl wire::peer_server::Peer for PeerService {
         &self,
         request: Request<Streaming<wire::ForwardRequest>>,
     ) -> Result<Response<Self::ForwardStream>, Status> {
-        let mut rest = request.into_inner();
+        let (caller, mut rest) = open(request);
         let first = first(&mut rest).await?;
-        let calls = self.node(first.header.as_ref()).await?;
+        let calls = self.node(&caller, first.header.as_ref()).await?;
         Ok(Response::new(calls.forward(first, rest)))
     }
 
@@ -261,8 +308,8 @@ impl wire::peer_server::Peer for PeerService {
         &self,
         request: Request<wire::ReadIndexRequest>,
     ) -> Result<Response<wire::ReadIndexResponse>, Status> {
-        let request = request.into_inner();
-        let calls = self.node(request.header.as_ref()).await?;
+        let (caller, request) = open(request);
+        let calls = self.node(&caller, request.header.as_ref()).await?;
         calls.read_index(request).await.map(Response::new)
     }
 
@@ -270,8 +317,8 @@ impl wire::peer_server::Peer for PeerService {
         &self,
         request: Request<wire::AdminRequest>,
     ) -> Result<Response<wire::AdminResponse>, Status> {
-        let request = request.into_inner();
-        let calls = self.node(request.header.as_ref()).await?;
+        let (caller, request) = open(request);
+        let calls = self.node(&caller, request.header.as_ref()).await?;
         calls.admin(request).await.map(Response::new)
     }
 

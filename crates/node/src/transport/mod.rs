@@ -8,20 +8,24 @@
 //! ```
 //!
 //! - [`tcp`]: sockets. The name is resolved afresh on every dial, because pod IPs change.
+//! - [`tls`]: TLS over one of the others.
 //! - [`memory`]: pipes inside one process, with links that can be cut and nodes that can be killed.
 //!
 //! An address is `host:port`, with the port as a number: `podkv-0.podkv.default.svc.cluster.local.:2380`.
 
 pub mod memory;
 pub mod tcp;
+pub mod tls;
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
+use podkv_tls::Certificate;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 
@@ -45,6 +49,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 pub struct ByteStream {
     io: Box<dyn Duplex>,
     remote: String,
+    certificate: Option<Arc<Certificate>>,
 }
 
 impl ByteStream {
@@ -53,7 +58,15 @@ impl ByteStream {
         Self {
             io: Box::new(io),
             remote: remote.into(),
+            certificate: None,
         }
+    }
+
+    /// The other side has shown this certificate, and it chains to the CA.
+    #[must_use]
+    pub fn with_certificate(mut self, certificate: Certificate) -> Self {
+        self.certificate = Some(Arc::new(certificate));
+        self
     }
 
     /// The address at the other end. For logs: a peer is known by the id in its header.
@@ -114,13 +127,21 @@ impl AsyncWrite for ByteStream {
 
 /// What a gRPC handler can learn about the connection that a call came over.
 #[derive(Clone, Debug)]
-pub struct Remote(pub String);
+pub struct Remote {
+    /// The address at the other end, for people.
+    pub address: String,
+    /// What the other side has shown; `None` in plain text, or if it was not asked.
+    pub certificate: Option<Arc<Certificate>>,
+}
 
 impl Connected for ByteStream {
     type ConnectInfo = Remote;
 
     fn connect_info(&self) -> Remote {
-        Remote(self.remote.clone())
+        Remote {
+            address: self.remote.clone(),
+            certificate: self.certificate.clone(),
+        }
     }
 }
 
