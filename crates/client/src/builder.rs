@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podkv_api::{Result, Store};
+use podkv_tls::{ClientTls, TlsOptions};
 
 use crate::client::{Client, Parts};
 use crate::dial::{Dialer, Tcp};
@@ -16,6 +17,7 @@ pub struct Builder {
     services: Vec<String>,
     settings: Settings,
     dialer: Option<Arc<dyn Dialer>>,
+    tls: Option<TlsOptions>,
 }
 
 impl std::fmt::Debug for Builder {
@@ -24,12 +26,13 @@ impl std::fmt::Debug for Builder {
             .field("endpoints", &self.endpoints)
             .field("services", &self.services)
             .field("settings", &self.settings)
+            .field("tls", &self.tls)
             .finish_non_exhaustive()
     }
 }
 
 impl Builder {
-    /// Any nodes of the cluster, as `host:port`. One that answers is enough: the others are learned.
+    /// Any nodes of the cluster, as `host:port`, or `https://host:port` with [`tls`](Self::tls). One that answers is enough: the others are learned.
     #[must_use]
     pub fn endpoints(mut self, endpoints: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.endpoints.extend(endpoints.into_iter().map(Into::into));
@@ -112,7 +115,15 @@ impl Builder {
         self
     }
 
-    /// How connections are made; TCP unless set.
+    /// Speak TLS to every node; plain text unless set. The nodes' certificates must chain to the CA and name the
+    /// host that is dialled.
+    #[must_use]
+    pub fn tls(mut self, tls: TlsOptions) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// How connections are made; TCP unless set. TLS runs over them.
     #[must_use]
     pub fn dialer(mut self, dialer: Arc<dyn Dialer>) -> Self {
         self.dialer = Some(dialer);
@@ -120,7 +131,7 @@ impl Builder {
     }
 
     /// Makes the client without waiting for an answer: calls connect as they need. Must be called
-    /// inside a tokio runtime.
+    /// inside a tokio runtime. With TLS it reads the files, which are small, before it returns.
     ///
     /// # Errors
     /// [`Reason::Configuration`](podkv_api::Reason::Configuration), naming the setting.
@@ -132,11 +143,18 @@ impl Builder {
         if let Some(service) = self.services.iter().find(|name| !name.contains(':')) {
             return Err(bad(format!("service {service:?}; expected name:port")));
         }
+        let tls = self.tls.as_ref().map(ClientTls::open).transpose()?;
+        let endpoints: Result<Vec<_>> = self
+            .endpoints
+            .iter()
+            .map(|endpoint| without_scheme(endpoint, tls.is_some()))
+            .collect();
         Client::start(Parts {
-            endpoints: self.endpoints,
+            endpoints: endpoints?,
             services: self.services,
             settings: self.settings,
             dialer: self.dialer.unwrap_or_else(|| Arc::new(Tcp)),
+            tls: tls.map(Arc::new),
             fence: Arc::default(),
         })
     }
@@ -150,5 +168,41 @@ impl Builder {
         let client = self.build()?;
         client.status().await?;
         Ok(client)
+    }
+}
+
+/// `host:port` of an endpoint. A scheme is a promise about TLS, and is held against what was set.
+pub(crate) fn without_scheme(endpoint: &str, tls: bool) -> Result<String> {
+    let (address, expected) = if let Some(address) = endpoint.strip_prefix("https://") {
+        (address, true)
+    } else if let Some(address) = endpoint.strip_prefix("http://") {
+        (address, false)
+    } else {
+        (endpoint, tls)
+    };
+    let address = address.strip_suffix('/').unwrap_or(address);
+    match (expected, tls) {
+        (true, false) => Err(bad(format!(
+            "endpoint {endpoint:?} is TLS, and no CA is set to check the node's certificate"
+        ))),
+        (false, true) => Err(bad(format!(
+            "endpoint {endpoint:?} is plain text, and TLS is set; expected https:// or none"
+        ))),
+        _ => Ok(address.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scheme_is_held_against_the_settings() {
+        for (endpoint, tls) in [("a:1", false), ("a:1", true), ("http://a:1", false)] {
+            assert_eq!(without_scheme(endpoint, tls).unwrap(), "a:1", "{endpoint}");
+        }
+        assert_eq!(without_scheme("https://a:1/", true).unwrap(), "a:1");
+        assert!(without_scheme("https://a:1", false).is_err());
+        assert!(without_scheme("http://a:1", true).is_err());
     }
 }

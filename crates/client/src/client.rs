@@ -18,12 +18,13 @@ use podkv_proto::v1::kv_client::KvClient;
 use podkv_proto::v1::lease_client::LeaseClient;
 use podkv_proto::v1::pipe_operation::Operation;
 use podkv_proto::v1::pipe_result;
+use podkv_tls::ClientTls;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::admin::ask_members;
-use crate::builder::Builder;
+use crate::builder::{Builder, without_scheme};
 use crate::core::{Answered, Core, Plan};
 use crate::dial::Dialer;
 use crate::directory;
@@ -55,6 +56,7 @@ pub(crate) struct Parts {
     pub services: Vec<String>,
     pub settings: Settings,
     pub dialer: Arc<dyn Dialer>,
+    pub tls: Option<Arc<ClientTls>>,
     pub fence: Arc<Fence>,
 }
 
@@ -83,10 +85,14 @@ impl Client {
             ..(*self.core.runtime.settings).clone()
         };
         Self::start(Parts {
-            endpoints: vec![endpoint.into()],
+            endpoints: vec![without_scheme(
+                &endpoint.into(),
+                self.core.runtime.tls.is_some(),
+            )?],
             services: Vec::new(),
             settings,
             dialer: self.core.runtime.dialer.clone(),
+            tls: self.core.runtime.tls.clone(),
             fence: self.core.fence.clone(),
         })
     }
@@ -95,6 +101,7 @@ impl Client {
         let runtime = Runtime {
             settings: Arc::new(parts.settings),
             dialer: parts.dialer,
+            tls: parts.tls,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };

@@ -94,7 +94,8 @@ impl Core {
                     attempts.failed(&attempt, &failure);
                     if let Verdict::Fail { outcome_unknown } = decide(plan.repeat, false, &failure)
                     {
-                        return Err(with_outcome(failure.error, outcome_unknown));
+                        let error = attempt.endpoint.explain(failure.error);
+                        return Err(with_outcome(error, outcome_unknown));
                     }
                 }
             }
@@ -138,7 +139,8 @@ impl Core {
                             ticket = Sessions::ticket(self, deadline).await?;
                         }
                         Verdict::Fail { outcome_unknown } => {
-                            return Err(with_outcome(failure.error, outcome_unknown));
+                            let error = attempt.endpoint.explain(failure.error);
+                            return Err(with_outcome(error, outcome_unknown));
                         }
                     }
                 }

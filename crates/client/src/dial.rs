@@ -1,20 +1,23 @@
-//! How a connection is made: TCP, or whatever a program injects.
+//! How a connection is made: TCP, or whatever a program injects; and TLS over it.
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use hyper_util::rt::TokioIo;
+use podkv_tls::{ClientTls, Heard, explain};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::transport::Uri;
 use tower::Service;
+
+use crate::endpoint::lock;
 
 /// A stream of bytes to a node.
 pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -82,7 +85,49 @@ async fn connect(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
 pub(crate) struct Connector {
     pub address: Arc<str>,
     pub dialer: Arc<dyn Dialer>,
+    pub tls: Option<Arc<ClientTls>>,
+    pub failure: TlsFailure,
     pub limit: Duration,
+}
+
+/// What TLS said last, if it failed and nothing has come from the node since. gRPC keeps the text of such an error
+/// and loses the error, so it is noted where it happens.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TlsFailure(Arc<Mutex<Option<String>>>);
+
+impl TlsFailure {
+    pub fn get(&self) -> Option<String> {
+        lock(&self.0).clone()
+    }
+
+    fn set(&self, failure: Option<String>) {
+        *lock(&self.0) = failure;
+    }
+
+    fn listener(&self) -> Heard {
+        let failure = self.clone();
+        Arc::new(move |heard| failure.set(heard.err()))
+    }
+}
+
+impl Connector {
+    async fn connect(&self) -> io::Result<Box<dyn Connection>> {
+        let stream = self.dialer.dial(&self.address).await?;
+        let Some(tls) = &self.tls else {
+            return Ok(stream);
+        };
+        match tls
+            .connect(&self.address, stream, self.failure.listener())
+            .await
+        {
+            Ok(stream) => Ok(Box::new(stream)),
+            Err(error) => {
+                let error = io::Error::from(error);
+                self.failure.set(explain(&error));
+                Err(error)
+            }
+        }
+    }
 }
 
 impl Service<Uri> for Connector {
@@ -95,13 +140,10 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let Self {
-            address,
-            dialer,
-            limit,
-        } = self.clone();
+        let connector = self.clone();
         Box::pin(async move {
-            match timeout(limit, dialer.dial(&address)).await {
+            let (address, limit) = (&connector.address, connector.limit);
+            match timeout(limit, connector.connect()).await {
                 Ok(connected) => connected.map(TokioIo::new),
                 Err(_elapsed) => Err(io::Error::new(
                     io::ErrorKind::TimedOut,

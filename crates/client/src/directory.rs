@@ -85,7 +85,12 @@ pub(crate) async fn ask_status(
     core: &Core,
     endpoint: &Arc<Endpoint>,
 ) -> Result<NodeStatus, Failure> {
-    let result = fetch_status(core, endpoint).await;
+    let result = fetch_status(core, endpoint)
+        .await
+        .map_err(|failure| Failure {
+            error: endpoint.explain(failure.error),
+            ..failure
+        });
     match &result {
         Ok(status) => endpoint.answered(status.header.member),
         Err(_) => endpoint.failed(Instant::now()),

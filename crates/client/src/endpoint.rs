@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use podkv_api::{Error, MemberId, Reason, Result};
+use podkv_tls::ClientTls;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Uri};
 use tonic::{Response, Status};
 
-use crate::dial::{Connector, Dialer};
+use crate::dial::{Connector, Dialer, TlsFailure};
 use crate::failure::{Failure, closed};
 use crate::lease::KeepAlives;
 use crate::pipe::Pipe;
@@ -24,6 +25,7 @@ use crate::settings::{
 pub(crate) struct Runtime {
     pub settings: Arc<Settings>,
     pub dialer: Arc<dyn Dialer>,
+    pub tls: Option<Arc<ClientTls>>,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
 }
@@ -60,6 +62,7 @@ struct Health {
 pub(crate) struct Endpoint {
     address: String,
     channel: Channel,
+    tls_failure: TlsFailure,
     runtime: Runtime,
     health: Mutex<Health>,
     /// Who answered last; 0 is nobody yet.
@@ -71,9 +74,11 @@ pub(crate) struct Endpoint {
 impl Endpoint {
     /// Dials nothing yet. The name is resolved on each dial.
     pub fn new(address: &str, runtime: &Runtime) -> Result<Self> {
+        let tls_failure = TlsFailure::default();
         Ok(Self {
             address: address.to_owned(),
-            channel: channel(address, runtime)?,
+            channel: channel(address, runtime, tls_failure.clone())?,
+            tls_failure,
             runtime: runtime.clone(),
             health: Mutex::default(),
             member: AtomicU64::new(0),
@@ -119,6 +124,27 @@ impl Endpoint {
         }
         health.failures = health.failures.saturating_add(1);
         health.retry_at = Some(now + self.runtime.settings.backoff(health.failures));
+    }
+
+    /// The error of a call here, with what TLS says about it: a broken connection alone tells nobody that it was
+    /// about a certificate.
+    pub fn explain(&self, error: Error) -> Error {
+        let about_connection = matches!(
+            error.reason(),
+            Reason::Unreachable | Reason::DeadlineExceeded
+        );
+        match self.tls_failure.get() {
+            Some(why) if about_connection => {
+                let explained = Error::new(error.reason(), why);
+                let explained = if error.outcome_unknown() {
+                    explained.with_unknown_outcome()
+                } else {
+                    explained
+                };
+                explained.with_source(error)
+            }
+            _ => error,
+        }
     }
 
     /// `None` if it may be asked now.
@@ -187,7 +213,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn channel(address: &str, runtime: &Runtime) -> Result<Channel> {
+fn channel(address: &str, runtime: &Runtime, failure: TlsFailure) -> Result<Channel> {
     let expected = || bad(format!("endpoint {address:?}; expected host:port"));
     let (host, port) = address.rsplit_once(':').ok_or_else(expected)?;
     if host.is_empty() || !port.parse::<u16>().is_ok_and(|port| port != 0) {
@@ -198,7 +224,16 @@ fn channel(address: &str, runtime: &Runtime) -> Result<Channel> {
     let connector = Connector {
         address: address.into(),
         dialer: runtime.dialer.clone(),
+        tls: runtime.tls.clone(),
+        failure,
         limit: runtime.settings.connect_timeout,
+    };
+    // The connector speaks TLS; the scheme in each request is for proxies, which look at it.
+    let endpoint = if runtime.tls.is_some() {
+        let origin = format!("https://{address}").parse::<Uri>();
+        endpoint.origin(origin.map_err(|error| expected().with_source(error))?)
+    } else {
+        endpoint
     };
     Ok(endpoint
         .executor(Connections(runtime.clone()))

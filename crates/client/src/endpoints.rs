@@ -213,6 +213,7 @@ mod tests {
         let runtime = Runtime {
             settings: Arc::default(),
             dialer: Arc::new(crate::dial::Tcp),
+            tls: None,
             tasks: Default::default(),
             stop: Default::default(),
         };

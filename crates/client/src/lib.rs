@@ -52,5 +52,6 @@ pub use admin::NewMember;
 pub use builder::Builder;
 pub use client::Client;
 pub use dial::{Connection, Dialer, Dialing};
+pub use podkv_tls::TlsOptions;
 pub use restore::{BackupData, SnapshotRestored};
 pub use snapshot::SnapshotStream;

@@ -117,7 +117,7 @@ impl Attempts {
         if let Some(leader) = error.leader() {
             self.endpoints.hinted(leader);
         }
-        self.last = Some(failure.error.clone());
+        self.last = Some(endpoint.explain(failure.error.clone()));
     }
 
     /// What to say when [`Attempts::next`] gave `None`.

@@ -59,10 +59,10 @@ client.close().await;
 //!
 //! # Features
 //!
-//! - `client` (default): the remote client. Pure Rust.
+//! - `client` (default): the remote client. No C++; TLS compiles a little C.
 //! - `embed`: a node in your process, with its data on a volume. Builds RocksDB, which takes a C++
 //!   compiler, libclang and about a quarter of an hour once. Only one version of RocksDB can be in a program.
-//! - `testing`: a whole cluster in memory, to kill leaders in your unit tests. Pure Rust.
+//! - `testing`: a whole cluster in memory, to kill leaders in your unit tests. No C++ either.
 #![cfg_attr(
     feature = "testing",
     doc = r#"
@@ -100,7 +100,7 @@ pub use podkv_api::recipes;
 /// The remote client.
 #[cfg(feature = "client")]
 pub mod client {
-    pub use podkv_client::{Builder, Client, NewMember, SnapshotStream};
+    pub use podkv_client::{Builder, Client, NewMember, SnapshotStream, TlsOptions};
 }
 
 #[cfg(feature = "client")]
@@ -109,7 +109,9 @@ pub use podkv_client::Client;
 /// A node inside the application.
 #[cfg(any(feature = "embed", feature = "testing"))]
 pub mod node {
-    pub use podkv_node::config::{NodeConfig, RaftTiming, StorageConfig};
+    pub use podkv_node::config::{
+        ClientAuth, NodeConfig, RaftTiming, StorageConfig, TlsConfig, TlsMode,
+    };
     pub use podkv_node::{Health, Node, NodeBuilder, discovery};
 }
 
