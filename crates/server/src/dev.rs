@@ -3,14 +3,15 @@
 //! Node *i* listens for clients on P + 10 i, for peers one above, for probes two above. A child that dies is
 //! started again after a second, as a kubelet would; killing one is a fair way to see what happens.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use podkv_api::{Error, Reason};
-use podkv_client::Client;
+use podkv_client::{Client, TlsOptions};
 use tokio::process::{Child, Command};
 
+use crate::cert::{self, NodeNames, Output};
 use crate::cli::args::DevArgs;
 use crate::cli::{Exit, Failure, interrupted};
 
@@ -36,7 +37,7 @@ pub async fn run(args: DevArgs) -> Result<Exit, Failure> {
         );
         return Err(Error::new(Reason::Configuration, text).into());
     }
-    let data_dir = match (&args.data_dir, args.memory) {
+    let data_dir = match (&args.data_dir, args.memory && !args.tls) {
         (None, false) => Some(tempfile::Builder::new().prefix("podkv-dev-").tempdir()?),
         _ => None,
     };
@@ -45,7 +46,42 @@ pub async fn run(args: DevArgs) -> Result<Exit, Failure> {
         executable: std::env::current_exe()?,
         data_dir,
     };
+    if cluster.args.tls {
+        let (folder, nodes) = (cluster.tls_folder(), cluster.args.nodes);
+        tokio::task::spawn_blocking(move || make_certificates(&folder, nodes))
+            .await
+            .map_err(|_| Failure::Io("making certificates did not come to an end".into()))??;
+    }
     cluster.run().await
+}
+
+/// A CA and a certificate for each node; those that are there from the last time stay.
+fn make_certificates(folder: &Path, nodes: u16) -> Result<(), Failure> {
+    const DAYS: u32 = 3650;
+    let out = |folder: PathBuf| Output {
+        folder,
+        force: false,
+    };
+    if !folder.join(cert::CA_CERT).exists() {
+        cert::ca(&out(folder.to_path_buf()), DAYS)?;
+    }
+    for index in 0..nodes {
+        let pod = format!("podkv-{index}");
+        let own = folder.join(&pod);
+        if own.join(cert::CERT).exists() {
+            continue;
+        }
+        // Everything is on loopback, which every certificate names.
+        let names = NodeNames {
+            pod,
+            services: Vec::new(),
+            namespace: String::new(),
+            cluster_domain: String::new(),
+            also: Vec::new(),
+        };
+        cert::node(folder, &names, &out(own), DAYS)?;
+    }
+    Ok(())
 }
 
 impl DevCluster {
@@ -56,7 +92,14 @@ impl DevCluster {
         if self.args.memory {
             println!("memory storage: NOT DURABLE, everything is gone at the end");
         }
-        println!("clients: --endpoints {}", endpoints.join(","));
+        let tls = self.args.tls.then(|| TlsOptions {
+            ca: self.tls_folder().join(cert::CA_CERT),
+            ..TlsOptions::default()
+        });
+        let with_ca = tls
+            .as_ref()
+            .map_or_else(String::new, |tls| format!(" --tls-ca {}", tls.ca.display()));
+        println!("clients: --endpoints {}{with_ca}", endpoints.join(","));
         let (stop, _) = tokio::sync::watch::channel(false);
         let mut nodes = tokio::task::JoinSet::new();
         for index in 0..self.args.nodes {
@@ -69,7 +112,7 @@ impl DevCluster {
                 stop.subscribe(),
             ));
         }
-        let reporter = tokio::spawn(report_leader(endpoints));
+        let reporter = tokio::spawn(report_leader(endpoints, tls));
         interrupted().await;
         println!("stopping");
         reporter.abort();
@@ -77,6 +120,16 @@ impl DevCluster {
         while nodes.join_next().await.is_some() {}
         drop(self.data_dir);
         Ok(Exit::Ok)
+    }
+
+    /// Where the data is. Nowhere on memory storage, unless there are certificates.
+    fn root(&self) -> PathBuf {
+        let made = || self.data_dir.as_ref().map(|dir| dir.path().into());
+        self.args.data_dir.clone().or_else(made).unwrap_or_default()
+    }
+
+    fn tls_folder(&self) -> PathBuf {
+        self.root().join("tls")
     }
 
     fn address(&self, index: u16, offset: u16) -> String {
@@ -101,13 +154,18 @@ impl DevCluster {
         if self.args.memory {
             arguments.push("--storage=memory".into());
         } else {
-            let root = self
-                .args
-                .data_dir
-                .clone()
-                .or_else(|| self.data_dir.as_ref().map(|dir| dir.path().into()));
-            let folder = root.unwrap_or_default().join(format!("podkv-{index}"));
+            let folder = self.root().join(format!("podkv-{index}"));
             arguments.push(format!("--data-dir={}", folder.display()));
+        }
+        if self.args.tls {
+            let folder = self.tls_folder();
+            let own = folder.join(format!("podkv-{index}"));
+            arguments.extend([
+                "--tls=require".into(),
+                format!("--tls-ca={}", folder.join(cert::CA_CERT).display()),
+                format!("--tls-cert={}", own.join(cert::CERT).display()),
+                format!("--tls-key={}", own.join(cert::KEY).display()),
+            ]);
         }
         let executable = self.executable.clone();
         move || {
@@ -188,11 +246,15 @@ async fn end(mut child: Child) {
     }
 }
 
-async fn report_leader(endpoints: Vec<String>) {
+async fn report_leader(endpoints: Vec<String>, tls: Option<TlsOptions>) {
     let client = Client::builder()
         .endpoints(endpoints)
         .fixed(true)
         .deadline(LOOK);
+    let client = match tls {
+        Some(tls) => client.tls(tls),
+        None => client,
+    };
     // Its settings are constants above; nobody need listen yet.
     let Ok(client) = client.build() else { return };
     let mut known = None;

@@ -12,6 +12,7 @@
 
 pub mod admin;
 pub mod api;
+mod cert;
 pub mod cli;
 mod connections;
 mod dev;

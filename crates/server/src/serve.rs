@@ -35,9 +35,13 @@ pub async fn run(args: ServeArgs) -> Result<Exit> {
         tracing::warn!("memory storage: NOT DURABLE, everything is gone when this process ends");
     }
 
+    // Before any socket: who comes by the wrong certificate should not find half a node.
+    let tls = podkv_node::open_tls(&config.node).await?;
     // Probes must be answered while the storage opens, which may replay a long log.
     let admin = AdminServer::listen(&config.admin_listen).await?;
-    let builder = Node::builder(config.node.clone()).discovery(discovery(&config)?);
+    let builder = Node::builder(config.node.clone())
+        .discovery(discovery(&config)?)
+        .tls(tls);
     let starting = following_size(builder, &config).start();
     let node = tokio::select! {
         node = starting => node?,

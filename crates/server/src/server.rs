@@ -1,4 +1,4 @@
-//! The port for clients: gRPC over HTTP/2, and how it ends.
+//! The port for clients: gRPC over HTTP/2, over TLS if the node's settings say so, and how it ends.
 //!
 //! Ending takes three steps, so that no client sees more than a call to repeat elsewhere:
 //!
@@ -14,7 +14,9 @@ use hyper_util::service::TowerToHyperService;
 use podkv_api::Result;
 use podkv_node::Node;
 use podkv_node::transport::tcp::{TcpSettings, TcpTransport};
+use podkv_node::transport::tls::accept_tls;
 use podkv_node::transport::{Listener, Transport};
+use podkv_tls::Port;
 
 use crate::api::{self, ApiSettings};
 use crate::connections::{Connections, Http, listen};
@@ -82,7 +84,12 @@ impl ServerBuilder {
 
     /// Listens over another transport: pipes in memory, for tests.
     pub async fn listen_over(self, transport: &dyn Transport, address: &str) -> Result<Server> {
-        Ok(self.serve(listen(transport, "client listen address", address).await?))
+        let listener = listen(transport, "client listen address", address).await?;
+        let listener = match self.node.tls() {
+            Some(tls) => accept_tls(listener, tls.clone(), Port::Clients),
+            None => listener,
+        };
+        Ok(self.serve(listener))
     }
 
     fn serve(self, listener: Listener) -> Server {

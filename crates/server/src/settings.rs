@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use podkv_api::{Error, Reason, Result};
 use podkv_node::NodeConfig;
-use podkv_node::config::{RaftTiming, StorageConfig};
+use podkv_node::config::{ClientAuth, RaftTiming, StorageConfig, TlsConfig, TlsMode};
 
 use crate::pod::{PodNetwork, Surroundings, is_domain, is_label, search_domain};
 
@@ -30,7 +30,7 @@ pub struct Setting {
 
 macro_rules! settings {
     ($($konst:ident = $name:literal, $default:literal, $help:literal;)*) => {
-        $(const $konst: Setting = Setting { name: $name, help: $help, default: $default };)*
+        $(pub(crate) const $konst: Setting = Setting { name: $name, help: $help, default: $default };)*
         /// Every setting, in the order of the help text.
         pub const SETTINGS: &[Setting] = &[$($konst,)*];
     };
@@ -61,6 +61,11 @@ settings! {
     CACHE_BYTES = "cache-bytes", "", "The block cache of the state. Default: a quarter of the memory limit, from 32MiB to 1GiB; 128MiB without a limit";
     SNAPSHOT_LOG_BYTES = "snapshot-log-bytes", "256MiB", "Build a snapshot when the log has grown by this much";
     LOG_KEEP_BYTES = "log-keep-bytes", "64MiB", "Log kept behind a snapshot, for nodes that are a little behind";
+    TLS = "tls", "off", "off, allow (plain text and TLS) or require, on both gRPC ports";
+    TLS_CERT = "tls-cert", "", "This node's certificate and what is between it and the CA, PEM";
+    TLS_KEY = "tls-key", "", "Its private key, PEM";
+    TLS_CA = "tls-ca", "", "What peers' and clients' certificates chain to, PEM";
+    TLS_CLIENT_AUTH = "tls-client-auth", "none", "none, or require: clients show a certificate too";
     LOG = "log", "info,openraft=error", "What to log, as for RUST_LOG: info, podkv=debug";
     LOG_FORMAT = "log-format", "text", "text or json";
 }
@@ -280,6 +285,7 @@ impl ServeConfig {
         node.peer_address = peer_address;
         let statefulset = statefulset(values, surroundings, &node.name)?;
         node.replicas = replicas(values, &peers, network.is_some(), statefulset.is_some())?;
+        node.tls = tls(values)?;
         node.max_voters = values.number(&MAX_VOTERS, "an odd number")?;
         node.timing = values.parse(&TIMING, "network or fast", |text| match text {
             "network" => Some(RaftTiming::default()),
@@ -317,6 +323,30 @@ impl ServeConfig {
             })?,
         })
     }
+}
+
+/// The files are read when the node opens them, before it opens anything else.
+fn tls(values: &Values) -> Result<TlsConfig> {
+    let mode = values.parse(&TLS, "off, allow or require", |text| match text {
+        "off" => Some(TlsMode::Off),
+        "allow" => Some(TlsMode::Allow),
+        "require" => Some(TlsMode::Require),
+        _ => None,
+    })?;
+    let client_auth = values.parse(&TLS_CLIENT_AUTH, "none or require", |text| match text {
+        "none" => Some(ClientAuth::None),
+        "require" => Some(ClientAuth::Require),
+        _ => None,
+    })?;
+    let path = |setting: &Setting| PathBuf::from(values.text(setting));
+    Ok(TlsConfig {
+        mode,
+        cert: path(&TLS_CERT),
+        key: path(&TLS_KEY),
+        ca: path(&TLS_CA),
+        client_auth,
+        ..TlsConfig::default()
+    })
 }
 
 fn or_else(values: &Values, setting: &Setting, default: impl FnOnce() -> String) -> Result<String> {

@@ -29,6 +29,13 @@ pub(super) async fn render(node: Option<&Node>) -> String {
     );
     page.members(node);
     page.waits(node);
+    if let Some(tls) = node.tls() {
+        page.gauge(
+            "tls_certificate_expiry_seconds",
+            "Until this node's certificate expires; negative once it has",
+            tls.certificate().expires_in_seconds(),
+        );
+    }
     page.stats(&node.stats());
     let status = tokio::time::timeout(STATUS_TIMEOUT, Store::status(node)).await;
     let readable = matches!(status, Ok(Ok(_)));

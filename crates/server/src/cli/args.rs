@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::exit::EXIT_CODES;
-use crate::settings::{SETTINGS, parse_duration};
+use crate::settings::{SETTINGS, Setting, TLS_CA, TLS_CERT, TLS_KEY, parse_duration};
 
 /// A replicated key-value store for pods.
 #[derive(Debug, Parser)]
@@ -35,6 +35,26 @@ pub struct ClientArgs {
     pub timeout: Duration,
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
     pub output: Output,
+    #[command(flatten)]
+    pub tls: TlsArgs,
+}
+
+/// Files for TLS: of a command that calls a cluster, and of `serve`, which has them as settings. Clap knows nothing
+/// of their variables, because a setting must say where it came from.
+#[derive(Clone, Debug, Default, Args)]
+pub struct TlsArgs {
+    /// Speak TLS, and check certificates against this CA, PEM [env: PODKV_TLS_CA]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// The own certificate, PEM: a node's, or a client's that is asked for one [env: PODKV_TLS_CERT]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key, PEM [env: PODKV_TLS_KEY]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+    /// Expect this name in the node's certificate instead of the host that is dialled
+    #[arg(long, global = true, value_name = "NAME")]
+    pub tls_server_name: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -64,6 +84,9 @@ pub enum Command {
     Serve(ServeArgs),
     /// Run a cluster of child processes on this machine, for development
     Dev(DevArgs),
+    /// Make a CA and certificates, for development
+    #[command(subcommand)]
+    Cert(CertCommand),
     /// Print the value of a key
     Get {
         key: String,
@@ -309,6 +332,67 @@ pub enum SnapshotCommand {
     Discard,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum CertCommand {
+    /// A CA, for development: ca.crt and ca.key
+    Ca {
+        #[command(flatten)]
+        out: CertOut,
+        #[arg(long, default_value_t = 3650)]
+        days: u32,
+    },
+    /// A node's certificate: tls.crt, tls.key and ca.crt
+    Node {
+        /// The folder of the CA
+        #[arg(long)]
+        ca: PathBuf,
+        /// The pod, like podkv-0; '*' is every pod of the set
+        #[arg(long)]
+        name: String,
+        /// The services that lead to it, the headless one first
+        #[arg(
+            long = "service",
+            value_delimiter = ',',
+            default_value = "podkv-headless,podkv"
+        )]
+        services: Vec<String>,
+        #[arg(long, default_value = "default")]
+        namespace: String,
+        #[arg(long, default_value = "cluster.local")]
+        cluster_domain: String,
+        /// Further names or addresses
+        #[arg(long = "also", value_delimiter = ',')]
+        also: Vec<String>,
+        #[command(flatten)]
+        out: CertOut,
+        #[arg(long, default_value_t = 365)]
+        days: u32,
+    },
+    /// A client's certificate, for clusters with tls-client-auth: tls.crt, tls.key and ca.crt
+    Client {
+        /// The folder of the CA
+        #[arg(long)]
+        ca: PathBuf,
+        /// Who it is, for people
+        #[arg(long, default_value = "podkv-client")]
+        name: String,
+        #[command(flatten)]
+        out: CertOut,
+        #[arg(long, default_value_t = 365)]
+        days: u32,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CertOut {
+    /// The folder for the files
+    #[arg(long)]
+    pub out: PathBuf,
+    /// Replace files that are there
+    #[arg(long)]
+    pub force: bool,
+}
+
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     /// A TOML file with settings
@@ -332,9 +416,20 @@ pub struct DevArgs {
     /// Keep everything in memory: NOT DURABLE
     #[arg(long, conflicts_with = "data_dir")]
     pub memory: bool,
+    /// Speak TLS everywhere, with a CA made for it in the data folder
+    #[arg(long)]
+    pub tls: bool,
     /// Leave a dead node dead, instead of starting it again after a second
     #[arg(long)]
     pub no_restart: bool,
+}
+
+/// The settings whose flags are not those of every command: see [`TlsArgs`].
+fn own_flags() -> impl Iterator<Item = &'static Setting> {
+    let shared = [TLS_CA.name, TLS_CERT.name, TLS_KEY.name];
+    SETTINGS
+        .iter()
+        .filter(move |setting| !shared.contains(&setting.name))
 }
 
 /// One flag for each setting, made from the table.
@@ -349,7 +444,7 @@ impl clap::FromArgMatches for SettingFlags {
     }
 
     fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
-        for setting in SETTINGS {
+        for setting in own_flags() {
             if let Some(value) = matches.get_one::<String>(setting.name) {
                 self.0.insert(setting.name, value.clone());
             }
@@ -360,7 +455,7 @@ impl clap::FromArgMatches for SettingFlags {
 
 impl Args for SettingFlags {
     fn augment_args(mut command: clap::Command) -> clap::Command {
-        for setting in SETTINGS {
+        for setting in own_flags() {
             let default = if setting.default.is_empty() {
                 String::new()
             } else {

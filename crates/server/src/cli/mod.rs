@@ -2,12 +2,14 @@
 
 pub mod args;
 mod bulk;
+mod cert;
 mod cluster;
 mod data;
 mod exit;
 mod hold;
 mod output;
 mod restore;
+mod tls;
 mod txn;
 
 use std::path::Path;
@@ -59,7 +61,11 @@ impl From<std::io::Error> for Failure {
 /// Runs a parsed command to its end.
 pub async fn run(cli: Cli) -> Exit {
     let result = match cli.command {
-        Command::Serve(args) => crate::serve::run(args).await.map_err(Failure::from),
+        Command::Serve(mut args) => {
+            tls::serve_flags(&cli.client.tls, &mut args.settings.0);
+            crate::serve::run(args).await.map_err(Failure::from)
+        }
+        Command::Cert(command) => cert::run(command).await,
         Command::Dev(args) => crate::dev::run(args).await,
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "podkv", &mut std::io::stdout());
@@ -88,11 +94,14 @@ pub async fn run(cli: Cli) -> Exit {
 
 async fn with_client(args: args::ClientArgs, command: Command) -> Result<Exit, Failure> {
     let mut printer = Printer::new(args.output);
-    let client = Client::builder()
+    let builder = Client::builder()
         .endpoints(args.endpoints)
-        .deadline(args.timeout)
-        .connect()
-        .await?;
+        .deadline(args.timeout);
+    let builder = match tls::options(args.tls, |name| std::env::var(name).ok()) {
+        Some(options) => builder.tls(options),
+        None => builder,
+    };
+    let client = builder.connect().await?;
     let exit = dispatch(&client, &mut printer, command).await;
     client.close().await;
     printer.flush()?;
@@ -212,7 +221,9 @@ async fn dispatch(
         // It asks no cluster: `run` has taken it.
         Command::Snapshot(SnapshotCommand::Check { .. }) => Ok(Exit::Usage),
         // `run` has taken these.
-        Command::Serve(_) | Command::Dev(_) | Command::Completion { .. } => Ok(Exit::Usage),
+        Command::Serve(_) | Command::Dev(_) | Command::Cert(_) | Command::Completion { .. } => {
+            Ok(Exit::Usage)
+        }
     }
 }
 
