@@ -86,7 +86,10 @@ impl NodeNames {
 
 /// Makes a CA.
 pub(crate) fn ca(out: &Output, days: u32) -> Result<Vec<PathBuf>, Failure> {
-    let mut params = params("podkv development CA", Vec::new(), days)?;
+    // Each has a name of its own: a certificate from another one is then from an unknown issuer, and not one with a
+    // bad signature.
+    let name = format!("podkv development CA {:08x}", rand::random::<u32>());
+    let mut params = params(&name, Vec::new(), days)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let key = KeyPair::generate().map_err(failed)?;

@@ -160,7 +160,10 @@ pub(crate) fn not_named(what: &str, certificate: &Certificate) -> String {
 
 fn own_fault(error: &rustls::Error, purpose: &str) -> String {
     match error {
-        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+        // A bad signature is a CA of the same name with another key: made anew, for instance.
+        rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        ) => {
             format!("it does not chain to a certificate in {CA}")
         }
         rustls::Error::InvalidCertificate(

@@ -49,6 +49,10 @@ mod files;
 pub mod names;
 mod prefixed;
 mod reload;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
 mod throttle;
 mod tls;
 
