@@ -81,4 +81,6 @@ pub(crate) trait FoundingCalls: Send + Sync + 'static {
 }
 
 #[cfg(test)]
+mod certificate_tests;
+#[cfg(test)]
 pub(crate) mod tests;

@@ -101,7 +101,7 @@ fn unasked<T: Send + 'static>() -> Reply<'static, T> {
 
 /// Admits members of [`CLUSTER`], and counts how often it was asked.
 #[derive(Default)]
-struct Doorkeeper {
+pub(crate) struct Doorkeeper {
     asked: AtomicUsize,
 }
 
@@ -120,7 +120,7 @@ pub(crate) fn identity(disk: &MemoryDisk, name: &str) -> Arc<Identity> {
     Arc::new(Identity::open(Volume::memory(disk).markers(), name).unwrap())
 }
 
-fn member(name: &str) -> Arc<Identity> {
+pub(crate) fn member(name: &str) -> Arc<Identity> {
     let identity = identity(&MemoryDisk::new(), name);
     identity.become_member(CLUSTER, FIRST).unwrap();
     identity
@@ -223,7 +223,7 @@ impl Pair {
     }
 }
 
-struct NoFounding;
+pub(crate) struct NoFounding;
 
 impl super::FoundingCalls for NoFounding {
     fn hello(&self, _: wire::HelloRequest) -> Reply<'_, wire::HelloResponse> {
@@ -237,7 +237,7 @@ impl super::FoundingCalls for NoFounding {
     }
 }
 
-fn at(address: &str) -> PeerAddress {
+pub(crate) fn at(address: &str) -> PeerAddress {
     PeerAddress {
         peer_address: address.into(),
         ..PeerAddress::default()

@@ -8,3 +8,4 @@ mod malformed;
 mod pipe;
 mod restores;
 mod streams;
+mod tls;
