@@ -118,6 +118,13 @@ fn client_never_sees_core_or_node() {
 }
 
 #[test]
+fn certificates_are_made_by_the_binary_alone() {
+    for package in ["podkv-client", "podkv-node"] {
+        assert_without(package, &["--no-default-features"], &["rcgen", "aws-lc-rs", "aws-lc-sys"]);
+    }
+}
+
+#[test]
 fn without_its_feature_the_node_needs_no_cplusplus() {
     assert_without(
         "podkv-node",
@@ -141,6 +148,21 @@ fn openraft_stays_in_its_folder() {
         assert!(
             !named,
             "{} names openraft; its one adapter is crates/node/src/raft",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn rustls_stays_in_its_crate() {
+    for (path, text) in sources("crates") {
+        if path.starts_with(root().join("crates/tls")) {
+            continue;
+        }
+        let named = code_lines(&text).any(|line| line.contains("rustls::"));
+        assert!(
+            !named,
+            "{} names rustls; its one home is crates/tls",
             path.display()
         );
     }
