@@ -48,7 +48,7 @@ verify: setup
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p podkv-node --no-default-features -- -D warnings
 	$(CARGO) deny --locked check bans licenses sources
-	$(CARGO) test --locked -p podkv-tests --test layout
+	$(CARGO) test --locked --workspace --test layout
 
 fix:
 	$(CARGO) fmt --all

@@ -120,7 +120,11 @@ fn client_never_sees_core_or_node() {
 #[test]
 fn certificates_are_made_by_the_binary_alone() {
     for package in ["podkv-client", "podkv-node"] {
-        assert_without(package, &["--no-default-features"], &["rcgen", "aws-lc-rs", "aws-lc-sys"]);
+        assert_without(
+            package,
+            &["--no-default-features"],
+            &["rcgen", "aws-lc-rs", "aws-lc-sys"],
+        );
     }
 }
 
