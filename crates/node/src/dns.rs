@@ -179,14 +179,10 @@ fn complete(name: &str) -> std::result::Result<Name, DnsFailure> {
 impl From<NetError> for DnsFailure {
     fn from(error: NetError) -> Self {
         match &error {
-            NetError::Dns(DnsError::NoRecordsFound(NoRecords { response_code, .. }))
-                if matches!(
-                    response_code,
-                    ResponseCode::NXDomain | ResponseCode::NoError
-                ) =>
-            {
-                Self::NoSuchName
-            }
+            NetError::Dns(DnsError::NoRecordsFound(NoRecords {
+                response_code: ResponseCode::NXDomain | ResponseCode::NoError,
+                ..
+            })) => Self::NoSuchName,
             _ => Self::Failed(error),
         }
     }

@@ -70,8 +70,7 @@ pub fn search_domain(resolv_conf: &str) -> Option<(String, String)> {
     let list = resolv_conf
         .lines()
         .filter_map(|line| line.trim_start().strip_prefix("search"))
-        .filter(|list| list.starts_with(char::is_whitespace))
-        .next_back()?;
+        .rfind(|list| list.starts_with(char::is_whitespace))?;
     list.split_whitespace().find_map(|entry| {
         let (namespace, domain) = entry.trim_end_matches('.').split_once(".svc.")?;
         let found = is_label(namespace) && is_domain(domain);

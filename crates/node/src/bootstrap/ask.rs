@@ -194,7 +194,7 @@ impl Bootstrap {
     pub(crate) async fn standing(&self) -> Result<bool> {
         let unknown = || Error::new(Reason::NoLeader, "no leader of this node's cluster answers");
         let mine = self.parts.identity.membership().ok_or_else(unknown)?;
-        let peers = self.ask_everybody().await?;
+        let peers = self.ask_everybody(&self.me()).await?;
         let leads = |answer: &&Answer| {
             matches!(
                 answer.said,

@@ -199,8 +199,10 @@ impl wire::peer_server::Peer for PeerService {
         &self,
         request: Request<wire::GreetRequest>,
     ) -> Result<Response<wire::GreetResponse>, Status> {
-        let request = request.into_inner();
-        let sender = self.check(request.header.as_ref(), Scope::Founding).await?;
+        let (caller, request) = open(request);
+        let sender = self
+            .check(&caller, request.header.as_ref(), Scope::Founding)
+            .await?;
         Ok(Response::new(wire::GreetResponse {
             header: Some(self.headers.to(sender.id)),
         }))
@@ -326,8 +328,8 @@ impl wire::peer_server::Peer for PeerService {
         &self,
         request: Request<wire::StandingRequest>,
     ) -> Result<Response<wire::StandingResponse>, Status> {
-        let request = request.into_inner();
-        let calls = self.node(request.header.as_ref()).await?;
+        let (caller, request) = open(request);
+        let calls = self.node(&caller, request.header.as_ref()).await?;
         calls.standing(request).await.map(Response::new)
     }
 }
