@@ -2,7 +2,14 @@
 
 CARGO ?= cargo
 
-.PHONY: help setup build try demo flags test bench-checkpoint verify fix audit
+# For others: make image IMAGE=registry.example.com/podkv:0.1.0 IMAGE_FLAGS="--platform linux/amd64,linux/arm64 --push"
+DOCKER ?= docker
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+IMAGE ?= podkv:$(VERSION)
+FLAGS_IMAGE ?= podkv-flags:$(VERSION)
+IMAGE_FLAGS ?=
+
+.PHONY: help setup build try demo flags test bench-checkpoint verify fix audit image image-flags manifests
 
 help:
 	@echo "make try      the tour on memory storage: no C++, nothing durable"
@@ -13,6 +20,8 @@ help:
 	@echo "make verify   what CI checks: format, lints, dependencies, layout"
 	@echo "make fix      format, and apply what the lints can mend"
 	@echo "make audit    known vulnerabilities of dependencies (needs the network)"
+	@echo "make image    the container image; make image-flags that of the embedded example"
+	@echo "make manifests  render k8s/ and check it against Kubernetes' schemas"
 	@echo "make setup    install what the build needs (called by the others)"
 
 setup:
@@ -56,3 +65,13 @@ fix:
 
 audit:
 	$(CARGO) deny check advisories
+
+# Needs Docker with BuildKit, or what speaks its language.
+image:
+	DOCKER_BUILDKIT=1 $(DOCKER) build --target podkv --tag $(IMAGE) $(IMAGE_FLAGS) .
+
+image-flags:
+	DOCKER_BUILDKIT=1 $(DOCKER) build --target flags --tag $(FLAGS_IMAGE) $(IMAGE_FLAGS) .
+
+manifests:
+	@.ci/manifests
