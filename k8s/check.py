@@ -42,7 +42,9 @@ COMBINATIONS = [
     ["embedded"],
     ["read-write-once-pod", "embedded"],
 ]
-EXAMPLES = ["production"]
+CLUSTERS = ["production"]
+# Not a cluster: the schemas only.
+OTHERS = ["backup"]
 
 # Objects that others define. Their models drop what they do not know, which is how a typing error is found.
 MODELS = {
@@ -602,6 +604,9 @@ def tree_problems():
     readme = (K8S / "README.md").read_text()
     if f"Kubernetes {OLDEST}" not in readme:
         yield f"k8s/README.md does not say Kubernetes {OLDEST}"
+    for folder in (K8S / "examples").iterdir():
+        if folder.name not in CLUSTERS + OTHERS or f"examples/{folder.name}" not in readme:
+            yield f"examples/{folder.name} is not rendered here, or not in the README"
     named = {word for one in COMBINATIONS for word in one}
     for folder in (K8S / "components").iterdir():
         if folder.name not in named or f"`{folder.name}`" not in readme:
@@ -645,7 +650,7 @@ METRICS = metrics_of_the_program()
 def main():
     found = list(tree_problems())
     targets = [(" + ".join(["base", *names]), render_combination(names), names) for names in COMBINATIONS]
-    for name in EXAMPLES:
+    for name in CLUSTERS:
         folder = K8S / "examples" / name
         kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
         components = [Path(path).name for path in kustomization.get("components", [])]
@@ -655,6 +660,11 @@ def main():
         here += problems(Manifests(items, components))
         print(f"{title}: {len(items)} objects, {f'{len(here)} problems' if here else 'ok'}")
         found += [f"{title}: {problem}" for problem in here]
+    for name in OTHERS:
+        items = render(K8S / "examples" / name)
+        here = [problem for item in items for problem in schema_problems(item)]
+        print(f"examples/{name}: {len(items)} objects, {f'{len(here)} problems' if here else 'ok'}")
+        found += [f"examples/{name}: {problem}" for problem in here]
     base = targets[0][1]
     for path in unnoticed(base):
         found.append(f"the base can lose {path}, and no rule of k8s/check.py misses it")
