@@ -43,7 +43,6 @@ COMBINATIONS = [
     ["read-write-once-pod", "embedded"],
 ]
 CLUSTERS = ["production"]
-# Not a cluster: the schemas only.
 OTHERS = ["backup"]
 
 # Objects that others define. Their models drop what they do not know, which is how a typing error is found.
@@ -105,19 +104,27 @@ def render(folder):
     return [item for item in yaml.safe_load_all(result.stdout) if item]
 
 
-def render_combination(components):
+def render_kustomization(kustomization):
+    """Renders what is written as if it were in a folder of examples/."""
     with tempfile.TemporaryDirectory() as folder:
         # Kustomize takes no absolute paths, and follows links before it looks at `..`.
-        base = os.path.relpath(K8S, os.path.realpath(folder))
-        kustomization = {
-            "apiVersion": "kustomize.config.k8s.io/v1beta1",
-            "kind": "Kustomization",
-            "namespace": "podkv",
-            "resources": [f"{base}/base"],
-            "components": [f"{base}/components/{name}" for name in components],
-        }
-        Path(folder, "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+        k8s = os.path.relpath(K8S, os.path.realpath(folder))
+        Path(folder, "kustomization.yaml").write_text(kustomization.replace("../..", k8s))
         return render(folder)
+
+
+def render_combination(components):
+    kustomization = {
+        "namespace": "podkv",
+        "resources": ["../../base"],
+        "components": [f"../../components/{name}" for name in components],
+    }
+    return render_kustomization(yaml.safe_dump(kustomization))
+
+
+def snippets():
+    """The kustomizations that are written out in the README."""
+    return re.findall(r"```yaml\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)
 
 
 # ---------------------------------------------------------------- schemas
@@ -660,11 +667,13 @@ def main():
         here += problems(Manifests(items, components))
         print(f"{title}: {len(items)} objects, {f'{len(here)} problems' if here else 'ok'}")
         found += [f"{title}: {problem}" for problem in here]
-    for name in OTHERS:
-        items = render(K8S / "examples" / name)
+    # No clusters, or changed on purpose: the schemas only.
+    others = [(f"examples/{name}", render(K8S / "examples" / name)) for name in OTHERS]
+    others += [(f"README, yaml {n}", render_kustomization(text)) for n, text in enumerate(snippets(), 1)]
+    for title, items in others:
         here = [problem for item in items for problem in schema_problems(item)]
-        print(f"examples/{name}: {len(items)} objects, {f'{len(here)} problems' if here else 'ok'}")
-        found += [f"examples/{name}: {problem}" for problem in here]
+        print(f"{title}: {len(items)} objects, {f'{len(here)} problems' if here else 'ok'}")
+        found += [f"{title}: {problem}" for problem in here]
     base = targets[0][1]
     for path in unnoticed(base):
         found.append(f"the base can lose {path}, and no rule of k8s/check.py misses it")
