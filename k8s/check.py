@@ -403,10 +403,11 @@ def services(m):
         if not at(service, "spec.ports"):
             yield f"{name_of(service)} has no ports"
         for port in at(service, "spec.ports", []):
-            if port.get("targetPort") not in m.ports or port.get("name") != port.get("targetPort"):
-                yield f"{name_of(service)}: port {port} is not named as the container's port"
-            elif port.get("port") not in (m.ports[port["name"]], 80):
-                yield f"{name_of(service)}: port {port} has another number"
+            number = m.ports.get(port.get("name"))
+            if number is None or port.get("targetPort") != number:
+                yield f"{name_of(service)}: {port} does not lead to the number of a container's port of that name"
+            elif port.get("port") not in (number, 80):
+                yield f"{name_of(service)}: {port} has another number than the container's"
     if m.is_embedded:
         return
     yield from wants(m.get("Service", "podkv"), {"spec.publishNotReadyAddresses": None}, "client service")
@@ -452,6 +453,7 @@ def network(m):
         yield "it is about other pods"
     if at(policy, "spec.policyTypes") != ["Ingress"]:
         yield "it is not about what comes in alone"
+    names = {number: name for name, number in m.ports.items()}
     doors = {}
     for rule in at(policy, "spec.ingress", []):
         if not rule.get("from") or not all(rule["from"]):
@@ -459,9 +461,9 @@ def network(m):
         if not rule.get("ports"):
             yield f"every port is open to {rule.get('from')}"
         for port in rule.get("ports", []):
-            doors[port.get("port")] = rule.get("from")
-            if port.get("port") not in m.ports:
-                yield f"port {port.get('port')} is not one of the container's"
+            doors[names.get(port.get("port"))] = rule.get("from")
+            if port.get("port") not in names:
+                yield f"port {port.get('port')} is not the number of one of the container's"
     peers = doors.get("grpc-peer") or []
     if not peers or not all(m.selects(at(one, "podSelector.matchLabels", {})) for one in peers):
         yield "the port of peers must be open to the pods of this cluster, and to nobody else"
@@ -541,6 +543,9 @@ def monitoring(m):
     for rules in m.of_kind("PrometheusRule"):
         for rule in (rule for group in at(rules, "spec.groups", []) for rule in group["rules"]):
             alerts.add(rule["alert"])
+            said = [at(rule, path) for path in ("annotations.summary", "annotations.description")]
+            if at(rule, "labels.severity") not in ("critical", "warning") or not all(said):
+                yield f"{rule['alert']} does not say how bad it is, what it means, or what to do"
             expressions.append((rule["alert"], rule["expr"]))
     for alert in ("NoLeader", "MemberDown", "ReplicationLag", "FsyncSlow", "DiskFilling", "NotDurable"):
         if f"Podkv{alert}" not in alerts:
