@@ -8,8 +8,12 @@ Run by `make manifests`. Three things are looked at in every combination that RE
 
 Then the rules themselves are tried: every line of the base is taken away once, and a rule must miss it, unless
 the line is listed as free to change (`trial.py`).
+
+With `--render tls sidecar` it prints the objects of that combination as JSON and checks nothing: for tests that start
+pods as the manifests say.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -53,4 +57,7 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--render"]:
+        print(json.dumps(render_combination(sys.argv[2:])))
+    else:
+        main()
