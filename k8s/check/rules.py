@@ -16,17 +16,6 @@ FOREIGN_METRICS = {
     "kube_statefulset_status_replicas_ready",
 }
 
-# Settings that the manifests make and that the program does not have yet. To be emptied: one that it has is
-# refused here.
-COMING_SETTINGS = {
-    "PODKV_HEADLESS_SERVICE",
-    "PODKV_STATEFULSET",
-    "PODKV_TLS",
-    "PODKV_TLS_CERT",
-    "PODKV_TLS_KEY",
-    "PODKV_TLS_CA",
-}
-
 
 def problems(all_of_it):
     for rule in RULES:
@@ -183,9 +172,7 @@ def settings(m):
         if m.env.get(name) != value:
             yield f"{name} is {m.env.get(name)!r}, expected {value!r}"
     for name in m.env:
-        if name in COMING_SETTINGS and name in SETTINGS:
-            yield f"{name} is a setting of podkv by now: take it out of COMING_SETTINGS"
-        if name not in COMING_SETTINGS | SETTINGS:
+        if name not in SETTINGS:
             yield f"{name} is no setting of podkv"
         # Kubernetes makes such names of services.
         if re.search(r"_PORT(_|$)|_SERVICE_", name):
