@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::gate::Gate;
 use super::header::PeerHeaders;
-use super::pool::{Lane, PeerPool};
+use super::pool::{Lane, PeerError, PeerPool};
 use super::server::PeerServer;
 use super::service::{PeerService, Slots};
 use super::settings::PeerSettings;
@@ -82,7 +82,12 @@ impl Rig {
             header: Some(lane.header()),
             ..Default::default()
         };
-        let response = lane.get().await?.vote(request).await;
+        // A dial greets first, so a refusal is that of the greeting.
+        let mut client = lane.get().await.map_err(|error| match error {
+            PeerError::Greeting { source, .. } => source,
+            error => error.into(),
+        })?;
+        let response = client.vote(request).await;
         response
             .map(|response| response.into_inner().granted)
             .map_err(|status| from_status(&status, Call::Read))

@@ -13,7 +13,7 @@
 //! | boot counter and nonce | a sender whose volume was rewound, or is a copy of another's, mine included | `RewoundVolume` |
 //!
 //! A certificate must name the pod that the header gives as the sender. The id in the header must be that pod's, if
-//! committed membership knows the id: else a member could send in the name of any other. A Hello and a Join are about
+//! this node's membership knows the id: else a member could send in the name of any other. A Hello and a Join are about
 //! a pod too, and it must be the same. What "name" means is in [`podkv_tls::names`]. It is checked first, before
 //! anything in the header is believed. Whether a connection must be TLS at all is the listener's to say.
 //!

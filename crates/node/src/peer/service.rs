@@ -200,9 +200,8 @@ impl wire::peer_server::Peer for PeerService {
         request: Request<wire::GreetRequest>,
     ) -> Result<Response<wire::GreetResponse>, Status> {
         let (caller, request) = open(request);
-        let sender = self
-            .check(&caller, request.header.as_ref(), Scope::Founding)
-            .await?;
+        let header = request.header.as_ref();
+        let sender = self.check(&caller, header, Scope::Founding).await?;
         Ok(Response::new(wire::GreetResponse {
             header: Some(self.headers.to(sender.id)),
         }))
