@@ -52,10 +52,7 @@ pub async fn run(mut stage: impl Stage, records: usize, folder: &Path) -> Result
     timeline.say(stage.label());
     let input = Input::read(records, folder)?;
     let total = input.records.len();
-    timeline.say(format_args!(
-        "input: {total} records from {} packages' checksum lists",
-        input.packages
-    ));
+    timeline.say(format_args!("input: {total} records from {}", input.source));
     timeline.say(format_args!("       sort | sha256sum: {}", input.sha256));
 
     let store = stage.store().await;
