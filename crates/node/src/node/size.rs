@@ -2,14 +2,22 @@
 
 use std::time::Duration;
 
-use podkv_api::{Consistency, DesiredSize, Result};
+use podkv_api::{Consistency, DesiredSize, MemberId, Result};
+use podkv_proto::peer as wire;
 use tokio::sync::watch;
 
 use super::Node;
 use crate::bootstrap::founders::PodName;
 use crate::discovery::Ordinals;
 use crate::health::Health;
+use crate::peer::pool::Lane;
+use crate::raft::GroupState;
 use crate::size::{self, SizeFollower};
+
+/// How often a node that is to leave asks whether it is out.
+const LOOK: Duration = Duration::from_millis(500);
+/// For one answer. A leader confirms within the time of an election, or not at all.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Node {
     /// What keeps the size source from being followed, in words; `None` if nothing does, if there is no
@@ -58,19 +66,49 @@ impl Node {
     }
 
     /// Unready from now on, and takes no new streams, but votes: until committed membership is without
-    /// this node. Returns then, as soon as this node learns of it; never, if it does not.
+    /// this node, and then it returns. Waits for that as long as it takes.
     pub async fn leave(&self) {
         self.0.health.send_replace(Health::leaving());
-        let mut state = self.0.group.state();
-        let me = self.id();
-        let excluded = state.wait_for(|state| {
-            state.members_committed
-                && !state.members.nodes.is_empty()
-                && !state.members.contains(me)
-        });
-        if excluded.await.is_err() {
-            // The node has stopped.
-            std::future::pending::<()>().await;
+        while !self.is_out().await {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Whoever was removed may never hear of it through the log: the leader stops replicating to it. So the
+    /// leader is asked, and believed once it has confirmed that it leads.
+    async fn is_out(&self) -> bool {
+        let state = self.0.group.state().borrow().clone();
+        if state.is_without(self.id()) {
+            return true;
+        }
+        // Who leads may be unknown to a node that is out; the others say that they do not.
+        let others = state.members.nodes.keys().filter(|id| **id != self.id());
+        for id in state.leader.iter().chain(others) {
+            let asked = self.ask_whether_out(*id, &state);
+            if let Ok(Some(is_out)) = tokio::time::timeout(ASK_TIMEOUT, asked).await {
+                return is_out;
+            }
+        }
+        false
+    }
+
+    /// `None` if that node does not lead, or does not answer.
+    async fn ask_whether_out(&self, id: MemberId, state: &GroupState) -> Option<bool> {
+        let address = state.members.nodes.get(&id)?;
+        let lane = self.0.peers.client(id, address, Lane::Control);
+        let mut client = lane.get().await.ok()?;
+        let request = wire::ReadIndexRequest {
+            header: Some(lane.header()),
+        };
+        match client.read_index(request).await {
+            Ok(answer) => {
+                let answer = answer.into_inner();
+                answer.read_log_id.map(|_| answer.caller_is_out)
+            }
+            Err(_) => {
+                lane.broken();
+                None
+            }
         }
     }
 

@@ -149,13 +149,25 @@ async fn the_leader_follows_the_source_and_nothing_else() {
     assert_eq!(known(&cluster).await, Some(size("a", 1, 3)));
 
     // One that begins where the old one ended takes over, and is followed from then on.
-    for says in [size("b", 10, 3), size("b", 11, 1000), size("b", 12, 3)] {
+    let followed = async |says: DesiredSize| {
         source.say(Ok(Some(says.clone())));
         until("it is followed", async || {
             known(&cluster).await == Some(says.clone())
         })
         .await;
-    }
+    };
+    followed(size("b", 10, 3)).await;
+    followed(size("b", 11, 200)).await;
+    // More than can be.
+    source.say(Ok(Some(size("b", 12, 1000))));
+    until("the leader complains", async || {
+        let leader = cluster.leader().await;
+        let waits = cluster.node(leader).size_waits().unwrap_or_default();
+        waits.contains("at most 256")
+    })
+    .await;
+    assert_eq!(known(&cluster).await, Some(size("b", 11, 200)));
+    followed(size("b", 13, 3)).await;
     cluster.shutdown().await;
 }
 

@@ -64,6 +64,11 @@ pub(crate) struct GroupState {
 }
 
 impl GroupState {
+    /// The committed membership is known here, and is without that node.
+    pub fn is_without(&self, id: MemberId) -> bool {
+        self.members_committed && !self.members.nodes.is_empty() && !self.members.contains(id)
+    }
+
     /// `members` are those of the metrics.
     fn new(metrics: &Metrics, members: Arc<Members>) -> Self {
         let at = |id: &Option<LogId>| id.as_ref().map(position);
