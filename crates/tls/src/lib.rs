@@ -46,6 +46,7 @@ mod client;
 mod connect;
 mod error;
 mod files;
+mod forward;
 pub mod names;
 mod prefixed;
 mod reload;

@@ -71,6 +71,7 @@ mod ask;
 mod calls;
 pub(crate) mod decide;
 pub(crate) mod founders;
+mod why;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -82,8 +83,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::decide::{Action, Me, Peer, Situation, Via, Why, decide};
+use self::decide::{Action, Me, Peer, Situation, Via, decide};
 use self::founders::{FIRST_INCARNATION, Founding};
+use self::why::Why;
 use crate::discovery::{Discovery, Ordinals};
 use crate::identity::{Founder, Identity, Phase, Proposal};
 use crate::membership::PeerAddress;

@@ -17,8 +17,9 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
-use super::decide::{Action, Answer, Me, Peer, Said, Situation, Why, decide};
+use super::decide::{Action, Answer, Me, Peer, Said, Situation, decide};
 use super::founders::{Acceptor, FIRST_INCARNATION, PodName};
+use super::why::Why;
 use crate::discovery::{Ordinals, Suggestion};
 use crate::identity::{Founder, Identity, Phase, Proposal};
 use crate::storage::{MemoryDisk, Volume};

@@ -11,7 +11,7 @@ pub mod srv;
 use std::ops::Range;
 
 use futures_util::future::BoxFuture;
-use podkv_api::Result;
+use podkv_api::{DesiredSize, Result};
 
 pub use self::fixed::FixedDiscovery;
 pub use self::ordinal::OrdinalDiscovery;
@@ -43,6 +43,15 @@ impl Ordinals {
 
     pub fn contains(self, ordinal: u32) -> bool {
         self.range().contains(&ordinal)
+    }
+}
+
+impl From<&DesiredSize> for Ordinals {
+    fn from(size: &DesiredSize) -> Self {
+        Self {
+            start: size.start,
+            replicas: size.replicas,
+        }
     }
 }
 

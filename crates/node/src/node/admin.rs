@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::Node;
 use crate::bootstrap::founders::PodName;
+use crate::discovery::Ordinals;
 use crate::membership::{LogPosition, PeerAddress};
 use crate::peer::pool::Lane;
 
@@ -182,7 +183,7 @@ impl Node {
         ) else {
             return Ok(());
         };
-        let ordinals = size.start..size.start.saturating_add(size.replicas);
+        let ordinals = Ordinals::from(&size).range();
         if name.base() != mine.base() || ordinals.contains(&name.ordinal()) {
             return Ok(());
         }

@@ -45,11 +45,10 @@ impl NodeCalls for Calls {
         }
     }
 
-    fn read_index(&self, request: wire::ReadIndexRequest) -> Reply<'_, wire::ReadIndexResponse> {
+    fn read_index(&self, _: wire::ReadIndexRequest) -> Reply<'_, wire::ReadIndexResponse> {
         Box::pin(async move {
             let node = self.node()?;
             let term = node.0.group.state().borrow().term;
-            let caller = request.header.map(|header| MemberId(header.sender_id));
             Ok(match node.confirmed_position().await {
                 Ok(position) => wire::ReadIndexResponse {
                     read_log_id: Some(wire::LogId {
@@ -58,15 +57,11 @@ impl NodeCalls for Calls {
                     }),
                     refusal: None,
                     term,
-                    // Looked at once leadership is confirmed: nobody else can have changed it meanwhile.
-                    caller_is_out: caller
-                        .is_some_and(|caller| node.0.group.state().borrow().is_without(caller)),
                 },
                 Err(error) => wire::ReadIndexResponse {
                     read_log_id: None,
                     refusal: Some(refusal(&error)),
                     term,
-                    caller_is_out: false,
                 },
             })
         })

@@ -40,13 +40,7 @@ impl Node {
 
     async fn read_beyond(&self, timeout: Duration) -> Result<Option<DesiredSize>> {
         let mine = PodName::parse(&self.0.config.name)?.ordinal();
-        let beyond = |size: &DesiredSize| {
-            let ordinals = Ordinals {
-                start: size.start,
-                replicas: size.replicas,
-            };
-            size.replicas > 0 && !ordinals.contains(mine)
-        };
+        let beyond = |size: &DesiredSize| size.replicas > 0 && !Ordinals::from(size).contains(mine);
         if let Some(source) = &self.0.size_source {
             let limit = timeout.min(self.0.config.membership.read_size_timeout);
             return Ok(Some(size::read(&**source, limit).await?).filter(beyond));
@@ -84,26 +78,26 @@ impl Node {
         // Who leads may be unknown to a node that is out; the others say that they do not.
         let others = state.members.nodes.keys().filter(|id| **id != self.id());
         for id in state.leader.iter().chain(others) {
-            let asked = self.ask_whether_out(*id, &state);
-            if let Ok(Some(is_out)) = tokio::time::timeout(ASK_TIMEOUT, asked).await {
-                return is_out;
+            let asked = self.ask_standing(*id, &state);
+            if let Ok(Some(member)) = tokio::time::timeout(ASK_TIMEOUT, asked).await {
+                return !member;
             }
         }
         false
     }
 
-    /// `None` if that node does not lead, or does not answer.
-    async fn ask_whether_out(&self, id: MemberId, state: &GroupState) -> Option<bool> {
+    /// Whether this node is a member. `None` if that node does not lead, or does not answer.
+    async fn ask_standing(&self, id: MemberId, state: &GroupState) -> Option<bool> {
         let address = state.members.nodes.get(&id)?;
         let lane = self.0.peers.client(id, address, Lane::Control);
         let mut client = lane.get().await.ok()?;
-        let request = wire::ReadIndexRequest {
+        let request = wire::StandingRequest {
             header: Some(lane.header()),
         };
-        match client.read_index(request).await {
+        match client.standing(request).await {
             Ok(answer) => {
                 let answer = answer.into_inner();
-                answer.read_log_id.map(|_| answer.caller_is_out)
+                answer.refusal.is_none().then_some(answer.member)
             }
             Err(_) => {
                 lane.broken();

@@ -391,16 +391,15 @@ impl Group {
         joined(tokio::task::spawn_blocking(flush).await)?
     }
 
-    /// Returns when openraft knows of a snapshot that covers `at`.
+    /// Returns when a snapshot covers `at`, and whoever asks for the [state](Self::state) sees it.
     async fn build_snapshot(&self, at: LogPosition) -> Result<()> {
-        let mut metrics = self.0.raft.metrics();
-        let covered = |metrics: &Metrics| {
-            metrics
+        let mut state = self.state();
+        let covered = |state: &GroupState| {
+            state
                 .snapshot
-                .as_ref()
                 .is_some_and(|snapshot| snapshot.index >= at.index)
         };
-        if covered(&metrics.borrow_watched()) {
+        if covered(&state.borrow()) {
             return Ok(());
         }
         self.0
@@ -411,10 +410,10 @@ impl Group {
             .map_err(|fatal| stopped(&fatal))?;
         let deadline = Instant::now() + SNAPSHOT_TIMEOUT;
         loop {
-            if covered(&metrics.borrow_and_update()) {
+            if covered(&state.borrow_and_update()) {
                 return Ok(());
             }
-            match timeout_at(deadline, metrics.changed()).await {
+            match timeout_at(deadline, state.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(self.fatal()),
                 Err(_) => {

@@ -21,6 +21,7 @@ use podkv_api::MemberId;
 
 use crate::bootstrap::founders::{PodName, voter_count};
 use crate::config::MembershipTiming;
+use crate::discovery::Ordinals;
 use crate::membership::{CAUGHT_UP_ENTRIES, Members};
 
 /// What the leader sees of a member.
@@ -35,9 +36,7 @@ pub(crate) struct Peer {
 /// How many pods there should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Size {
-    /// The lowest ordinal.
-    pub start: u32,
-    pub replicas: u32,
+    pub ordinals: Ordinals,
     /// How long it has been so.
     pub since: Duration,
 }
@@ -194,7 +193,7 @@ impl Situation<'_> {
         if size.since < self.timing.shrink_after {
             return Action::Nothing;
         }
-        let beyond = |(ordinal, _): &(u32, MemberId)| !size.contains(*ordinal);
+        let beyond = |(ordinal, _): &(u32, MemberId)| !size.ordinals.contains(*ordinal);
         let leaving = self.ours().into_iter().filter(beyond).max();
         match leaving {
             None => Action::Nothing,
@@ -215,7 +214,7 @@ impl Situation<'_> {
             return Action::Nothing;
         }
         let surplus = |(ordinal, id): &(u32, MemberId)| {
-            size.contains(*ordinal) && self.votes(*id) && !wanted.contains(id)
+            size.ordinals.contains(*ordinal) && self.votes(*id) && !wanted.contains(id)
         };
         let surplus = self.ours().into_iter().filter(surplus).max();
         match surplus {
@@ -231,7 +230,7 @@ impl Situation<'_> {
         }
         let stays = |(ordinal, id): &(u32, MemberId)| {
             self.usable_size()
-                .is_none_or(|size| size.contains(*ordinal))
+                .is_none_or(|size| size.ordinals.contains(*ordinal))
                 && *id != self.me
                 && self.votes(*id)
                 && self.is_alive(*id)
@@ -256,7 +255,7 @@ impl Situation<'_> {
         };
         let mut present: BTreeMap<u32, MemberId> = BTreeMap::new();
         for (ordinal, id) in self.ours() {
-            if size.contains(ordinal) && could(id) {
+            if size.ordinals.contains(ordinal) && could(id) {
                 let chosen = present.entry(ordinal).or_insert(id);
                 if self.votes(id) {
                     *chosen = id;
@@ -269,7 +268,7 @@ impl Situation<'_> {
 
     /// A size of 0 is suspension: the pods come back.
     fn usable_size(&self) -> Option<Size> {
-        self.size.filter(|size| size.replicas > 0)
+        self.size.filter(|size| size.ordinals.replicas > 0)
     }
 
     /// The members of the leader's own StatefulSet. Those of another one are read-only replicas: they join and
@@ -308,12 +307,6 @@ impl Situation<'_> {
             return 0;
         }
         self.peers.get(&id).map_or(u64::MAX, |peer| peer.behind)
-    }
-}
-
-impl Size {
-    fn contains(self, ordinal: u32) -> bool {
-        ordinal >= self.start && ordinal - self.start < self.replicas
     }
 }
 

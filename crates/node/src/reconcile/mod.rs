@@ -123,8 +123,7 @@ impl Reconciler {
             unchanged: memory.membership.1.elapsed(),
             peers: &peers.collect(),
             size: size.as_ref().map(|size| Size {
-                start: size.start,
-                replicas: size.replicas,
+                ordinals: size.into(),
                 since: since.elapsed(),
             }),
             max_voters: self.max_voters,

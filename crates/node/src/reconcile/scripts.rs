@@ -15,6 +15,7 @@ use podkv_api::MemberId;
 
 use super::decide::{Action, Peer, Situation, Size, decide};
 use crate::config::MembershipTiming;
+use crate::discovery::Ordinals;
 use crate::membership::{Members, PeerAddress};
 use crate::script::{Words, replay_all};
 
@@ -58,8 +59,10 @@ fn run(line: &str) -> String {
         unchanged: seconds(&cluster, "unchanged", 60),
         peers: &peers,
         size: cluster.option("size").map(|replicas| Size {
-            start: cluster.number("start", 0),
-            replicas: replicas.parse().unwrap(),
+            ordinals: Ordinals {
+                start: cluster.number("start", 0),
+                replicas: replicas.parse().unwrap(),
+            },
             since: seconds(&cluster, "since", 60),
         }),
         max_voters: cluster.number("max", 5),
