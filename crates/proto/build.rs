@@ -18,11 +18,14 @@ const CLIENT_FACING: [&str; 6] = [
     "podkv/v1/snapshot.proto",
 ];
 const INTERNAL: [&str; 2] = ["podkv/peer/v1/peer.proto", "google/rpc/status.proto"];
+const ETCD: [&str; 3] = ["etcd/rpc.proto", "etcd/lock.proto", "etcd/election.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed={INCLUDE}");
 
-    let all = protox::compile(CLIENT_FACING.iter().chain(&INTERNAL), [INCLUDE])?;
+    let with_etcd = std::env::var_os("CARGO_FEATURE_ETCD").is_some();
+    let etcd: &[&str] = if with_etcd { &ETCD } else { &[] };
+    let all = protox::compile(CLIENT_FACING.iter().chain(&INTERNAL).chain(etcd), [INCLUDE])?;
     tonic_prost_build::configure()
         // A value is copied once, off the wire; everything after that shares it.
         .bytes(".")
@@ -31,14 +34,19 @@ fn main() -> Result<(), Box<dyn Error>> {
         .compile_fds(all)?;
 
     // What the reflection service shows to clients: their own services, not the peers'.
-    let reflected = protox::Compiler::new([INCLUDE])?
+    describe("podkv.v1.bin", &CLIENT_FACING)?;
+    if with_etcd {
+        describe("etcd.bin", &ETCD)?;
+    }
+    Ok(())
+}
+
+fn describe(name: &str, files: &[&str]) -> Result<(), Box<dyn Error>> {
+    let described = protox::Compiler::new([INCLUDE])?
         .include_imports(true)
-        .open_files(CLIENT_FACING)?
+        .open_files(files)?
         .file_descriptor_set();
     let out_dir = std::env::var("OUT_DIR")?;
-    std::fs::write(
-        Path::new(&out_dir).join("podkv.v1.bin"),
-        reflected.encode_to_vec(),
-    )?;
+    std::fs::write(Path::new(&out_dir).join(name), described.encode_to_vec())?;
     Ok(())
 }

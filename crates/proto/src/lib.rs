@@ -14,6 +14,30 @@ pub mod v1 {
     pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("podkv.v1");
 }
 
+/// etcd's v3 API: `proto/etcd`. The packages have etcd's names, which are part of the wire.
+#[cfg(feature = "etcd")]
+#[allow(clippy::all, clippy::pedantic, missing_docs, reason = "generated code")]
+pub mod etcd {
+    pub mod authpb {
+        tonic::include_proto!("authpb");
+    }
+    pub mod mvccpb {
+        tonic::include_proto!("mvccpb");
+    }
+    pub mod etcdserverpb {
+        tonic::include_proto!("etcdserverpb");
+    }
+    pub mod v3lockpb {
+        tonic::include_proto!("v3lockpb");
+    }
+    pub mod v3electionpb {
+        tonic::include_proto!("v3electionpb");
+    }
+
+    /// The services and messages of these modules, for gRPC reflection and for JSON.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("etcd");
+}
+
 /// Between nodes: `proto/podkv/peer/v1`.
 #[allow(clippy::all, clippy::pedantic, missing_docs, reason = "generated code")]
 pub mod peer {
