@@ -277,7 +277,9 @@ async fn a_majority_that_was_given_up_and_runs_stops_when_it_meets_the_recovered
     }
     for index in [0, 1] {
         cluster.wait_ready(index).await;
-        assert_eq!(folders_aside(&cluster.specs[index].data_dir).len(), 1);
     }
     wait_three_voters(&cluster, 2, Incarnation(2)).await;
+    for index in [0, 1] {
+        assert_eq!(folders_aside(&cluster.specs[index].data_dir).len(), 1);
+    }
 }
