@@ -178,6 +178,24 @@ fn rustls_stays_in_its_crate() {
 }
 
 #[test]
+fn etcd_stays_in_its_folder() {
+    for (path, text) in sources("crates") {
+        let is_home = path.starts_with(root().join("crates/server/src/etcd"))
+            || path.starts_with(root().join("crates/proto"))
+            || is_test_code(&path);
+        // The one place that mounts it, and shows it to tools.
+        let is_door = path.ends_with("crates/server/src/api/mod.rs");
+        for line in code_lines(&text) {
+            assert!(
+                is_home || is_door || !line.contains("podkv_proto::etcd"),
+                "{} knows etcd: {line}",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
 fn bincode_stays_in_core() {
     for (path, text) in sources("crates") {
         if path.starts_with(root().join("crates/core")) {

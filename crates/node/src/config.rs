@@ -111,6 +111,9 @@ pub struct NodeConfig {
     pub replicas: u32,
     /// At most this many of them vote.
     pub max_voters: u32,
+    /// A read-only replica: it joins a cluster of pods of another name, never founds one, and never votes. It serves
+    /// every call, as any learner does, and leaves by itself when it stops beyond the size of its own set.
+    pub read_only: bool,
     /// TLS between peers, and with clients where a server listens for them; off by default.
     pub tls: TlsConfig,
     pub timing: RaftTiming,
@@ -146,6 +149,7 @@ impl NodeConfig {
             client_address: "127.0.0.1:2379".into(),
             replicas: 1,
             max_voters: 5,
+            read_only: false,
             tls: TlsConfig::default(),
             timing: RaftTiming::default(),
             membership: MembershipTiming::default(),

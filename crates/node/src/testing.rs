@@ -47,15 +47,21 @@ struct Slot {
     name: String,
     address: String,
     disk: MemoryDisk,
+    read_only: bool,
     node: Option<Node>,
 }
 
 impl Slot {
     fn new(index: usize) -> Self {
+        Self::named(format!("podkv-{index}"))
+    }
+
+    fn named(name: String) -> Self {
         Self {
-            name: format!("podkv-{index}"),
-            address: format!("podkv-{index}:2380"),
+            address: format!("{name}:2380"),
+            name,
             disk: MemoryDisk::new(),
+            read_only: false,
             node: None,
         }
     }
@@ -215,6 +221,18 @@ impl TestCluster {
         Ok(index)
     }
 
+    /// Starts a read-only replica, `reader-0`, and returns its index.
+    pub async fn add_read_only(&mut self) -> Result<usize> {
+        let index = self.slots.len();
+        let slot = Slot {
+            read_only: true,
+            ..Slot::named("reader-0".into())
+        };
+        self.slots.push(slot);
+        self.boot(index).await?;
+        Ok(index)
+    }
+
     /// Starts a dead node without waiting for it.
     pub async fn boot(&mut self, index: usize) -> Result<()> {
         let suggestions = self
@@ -231,6 +249,7 @@ impl TestCluster {
         config.peer_address = slot.address.clone();
         config.client_address = format!("{}:2379", slot.name);
         config.replicas = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+        config.read_only = slot.read_only;
         config.timing = RaftTiming::fast();
         config.membership = MembershipTiming::fast();
         (self.configure)(&mut config);

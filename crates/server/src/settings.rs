@@ -54,6 +54,7 @@ settings! {
     PEERS = "peers", "", "Without a headless service: all nodes, this one too: podkv-0=host:2380,podkv-1=host:2380";
     REPLICAS = "replicas", "", "How many nodes found the cluster together. Default: what the StatefulSet says, or the number of peers";
     MAX_VOTERS = "max-voters", "5", "At most this many nodes vote; odd";
+    READ_ONLY = "read-only", "false", "true: a read-only replica. It joins the cluster behind the headless service, founds none and never votes. For the pods of a second StatefulSet";
     TIMING = "timing", "network", "network (volumes with fsyncs of up to 100 ms), or fast (local disks)";
     REQUEST_TIMEOUT = "request-timeout", "5s", "A request without an answer fails after this";
     MAX_REQUEST_BYTES = "max-request-bytes", "1536KiB", "The largest request";
@@ -287,6 +288,7 @@ impl ServeConfig {
         node.replicas = replicas(values, &peers, network.is_some(), statefulset.is_some())?;
         node.tls = tls(values)?;
         node.max_voters = values.number(&MAX_VOTERS, "an odd number")?;
+        node.read_only = values.parse(&READ_ONLY, "true or false", |text| text.parse().ok())?;
         node.timing = values.parse(&TIMING, "network or fast", |text| match text {
             "network" => Some(RaftTiming::default()),
             "fast" => Some(RaftTiming::fast()),

@@ -24,6 +24,8 @@ pub(crate) struct Me {
     pub expected: Result<Ordinals, String>,
     /// At most this many of them vote; odd.
     pub max_voters: u32,
+    /// Joins a cluster of other names, and never founds one.
+    pub read_only: bool,
 }
 
 /// A suggested peer, and what it said in this round.
@@ -131,8 +133,12 @@ impl<'a> Situation<'a> {
         let clusters = self.clusters();
         let mut ids = clusters.iter();
         match (ids.next(), ids.next()) {
+            (None, _) if self.me.read_only => Action::Wait(Why::OnlyJoins),
             (None, _) => self.found(),
-            (Some((&cluster, members)), None) => self.join(cluster, members),
+            (Some((&cluster, members)), None) => match self.namesake() {
+                Some(name) => Action::Wait(Why::ReadOnlyNamesake { name }),
+                None => self.join(cluster, members),
+            },
             _ => Action::Wait(Why::SeveralClusters(clusters.into_keys().collect())),
         }
     }
@@ -172,6 +178,17 @@ impl<'a> Situation<'a> {
 
     /// Nobody that answers belongs to a cluster. The lowest ordinal proposes one, once it has heard
     /// everybody.
+    /// The leader, if this is a read-only replica and the leader a pod of its own set: those get votes.
+    fn namesake(&self) -> Option<String> {
+        let leads = |answer: &&Answer| matches!(answer.said, Said::Member { leader, .. } if leader == Some(answer.id));
+        let is_ours = |answer: &&Answer| {
+            PodName::parse(&answer.name).is_ok_and(|name| name.base() == self.me.name.base())
+        };
+        let mut answers = self.peers.iter().filter_map(|peer| peer.answer.as_ref());
+        let found = answers.find(|answer| self.me.read_only && leads(answer) && is_ours(answer));
+        found.map(|answer| answer.name.clone())
+    }
+
     fn found(&self) -> Action {
         let expected = match &self.me.expected {
             Ok(expected) if expected.replicas as usize > MAX_FOUNDERS => {

@@ -297,6 +297,7 @@ impl World {
             client_address: format!("{}:2379", node.identity.name()),
             expected: node.expected(),
             max_voters: self.weather.max_voters,
+            read_only: false,
         }
     }
 

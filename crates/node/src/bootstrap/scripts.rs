@@ -43,6 +43,7 @@ fn run(line: &str) -> Action {
             }),
         },
         max_voters: mine.number("max", 5),
+        read_only: mine.words.iter().any(|word| word == "read-only"),
     };
     let start = mine.number("start", 0);
     let propose = |cluster: &str, founders: &str| {

@@ -136,6 +136,7 @@ impl Site {
                 client_address: format!("{name}:2379"),
                 expected: expected.clone(),
                 max_voters: 3,
+                read_only: false,
             },
             identity: identity.clone(),
             gate: gate.clone(),

@@ -37,6 +37,10 @@ pub(crate) enum Why {
     ReplicasUnknown(String),
     /// A peer has not been told yet.
     ReplicasUnknownTo { name: String },
+    /// A read-only replica, and no cluster yet.
+    OnlyJoins,
+    /// A read-only replica of the same name as the cluster's members.
+    ReadOnlyNamesake { name: String },
     /// More than can found a cluster together.
     TooManyReplicas(u32),
     /// A peer expects another number of replicas.
@@ -78,6 +82,7 @@ impl Why {
             Self::Discovery(_)
                 | Self::ReplicasUnknown(_)
                 | Self::ReplicasDiffer { .. }
+                | Self::ReadOnlyNamesake { .. }
                 | Self::TooManyReplicas(_)
                 | Self::Ambiguous { .. }
                 | Self::SingleVoter { .. }
@@ -114,6 +119,12 @@ impl fmt::Display for Why {
             Self::ReplicasUnknownTo { name } => {
                 write!(f, "for {name} to learn how many replicas there should be")
             }
+            Self::OnlyJoins => f.write_str("for a cluster to join: a read-only replica founds none"),
+            Self::ReadOnlyNamesake { name } => write!(
+                f,
+                "{name} is a member, and would share its vote with this pod, which is read-only: read-only replicas \
+                 are pods of a StatefulSet of another name"
+            ),
             Self::TooManyReplicas(replicas) => write!(
                 f,
                 "{replicas} replicas are expected, and at most {MAX_FOUNDERS} can found a cluster together; \

@@ -156,6 +156,7 @@ impl Node {
                 client_address: config.client_address.clone(),
                 expected: known_now,
                 max_voters: config.max_voters,
+                read_only: config.read_only,
             },
             expected,
             identity: inner.identity.clone(),

@@ -7,6 +7,7 @@ use podkv_proto::peer as wire;
 use tokio::sync::watch;
 
 use super::Node;
+use super::admin::Change;
 use crate::bootstrap::founders::PodName;
 use crate::discovery::Ordinals;
 use crate::health::Health;
@@ -61,9 +62,16 @@ impl Node {
 
     /// Unready from now on, and takes no new streams, but votes: until committed membership is without
     /// this node, and then it returns. Waits for that as long as it takes.
+    ///
+    /// The leader takes out the pods of its own set. A read-only replica is of another, and has itself taken out.
     pub async fn leave(&self) {
         self.0.health.send_replace(Health::leaving());
         while !self.is_out().await {
+            if self.0.config.read_only
+                && let Err(error) = self.change(Change::Remove(self.id())).await
+            {
+                tracing::debug!(%error, "not taken out yet");
+            }
             tokio::time::sleep(LOOK).await;
         }
     }

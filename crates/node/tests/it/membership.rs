@@ -167,3 +167,32 @@ async fn a_rewound_volume_never_votes_again_and_its_pod_joins_anew() {
     members_become(&cluster, &VOTERS).await;
     cluster.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_only_replica_holds_everything_never_votes_and_leaves_by_itself() {
+    let mut cluster = cluster(3).await;
+    cluster.node(0).put(Put::new("a", "1")).await.unwrap();
+    let reader = cluster.add_read_only().await.unwrap();
+    let with_reader = [&VOTERS[..], &[("reader-0", MemberRole::Learner)]].concat();
+    members_become(&cluster, &with_reader).await;
+    cluster.wait_ready(reader).await.unwrap();
+    let local = Range::new(KeyRange::key("a")).consistency(Consistency::Local);
+    assert_eq!(cluster.node(reader).range(local).await.unwrap().count, 1);
+    // There is room for two more voters, and it is none of those.
+    cluster.node(0).resize(0, 5).await.unwrap();
+    let more = cluster.add_pod().await.unwrap();
+    cluster.wait_ready(more).await.unwrap();
+    cluster.node(reader).put(Put::new("b", "2")).await.unwrap();
+    assert_eq!(
+        cluster.node(reader).status().await.unwrap().role,
+        Some(MemberRole::Learner)
+    );
+    let leaving = cluster.node(reader);
+    tokio::time::timeout(PATIENCE, leaving.leave())
+        .await
+        .expect("it is taken out");
+    let leader = cluster.leader().await;
+    let members = cluster.node(leader).members_known();
+    assert!(members.iter().all(|member| member.name != "reader-0"));
+    cluster.shutdown().await;
+}
