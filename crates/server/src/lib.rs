@@ -16,6 +16,7 @@ mod cert;
 pub mod cli;
 mod connections;
 mod dev;
+mod doctor;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
 pub mod pod;
