@@ -165,7 +165,7 @@ impl StatefulSetSource {
                     self.name
                 ),
             ),
-            StatusCode::NOT_FOUND => (Reason::Unreachable, format!("there is no {what}")),
+            StatusCode::NOT_FOUND => (Reason::Configuration, format!("there is no {what}")),
             status => (
                 Reason::Unreachable,
                 format!("{what}: the API server answered {status}"),

@@ -6,6 +6,7 @@
 //! | `/startupz` | 200 once storage is open and the log is replayed. Joining is not part of starting. |
 //! | `/readyz` | 200 while the node should get traffic, else why not |
 //! | `/metrics` | numbers for Prometheus |
+//! | `/status` | the same as JSON, and always 200: on the way through the API server the text of an error is lost |
 //!
 //! It listens before storage opens, so that a long replay is not taken for a dead process. Kubelets present no
 //! certificate, so it stays plain HTTP; it changes nothing and shows no data.
@@ -26,6 +27,7 @@ use podkv_api::Result;
 use podkv_node::Node;
 use podkv_node::transport::Transport;
 use podkv_node::transport::tcp::{TcpSettings, TcpTransport};
+use serde_json::json;
 
 use crate::connections::{Connections, Http, listen};
 
@@ -35,6 +37,8 @@ const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Answers are small and instant.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
+
+const NOT_OPEN: &str = "starting: storage is not open yet";
 
 /// The admin port. Dropping it closes it.
 pub struct AdminServer {
@@ -93,12 +97,26 @@ pub async fn answer(node: Option<&Node>, method: &Method, path: &str) -> Respons
     let health = node.map(|node| node.health().borrow().clone());
     match (path, health) {
         ("/livez", _) => text(StatusCode::OK, "ok"),
-        ("/startupz" | "/readyz", None) => text(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "starting: storage is not open yet",
-        ),
+        ("/startupz" | "/readyz", None) => text(StatusCode::SERVICE_UNAVAILABLE, NOT_OPEN),
         ("/startupz", Some(health)) => verdict(health.started, &health.reason),
         ("/readyz", Some(health)) => verdict(health.ready, &health.reason),
+        ("/status", health) => {
+            let status = health.map_or_else(
+                || json!({"started": false, "ready": false, "draining": false, "reason": NOT_OPEN}),
+                |health| {
+                    json!({
+                        "started": health.started,
+                        "ready": health.ready,
+                        "draining": health.draining,
+                        "reason": health.reason,
+                    })
+                },
+            );
+            let mut response = text(StatusCode::OK, status.to_string());
+            let format = HeaderValue::from_static("application/json");
+            response.headers_mut().insert(CONTENT_TYPE, format);
+            response
+        }
         ("/metrics", _) => {
             let mut response = text(StatusCode::OK, metrics::render(node).await);
             // The version of Prometheus' text format.
@@ -108,7 +126,7 @@ pub async fn answer(node: Option<&Node>, method: &Method, path: &str) -> Respons
         }
         _ => text(
             StatusCode::NOT_FOUND,
-            "there are /livez, /startupz, /readyz and /metrics",
+            "there are /livez, /startupz, /readyz, /status and /metrics",
         ),
     }
 }

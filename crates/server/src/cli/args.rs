@@ -217,6 +217,9 @@ pub enum Command {
     /// Back up and restore
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// What is wrong, and what to do about it: in a node's container, or of a cluster that can be reached. Exit codes of
+    /// this command: 0 nothing is wrong, 1 there are warnings, 2 there are problems
+    Doctor(DoctorArgs),
     /// When a majority of volumes is lost for good: go on from the best one that is left. On the volume of a node that
     /// is stopped; see "Recover" in k8s/README.md
     Recover(RecoverArgs),
@@ -403,6 +406,22 @@ pub struct ServeArgs {
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub settings: SettingFlags,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Look at the objects in Kubernetes, with kubectl and your own rights; from your machine
+    #[arg(long)]
+    pub kube: bool,
+    /// Where; default is what kubectl would take
+    #[arg(short, long, requires = "kube")]
+    pub namespace: Option<String>,
+    /// Of your kubeconfig
+    #[arg(long, requires = "kube")]
+    pub context: Option<String>,
+    /// The name of the StatefulSet
+    #[arg(long, default_value = "podkv", requires = "kube")]
+    pub statefulset: String,
 }
 
 #[derive(Debug, Args)]

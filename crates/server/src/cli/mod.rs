@@ -5,6 +5,7 @@ mod bulk;
 mod cert;
 mod cluster;
 mod data;
+mod doctor;
 mod exit;
 mod hold;
 mod output;
@@ -68,6 +69,7 @@ pub async fn run(cli: Cli) -> Exit {
         }
         Command::Cert(command) => cert::run(command).await,
         Command::Dev(args) => crate::dev::run(args).await,
+        Command::Doctor(args) => doctor::run(cli.client, args).await,
         Command::Recover(args) => {
             let mut printer = Printer::new(cli.client.output);
             let done = recover::run(&mut printer, args).await;
@@ -231,6 +233,7 @@ async fn dispatch(
         | Command::Dev(_)
         | Command::Cert(_)
         | Command::Recover(_)
+        | Command::Doctor(_)
         | Command::Completion { .. } => Ok(Exit::Usage),
     }
 }

@@ -182,7 +182,7 @@ async fn every_refusal_says_what_to_do() {
         ("401 Unauthorized", Reason::Unauthenticated, "token"),
         (
             "404 Not Found",
-            Reason::Unreachable,
+            Reason::Configuration,
             "there is no StatefulSet prod/podkv",
         ),
         ("503 Service Unavailable", Reason::Unreachable, "503"),
