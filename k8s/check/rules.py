@@ -152,12 +152,10 @@ def volume(m):
 
 def settings(m):
     if m.is_embedded:
-        if m.env.get("POD_NAME") != "metadata.name":
-            yield "the pod's name does not come from the downward API"
-        set_name, service = at(m.set, "metadata.name"), at(m.set, "spec.serviceName")
-        peers = [f"{set_name}-{n}={set_name}-{n}.{service}:2380" for n in range(at(m.set, "spec.replicas", 0))]
-        if m.env.get("PEERS") != ",".join(peers):
-            yield f"PEERS is not {','.join(peers)}"
+        expected = {"HEADLESS_SERVICE": at(m.set, "spec.serviceName"), "STATEFULSET": at(m.set, "metadata.name")}
+        for name, value in expected.items():
+            if m.env.get(name) != value:
+                yield f"{name} is not {value}"
         return
     expected = {
         "PODKV_NAME": "metadata.name",

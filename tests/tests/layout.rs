@@ -161,7 +161,7 @@ fn openraft_stays_in_its_folder() {
 fn rustls_stays_in_its_crate() {
     for (path, text) in sources("crates") {
         // The API server of Kubernetes has a CA of its own, and no certificate of ours is shown to it.
-        let homes = ["crates/tls", "crates/server/src/kubernetes"];
+        let homes = ["crates/tls", "crates/pod/src/kubernetes"];
         if homes
             .iter()
             .any(|home| path.display().to_string().contains(home))

@@ -11,7 +11,7 @@
 //! | you have | feature | you write |
 //! | --- | --- | --- |
 //! | an application anywhere, a cluster elsewhere | `client` (default) | [`Client::connect`] |
-//! | a Rust application in a StatefulSet whose replicas share state | `embed` | `node::Node::builder` |
+//! | a Rust application in a StatefulSet whose replicas share state | `embed` | `pod::Pod::find`, or `node::Node::builder` |
 //! | a unit test | `testing` | `testing::cluster(3)` |
 //!
 //! All three implement one trait, [`Store`], with the same types, the same errors and the same
@@ -113,6 +113,12 @@ pub mod node {
         ClientAuth, NodeConfig, RaftTiming, StorageConfig, TlsConfig, TlsMode,
     };
     pub use podkv_node::{Health, Node, NodeBuilder, discovery};
+}
+
+/// The pod around an embedded node: its name, its peers, how many there should be, how it leaves.
+#[cfg(feature = "embed")]
+pub mod pod {
+    pub use podkv_pod::{Pod, PodSettings, leave};
 }
 
 /// A whole cluster inside a test: no disk, no sockets, no C++.

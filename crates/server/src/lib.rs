@@ -18,9 +18,6 @@ mod connections;
 mod dev;
 mod doctor;
 mod etcd;
-#[cfg(feature = "kubernetes")]
-mod kubernetes;
-pub mod pod;
 mod serve;
 mod server;
 pub mod settings;

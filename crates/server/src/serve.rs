@@ -5,24 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podkv_api::{Error, Reason, Result};
-use podkv_node::discovery::{
-    Discovery, FixedDiscovery, OrdinalDiscovery, SrvDiscovery, Suggestion,
-};
-use podkv_node::dns::{Dns, DnsSettings};
+use podkv_node::discovery::{Discovery, FixedDiscovery, Suggestion};
 use podkv_node::{Node, NodeBuilder, config::StorageConfig};
+use podkv_pod::{SIZE_TIMEOUT, Surroundings};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::Exit;
 use crate::cli::args::ServeArgs;
-use crate::pod::Surroundings;
 use crate::settings::{LogFormat, ServeConfig, Values};
 use crate::signals::Stop;
 use crate::{AdminServer, Server};
 
 /// A node that does not stop by then ends all the same: nothing that was acknowledged is lost by it.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-/// To learn whether this pod is being scaled away. It is unready only afterwards, so this must be short.
-const SIZE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs until SIGTERM or SIGINT, then drains.
 pub async fn run(args: ServeArgs) -> Result<Exit> {
@@ -98,20 +93,14 @@ fn discovery(config: &ServeConfig) -> Result<Arc<dyn Discovery>> {
         });
         return Ok(Arc::new(FixedDiscovery::new(suggestions.collect())));
     };
-    let (base, _) = config.node.name.rsplit_once('-').unwrap_or_default();
     let (_, port) = config
         .node
         .peer_address
         .rsplit_once(':')
         .unwrap_or_default();
-    let ordinals = OrdinalDiscovery {
-        base: base.into(),
-        domain: network.domain(),
-        // The settings have been checked.
-        port: port.parse().unwrap_or_default(),
-    };
-    let dns = Dns::from_system(&DnsSettings::default())?;
-    let discovery = SrvDiscovery::new(dns, ordinals);
+    // The settings have been checked.
+    let port = port.parse().unwrap_or_default();
+    let discovery = podkv_pod::discovery(network, &config.node.name, port)?;
     tracing::info!(service = discovery.name(), "looking for the other pods");
     Ok(Arc::new(discovery))
 }
@@ -121,7 +110,7 @@ fn following_size(builder: NodeBuilder, config: &ServeConfig) -> NodeBuilder {
     let Some(statefulset) = config.statefulset.clone() else {
         return builder;
     };
-    builder.size_source(Arc::new(crate::kubernetes::StatefulSetSource {
+    builder.size_source(Arc::new(podkv_pod::StatefulSetSource {
         host: statefulset.api_host,
         port: statefulset.api_port,
         account_dir: statefulset.account_dir,
@@ -136,8 +125,7 @@ fn following_size(builder: NodeBuilder, _: &ServeConfig) -> NodeBuilder {
     builder
 }
 
-/// A pod that is scaled away is one of several that end at once: if they all went now, they could take the
-/// majority with them. It votes on until the membership is without it, or its grace is nearly over.
+/// See [`podkv_pod::leave`].
 async fn leave(node: &Node, config: &ServeConfig, stop: &mut Stop) {
     let Some(patience) = config
         .termination_grace
@@ -146,27 +134,8 @@ async fn leave(node: &Node, config: &ServeConfig, stop: &mut Stop) {
     else {
         return;
     };
-    let left = async {
-        let Some(size) = node.beyond_size(SIZE_TIMEOUT).await else {
-            return;
-        };
-        let (start, replicas) = (size.start, size.replicas);
-        tracing::info!(
-            start,
-            replicas,
-            ?patience,
-            "beyond the desired size: leaving"
-        );
-        match tokio::time::timeout(patience, node.leave()).await {
-            Ok(()) => tracing::info!("the membership is without this node"),
-            Err(_elapsed) => tracing::warn!(
-                ?patience,
-                "still a member, as far as this node knows; the leader removes it later"
-            ),
-        }
-    };
     tokio::select! {
-        () = left => {}
+        () = podkv_pod::leave(node, patience) => {}
         // Whoever asks twice means it.
         () = stop.requested() => {}
         error = node.failed() => tracing::error!(%error, "the node stopped"),

@@ -17,7 +17,7 @@ use podkv_api::{Error, Reason, Result};
 use podkv_node::NodeConfig;
 use podkv_node::config::{ClientAuth, RaftTiming, StorageConfig, TlsConfig, TlsMode};
 
-use crate::pod::{PodNetwork, Surroundings, is_domain, is_label, search_domain};
+use podkv_pod::{PodNetwork, Surroundings, is_domain, is_label, search_domain};
 
 /// One setting: its name as a flag. As a variable it is `PODKV_` and the name in capitals, with
 /// underscores; in the file it is the name with underscores.

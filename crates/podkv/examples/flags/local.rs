@@ -67,7 +67,7 @@ fn command(ordinal: u16, data: &Path) -> io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command
         .arg("serve")
-        .env("POD_NAME", name(ordinal))
+        .env("NAME", name(ordinal))
         .env("PEERS", peers.join(","))
         .env("DATA_DIR", data.join(name(ordinal)))
         .env("HTTP_LISTEN", address(HTTP_PORT, ordinal))

@@ -10,11 +10,13 @@
 //!
 //! | variable | what it is | default |
 //! | --- | --- | --- |
-//! | `POD_NAME` | the pod's name, by the downward API: `flags-0` | |
-//! | `PEERS` | every replica: `flags-0=flags-0.flags.default.svc.cluster.local.:2380,flags-1=…` | |
+//! | `HEADLESS_SERVICE` | the headless service that names the pods, with a port named `grpc-peer` | |
+//! | `STATEFULSET` | the StatefulSet: the pods' names begin with it, its `replicas` are followed | |
 //! | `DATA_DIR` | a folder on the pod's own volume | |
 //! | `HTTP_LISTEN` | where it serves | `0.0.0.0:8080` |
-//! | `PEER_LISTEN` | where it listens for the other replicas | `0.0.0.0:2380` |
+//! | `GRACE` | the pod's `terminationGracePeriodSeconds` | 120 |
+//!
+//! Elsewhere `NAME`, `PEERS` (`flags-0=host:port,…`, every replica) and `PEER_LISTEN` stand for the first two.
 //!
 //! This file is what one replica does from its start to its end; `flags.rs` is the application.
 
@@ -32,7 +34,8 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use podkv::node::discovery::FixedDiscovery;
-use podkv::node::{Health, Node, NodeConfig, StorageConfig};
+use podkv::node::{Health, Node, NodeBuilder, NodeConfig, StorageConfig};
+use podkv::pod::{Pod, PodSettings};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -64,35 +67,31 @@ async fn main() -> ExitCode {
     }
 }
 
-struct Settings {
-    node: NodeConfig,
-    peers: FixedDiscovery,
-    http_listen: String,
+fn variable(name: &str) -> Result<String, Error> {
+    std::env::var(name).map_err(|error| format!("{name}: {error}").into())
 }
 
-impl Settings {
-    fn from_env() -> Result<Self, Error> {
-        let get = |name| std::env::var(name).map_err(|error| format!("{name}: {error}"));
-        let name = get("POD_NAME")?;
-        let peers: FixedDiscovery = get("PEERS")?.parse()?;
-        let mut replicas = peers.suggestions().iter();
-        let own = replicas.find(|replica| replica.name.as_ref() == Some(&name));
-        let own = own.ok_or_else(|| format!("PEERS does not name {name:?}, which is POD_NAME"))?;
-
-        let data_dir = PathBuf::from(get("DATA_DIR")?);
-        let mut node = NodeConfig::new(name, StorageConfig::Disk { data_dir });
-        node.peer_address = own.peer_address.clone();
-        node.peer_listen = get("PEER_LISTEN").unwrap_or("0.0.0.0:2380".into());
-        // Only this application uses the store, from the inside.
-        node.client_address = String::new();
-        // As many as found the cluster together: none of them would found one without the others.
-        node.replicas = u32::try_from(peers.suggestions().len())?;
-        Ok(Self {
-            node,
-            peers,
-            http_listen: get("HTTP_LISTEN").unwrap_or("0.0.0.0:8080".into()),
-        })
-    }
+/// The node of this replica, which finds the others by itself.
+fn builder() -> Result<NodeBuilder, Error> {
+    let data_dir = PathBuf::from(variable("DATA_DIR")?);
+    let storage = StorageConfig::Disk { data_dir };
+    let Ok(peers) = variable("PEERS") else {
+        let (service, set) = (variable("HEADLESS_SERVICE")?, variable("STATEFULSET")?);
+        let pod = Pod::find(PodSettings::new(service, set))?;
+        return Ok(pod.builder(pod.config(storage))?);
+    };
+    let (name, peers): (_, FixedDiscovery) = (variable("NAME")?, peers.parse()?);
+    let mut replicas = peers.suggestions().iter();
+    let own = replicas.find(|replica| replica.name.as_ref() == Some(&name));
+    let own = own.ok_or_else(|| format!("PEERS does not name {name:?}, which is NAME"))?;
+    let mut config = NodeConfig::new(name, storage);
+    config.peer_address = own.peer_address.clone();
+    config.peer_listen = variable("PEER_LISTEN")?;
+    // Only this application uses the store, from the inside.
+    config.client_address = String::new();
+    // As many as found the cluster together: none of them would found one without the others.
+    config.replicas = u32::try_from(peers.suggestions().len())?;
+    Ok(Node::builder(config).discovery(Arc::new(peers)))
 }
 
 async fn serve() -> Result<(), Error> {
@@ -104,17 +103,14 @@ async fn serve() -> Result<(), Error> {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .init();
-    let settings = Settings::from_env()?;
     let stop = stop_signal()?;
     tokio::pin!(stop);
-    let starting = Node::builder(settings.node)
-        .discovery(Arc::new(settings.peers))
-        .start();
     let node = tokio::select! {
-        node = starting => node?,
+        node = builder()?.start() => node?,
         () = &mut stop => return Ok(()),
     };
-    let result = serve_http(&settings.http_listen, &node, stop).await;
+    let listen = variable("HTTP_LISTEN").unwrap_or("0.0.0.0:8080".into());
+    let result = serve_http(&listen, &node, stop).await;
     // It must end after all that uses it. Were it killed instead, nothing that was acknowledged would be lost.
     node.shutdown().await;
     result
@@ -140,6 +136,8 @@ async fn serve_http(
 
     let result = tokio::select! {
         () = stop => {
+            // A replica that is scaled away votes on until the others have taken it out.
+            podkv::pod::leave(node, patience()).await;
             // Unready from now on, and another replica leads. Requests are served until the traffic has moved.
             node.drain().await;
             Ok(())
@@ -157,6 +155,12 @@ async fn serve_http(
 }
 
 type Replica = (Node, Arc<Flags<Node>>);
+
+/// What of the pod's grace may go by before it drains.
+fn patience() -> Duration {
+    let grace = variable("GRACE").ok().and_then(|grace| grace.parse().ok());
+    Duration::from_secs(grace.unwrap_or(120)).saturating_sub(2 * GRACE)
+}
 
 /// For the readiness probe. It says nothing about liveness: a replica without a majority needs no restart.
 async fn readyz(State((node, flags)): State<Replica>) -> (StatusCode, String) {

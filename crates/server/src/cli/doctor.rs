@@ -7,7 +7,7 @@ use super::output::Printer;
 use super::{Exit, Failure, tls};
 use crate::doctor::gather::{Sources, gather};
 use crate::doctor::{Finding, Level, judge, worst};
-use crate::pod::Surroundings;
+use podkv_pod::Surroundings;
 
 pub(super) async fn run(client: ClientArgs, args: DoctorArgs) -> Result<Exit, Failure> {
     let mut printer = Printer::new(client.output);

@@ -19,7 +19,7 @@ use super::observed::{
     Lookup, NodeSeen, Observed, OwnNode, PeerSeen, PortSeen, ServiceSeen, Settings, SizeSeen,
     TlsSeen,
 };
-use crate::pod::Surroundings;
+use podkv_pod::Surroundings;
 use crate::settings::{HEADLESS_SERVICE, NAME, PEERS, ServeConfig, Values};
 
 /// For a connection, and for a page of the admin port. Within a cluster both take milliseconds.
@@ -124,7 +124,7 @@ async fn size(config: &ServeConfig) -> SizeSeen {
     let Some(statefulset) = config.statefulset.clone() else {
         return SizeSeen::NotAsked;
     };
-    let source = crate::kubernetes::StatefulSetSource {
+    let source = podkv_pod::StatefulSetSource {
         host: statefulset.api_host,
         port: statefulset.api_port,
         account_dir: statefulset.account_dir,
