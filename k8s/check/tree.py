@@ -19,7 +19,7 @@ COMBINATIONS = [
 ]
 # Of the examples, those that are clusters, and those that are not.
 CLUSTERS = ["production"]
-OTHERS = ["backup"]
+OTHERS = ["backup", "read-only"]
 
 
 def settings_of_the_program():
