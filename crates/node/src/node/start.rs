@@ -305,6 +305,8 @@ impl Parts {
                 peers: peers.clone(),
                 me: identity.node_id(),
                 clock: clock_sender,
+                // By then a majority that is there would have followed another one.
+                quorum_patience: 2 * config.timing.election_max,
             },
             Admission::new(config.max_inflight_proposals, config.max_inflight_bytes),
             limits,

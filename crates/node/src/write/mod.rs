@@ -37,6 +37,7 @@ pub(crate) use self::handover::Handover;
 pub(crate) use self::router::RouterParts;
 
 use self::admission::Permit;
+use crate::raft::Group;
 
 /// An outcome, and the term it was committed in.
 #[derive(Clone, Debug)]
@@ -127,6 +128,8 @@ pub(crate) struct Writer {
     admission: Admission,
     limits: Arc<Limits>,
     state: tokio::sync::watch::Receiver<crate::raft::GroupState>,
+    group: Group,
+    quorum_patience: Duration,
     handover: Handover,
 }
 
@@ -140,7 +143,8 @@ impl Writer {
         stop: CancellationToken,
     ) -> Self {
         let (inbox, receiver) = mpsc::channel(admission.max_proposals());
-        let state = parts.group.state();
+        let (group, quorum_patience) = (parts.group.clone(), parts.quorum_patience);
+        let state = group.state();
         let handover = Handover::default();
         tasks.spawn(router::run(
             parts,
@@ -154,6 +158,8 @@ impl Writer {
             admission,
             limits,
             state,
+            group,
+            quorum_patience,
             handover,
         }
     }
@@ -205,6 +211,13 @@ impl Writer {
     fn timed_out(&self, timeout: Duration) -> Error {
         let state = self.state.borrow();
         match state.leader {
+            Some(_) if self.group.quorum_is_lost(self.quorum_patience) => Error::new(
+                Reason::NoLeader,
+                format!(
+                    "no answer within {timeout:?}: this node leads, and no majority of the voters answers it. Check \
+                     that the other pods run and reach each other"
+                ),
+            ),
             Some(_) => Error::new(
                 Reason::DeadlineExceeded,
                 format!(

@@ -36,6 +36,8 @@ pub(crate) struct RouterParts {
     pub me: MemberId,
     /// The clock while this node leads; shared with whoever else needs it.
     pub clock: tokio::sync::watch::Sender<Option<LeaderClock>>,
+    /// A leader whom no majority has followed for so long takes nothing more until one does.
+    pub quorum_patience: Duration,
 }
 
 type InFlight = BoxFuture<'static, (podkv_api::Result<Committed>, Vec<Pending>)>;
@@ -147,6 +149,12 @@ impl Router {
             return;
         }
         let clock = self.leader_clock(state.term, applied.clock_ms);
+        // Proposed without a majority, nobody could tell what became of it. Queued, it ends with a known outcome.
+        let patience = self.parts.quorum_patience;
+        if !self.queue.is_empty() && self.parts.group.quorum_is_lost(patience) {
+            self.refuse_forwarded(None);
+            return;
+        }
         while self.in_flight.len() < MAX_ENTRIES_IN_FLIGHT {
             let pendings = self.take_entry();
             if pendings.is_empty() {

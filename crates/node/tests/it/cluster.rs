@@ -216,6 +216,33 @@ async fn local_reads_go_on_without_a_majority_and_writes_say_why_not() {
     cluster.shutdown().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_without_its_majority_soon_leaves_no_write_in_doubt() {
+    let mut cluster = podkv_node::testing::cluster_with(3, |config| {
+        config.request_timeout = Duration::from_secs(1);
+    })
+    .await;
+    let leader = cluster.leader().await;
+    let others: Vec<_> = (0..3).filter(|index| *index != leader).collect();
+    for other in &others {
+        cluster.kill(*other).await;
+    }
+    let node = cluster.node(leader);
+    let refused = async {
+        loop {
+            let error = node.put(Put::new("a", "1")).await.unwrap_err();
+            if !error.outcome_unknown() {
+                return error;
+            }
+        }
+    };
+    let refused = tokio::time::timeout(Duration::from_secs(30), refused).await;
+    assert_eq!(refused.unwrap().reason(), Reason::NoLeader);
+    cluster.restart(others[0]).await.unwrap();
+    node.put(Put::new("a", "2")).await.unwrap();
+    cluster.shutdown().await;
+}
+
 /// It has nothing, and would answer "not found" to everything.
 #[tokio::test]
 async fn a_node_that_belongs_to_no_cluster_answers_no_read() {
