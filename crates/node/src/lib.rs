@@ -35,7 +35,7 @@ mod write;
 pub use config::NodeConfig;
 pub use health::Health;
 pub use node::{
-    Latency, Node, NodeBuilder, NodeStats, RestoreWriter, Restored, SnapshotReader, Written,
-    open_tls,
+    Latency, Method, Node, NodeBuilder, NodeStats, Requests, RestoreWriter, Restored,
+    SnapshotReader, VolumeSpace, Written, open_tls,
 };
 pub use size::SizeSource;

@@ -9,6 +9,7 @@
 
 mod calls;
 mod cluster;
+mod counting;
 mod deadline;
 mod draining;
 mod health;
@@ -122,10 +123,17 @@ pub fn routes(node: Node, settings: ApiSettings) -> Routes {
     routes
         .add_service(cluster)
         .add_service(snapshot)
-        .add_service(health::service(node));
+        .add_service(health::service(node.clone()));
     add_reflection(&mut routes);
     let typed = MapResponseLayer::new(move |response| oversized::typed(response, max_request));
-    Routes::from(routes.routes().into_axum_router().layer(typed))
+    let counting = counting::Counting(node);
+    Routes::from(
+        routes
+            .routes()
+            .into_axum_router()
+            .layer(typed)
+            .layer(counting),
+    )
 }
 
 /// Lets tools like grpcurl ask what there is, in the protocol's current and its former version.
