@@ -35,8 +35,8 @@ mod write;
 pub use config::NodeConfig;
 pub use health::Health;
 pub use node::{
-    DataDigest, Latency, Node, NodeBuilder, NodeStats, RestoreWriter, Restored, SnapshotReader,
-    Written, open_tls,
+    DataDigest, Latency, Method, Node, NodeBuilder, NodeStats, Requests, RestoreWriter, Restored,
+    SnapshotReader, VolumeSpace, Written, open_tls,
 };
 pub use size::SizeSource;
 pub use watch::{Progress, Watching};

@@ -14,5 +14,10 @@ fn main() -> std::process::ExitCode {
             return std::process::ExitCode::FAILURE;
         }
     };
-    runtime.block_on(podkv_server::cli::run(cli)).into()
+    let exit = runtime.block_on(podkv_server::cli::run(cli));
+    if exit.is_by_signal() {
+        // What blocks (a recovery that reads a long log) is not waited for: it can end anywhere.
+        runtime.shutdown_background();
+    }
+    exit.into()
 }

@@ -3,6 +3,8 @@
 use podkv_api::{Error, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::cli::Exit;
+
 /// The signals that ask for an end.
 pub(crate) struct Stop {
     terminate: Signal,
@@ -20,6 +22,14 @@ impl Stop {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
         })
+    }
+
+    /// Waits for one, and says what to exit with for having been ended by it.
+    pub async fn exit(&mut self) -> Exit {
+        tokio::select! {
+            _ = self.terminate.recv() => Exit::Terminated,
+            _ = self.interrupt.recv() => Exit::Interrupted,
+        }
     }
 
     /// Returns when one has come since the last time.

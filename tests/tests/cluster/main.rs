@@ -1,12 +1,14 @@
 //! Real nodes as processes on real disks: killed, restarted, left behind, starved of a majority.
 
 mod bad_input;
+mod doctor;
 mod exactly_once;
 mod group_commit;
 mod kills;
 mod majority;
 mod proxy;
 mod recover;
+mod signals;
 mod snapshots;
 
 use podkv_api::{Consistency, KeyRange, KeyValue, Range, Store};

@@ -23,6 +23,7 @@ mod calls;
 mod founding;
 mod lookout;
 mod readiness;
+mod requests;
 mod restore;
 mod size;
 mod snapshot;
@@ -46,10 +47,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use self::admin::DataDigest;
+pub use self::requests::{Method, Requests};
 pub use self::restore::{RestoreWriter, Restored};
 pub use self::snapshot::SnapshotReader;
 pub use self::start::{NodeBuilder, open_tls};
-pub use self::stats::{Latency, NodeStats};
+pub use self::stats::{Latency, NodeStats, VolumeSpace};
 
 use crate::clock::LeaderClock;
 use crate::config::NodeConfig;
@@ -97,6 +99,7 @@ struct Inner {
     size_waits: watch::Sender<Option<String>>,
     /// Turns true when the state is at least as new as anything this node ever answered from.
     recovered: watch::Receiver<bool>,
+    requests: Requests,
     /// One backup at a time.
     backups: Arc<tokio::sync::Semaphore>,
     tasks: TaskTracker,

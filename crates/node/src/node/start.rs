@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::lookout::Lookout;
+use super::requests::Requests;
 use super::{Inner, Node, readiness};
 use crate::config::NodeConfig;
 use crate::discovery::{Discovery, FixedDiscovery};
@@ -357,6 +358,7 @@ impl Parts {
             size_source,
             size_waits: watch::channel(None).0,
             recovered,
+            requests: Requests::default(),
             backups: Arc::new(tokio::sync::Semaphore::new(1)),
             tasks,
             stop,

@@ -1,6 +1,10 @@
 //! Figures for metrics and balancers. Cheap to take: counters, no disk.
 
+use std::collections::BTreeMap;
+
 use super::Node;
+use super::requests::Requests;
+use crate::config::StorageConfig;
 use crate::raft::{HistogramSnapshot, LogStats, Role, SnapshotStats};
 use crate::watch::WatchStats;
 
@@ -18,6 +22,10 @@ pub struct NodeStats {
     pub log_bytes_total: u64,
     /// One write of a batch of the log with its fsync.
     pub log_write_latency: Latency,
+    /// One batch of committed entries, applied to the state.
+    pub apply_latency: Latency,
+    /// Of the leader: how many entries each other member lacks, by the pod's name. Empty elsewhere.
+    pub peers_behind: BTreeMap<String, u64>,
     /// Snapshots of the own state that were built, to purge the log and to send to peers.
     pub snapshots_built_total: u64,
     /// Snapshots of a peer that took the place of the own state: this node had fallen behind a purged log.
@@ -54,7 +62,45 @@ impl From<HistogramSnapshot> for Latency {
     }
 }
 
+/// The volume that a node's folder is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeSpace {
+    pub size_bytes: u64,
+    /// What this user may still take.
+    pub free_bytes: u64,
+}
+
 impl Node {
+    /// What clients asked of this node over the network; whoever serves them counts.
+    pub fn requests(&self) -> &Requests {
+        &self.0.requests
+    }
+
+    /// The space on the volume; `None` on memory storage. Asks the file system, and waits for it.
+    pub async fn volume_space(&self) -> Option<VolumeSpace> {
+        let StorageConfig::Disk { data_dir } = &self.0.config.storage else {
+            return None;
+        };
+        let data_dir = data_dir.clone();
+        let asked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&data_dir)).await;
+        let space = asked.ok()?.ok()?;
+        Some(VolumeSpace {
+            size_bytes: space.f_blocks.saturating_mul(space.f_frsize),
+            free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
+        })
+    }
+
+    fn peers_behind(&self) -> BTreeMap<String, u64> {
+        let Some(observed) = self.0.group.observe().filter(|_| self.is_leader()) else {
+            return BTreeMap::new();
+        };
+        let nodes = &observed.members.nodes;
+        let peers = observed.peers.iter();
+        peers
+            .filter_map(|(id, peer)| Some((nodes.get(id)?.name.clone(), peer.behind)))
+            .collect()
+    }
+
     /// The node's figures now.
     pub fn stats(&self) -> NodeStats {
         let log: LogStats = self.0.group.log_stats();
@@ -74,6 +120,8 @@ impl Node {
             log_entries_total: log.entries_written,
             log_bytes_total: log.bytes_written,
             log_write_latency: log.write_latency.into(),
+            apply_latency: self.0.group.apply_latency().into(),
+            peers_behind: self.peers_behind(),
             snapshots_built_total: snapshots.built,
             snapshots_installed_total: snapshots.installed,
             watches: watch.watchers,

@@ -31,11 +31,11 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use self::cache::Cache;
 use self::counters::Counters;
-pub(crate) use self::counters::HistogramSnapshot;
 use self::read::Reader;
 pub(super) use self::read::read_disk;
 use self::sizes::Sizes;
 use self::writer::{Job, QUEUE_BYTES, QUEUE_JOBS};
+use super::histogram::HistogramSnapshot;
 use super::record;
 use super::types::{LogEntry, LogId, TypeConfig, Vote, log_id, position, weight};
 use crate::membership::LogPosition;

@@ -33,6 +33,7 @@ use self::apply::Job;
 pub(super) use self::apply::apply_offline;
 pub(crate) use self::snapshot::SnapshotStats;
 pub(super) use self::snapshot::{Built, SnapshotCounters, SnapshotData};
+use super::histogram::Histogram;
 use super::log::Log;
 use super::record;
 use super::transfer::Transfers;
@@ -109,6 +110,8 @@ pub(super) struct Shared {
     reached: Mutex<Reached>,
     snapshots: snapshot::Slot,
     counters: Arc<SnapshotCounters>,
+    /// One batch of entries, from its first to its commit.
+    apply_latency: Arc<Histogram>,
     transfers: Arc<Transfers>,
     /// The log that apply must not overtake.
     log: Option<Log>,
@@ -146,6 +149,7 @@ impl Machine {
             reached: Mutex::new(reached),
             snapshots: snapshot::Slot::default(),
             counters: Arc::default(),
+            apply_latency: Arc::default(),
             transfers,
             log,
         });
@@ -162,6 +166,10 @@ impl Machine {
 
     pub fn applied(&self) -> watch::Receiver<Applied> {
         self.shared.applied.subscribe()
+    }
+
+    pub fn apply_latency(&self) -> Arc<Histogram> {
+        self.shared.apply_latency.clone()
     }
 
     pub fn snapshots(&self) -> Arc<SnapshotCounters> {

@@ -17,6 +17,7 @@
 mod calls;
 mod freshness;
 mod group;
+mod histogram;
 mod log;
 mod machine;
 mod membership;
@@ -36,7 +37,8 @@ use podkv_api::Revision;
 use podkv_core::{Outcome, RevisionEvents};
 
 pub(crate) use self::group::{Group, GroupParts, GroupState, Role};
-pub(crate) use self::log::{HistogramSnapshot, LogStats};
+pub(crate) use self::histogram::HistogramSnapshot;
+pub(crate) use self::log::LogStats;
 pub(crate) use self::machine::SnapshotStats;
 #[cfg(test)]
 pub(crate) use self::offline::testing;

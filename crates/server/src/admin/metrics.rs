@@ -4,7 +4,7 @@ use std::fmt::{Display, Write};
 use std::time::Duration;
 
 use podkv_api::{MemberRole, NodeStatus, Store};
-use podkv_node::{Health, Latency, Node, NodeStats};
+use podkv_node::{Health, Latency, Node, NodeStats, VolumeSpace};
 
 /// A scrape must not hang on a disk that does.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,6 +37,10 @@ pub(super) async fn render(node: Option<&Node>) -> String {
         );
     }
     page.stats(&node.stats());
+    page.requests(node);
+    if let Ok(Some(space)) = tokio::time::timeout(STATUS_TIMEOUT, node.volume_space()).await {
+        page.volume(space);
+    }
     let status = tokio::time::timeout(STATUS_TIMEOUT, Store::status(node)).await;
     let readable = matches!(status, Ok(Ok(_)));
     page.gauge(
@@ -151,6 +155,40 @@ impl Page {
         }
         let help = "One write of a batch of the log with its fsync";
         self.histogram("log_write_seconds", help, &stats.log_write_latency);
+        let help = "One batch of committed entries, applied to the state";
+        self.histogram("apply_seconds", help, &stats.apply_latency);
+        let help = "Entries that another member lacks, as the leader sees it";
+        self.family("peer_lag_entries", help, "gauge");
+        for (peer, behind) in &stats.peers_behind {
+            let labels = format!("{{peer=\"{}\"}}", escaped(peer));
+            self.sample("peer_lag_entries", &labels, behind);
+        }
+    }
+
+    fn requests(&mut self, node: &Node) {
+        let help = "Calls of clients that were answered, and streams that have begun; operations in a pipe one by one";
+        self.family("requests_total", help, "counter");
+        for (method, result, count) in node.requests().totals() {
+            let labels = format!("{{method=\"{method}\",result=\"{result}\"}}");
+            self.sample("requests_total", &labels, count);
+        }
+    }
+
+    fn volume(&mut self, space: VolumeSpace) {
+        for (name, help, bytes) in [
+            (
+                "volume_size_bytes",
+                "Size of the volume's file system",
+                space.size_bytes,
+            ),
+            (
+                "volume_free_bytes",
+                "What the node may still take of it",
+                space.free_bytes,
+            ),
+        ] {
+            self.gauge(name, help, bytes);
+        }
     }
 
     fn histogram(&mut self, name: &str, help: &str, latency: &Latency) {

@@ -9,6 +9,7 @@
 
 pub(crate) mod calls;
 mod cluster;
+mod counting;
 mod deadline;
 pub(crate) mod draining;
 mod health;
@@ -132,7 +133,9 @@ pub fn routes(node: Node, settings: ApiSettings) -> Routes {
     etcd::add_services(&mut routes, &calls, max_request);
     add_reflection(&mut routes);
     let typed = MapResponseLayer::new(move |response| oversized::typed(response, max_request));
-    let grpc = routes.routes().into_axum_router().layer(typed);
+    let counting = counting::Counting(node.clone());
+    let grpc = routes.routes().into_axum_router();
+    let grpc = grpc.layer(typed).layer(counting);
     Routes::from(etcd::add_gateway(grpc, &node, max_request))
 }
 

@@ -23,6 +23,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, unfold};
 use futures_util::{Stream, StreamExt};
 use podkv_api::{Error, Reason};
+use podkv_node::Method;
 use podkv_proto::convert::{Malformed, to_status};
 use podkv_proto::v1;
 use podkv_proto::v1::pipe_operation::Operation;
@@ -244,11 +245,23 @@ fn refusal(id: u64, credits: usize) -> v1::PipeResult {
     }
 }
 
+fn method(operation: Option<&Operation>) -> Method {
+    match operation {
+        Some(Operation::Put(_)) => Method::KvPut,
+        Some(Operation::Delete(_)) => Method::KvDelete,
+        Some(Operation::Txn(_)) => Method::KvTxn,
+        Some(Operation::Get(_)) => Method::KvGet,
+        Some(Operation::Range(_)) => Method::KvRange,
+        None => Method::KvPipe,
+    }
+}
+
 async fn run(shared: Arc<Shared>, operation: v1::PipeOperation) -> v1::PipeResult {
     let Shared { calls, caller } = &*shared;
     let timeout = (operation.deadline_ms != 0).then(|| {
         Duration::from_millis(operation.deadline_ms.into()).min(calls.settings.max_deadline)
     });
+    let method = method(operation.operation.as_ref());
     let result = match operation.operation {
         Some(Operation::Put(put)) => calls.put(put, caller, timeout).await.map(Outcome::Put),
         Some(Operation::Delete(delete)) => calls
@@ -263,6 +276,11 @@ async fn run(shared: Arc<Shared>, operation: v1::PipeOperation) -> v1::PipeResul
             Err(Malformed::request("operation", problem).into())
         }
     };
+    let code = result
+        .as_ref()
+        .err()
+        .map_or(Code::Ok, |error| to_status(error).code());
+    calls.node.requests().count(method, code.into());
     let result = result.unwrap_or_else(|error| Outcome::Error((&error).into()));
     v1::PipeResult {
         id: operation.id,

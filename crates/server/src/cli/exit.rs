@@ -21,11 +21,22 @@ pub enum Exit {
     Unknown = 6,
     /// Not allowed, or not the cluster that was expected.
     Denied = 7,
+    /// Ended by SIGINT, as shells count it.
+    Interrupted = 130,
+    /// Ended by SIGTERM, as shells count it.
+    Terminated = 143,
 }
 
 /// For the help text.
 pub const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed; 2 bad command or setting; 3 not found; \
-4 compare failed or conflict; 5 unavailable, try again; 6 unknown whether the write was applied; 7 denied or fenced";
+4 compare failed or conflict; 5 unavailable, try again; 6 unknown whether the write was applied; 7 denied or fenced; 130, 143 ended by a signal";
+
+impl Exit {
+    /// Whatever was under way is to be left.
+    pub fn is_by_signal(self) -> bool {
+        matches!(self, Self::Interrupted | Self::Terminated)
+    }
+}
 
 impl From<&Error> for Exit {
     fn from(error: &Error) -> Self {

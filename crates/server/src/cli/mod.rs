@@ -60,8 +60,30 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// Runs a parsed command to its end.
+/// Runs a parsed command to its end, or until a signal.
+///
+/// Most commands have nothing to end with, and a signal would just kill them. But the first process of a container is
+/// not killed by signals that it does not handle: `podkv watch` in a pod would outlive its grace.
 pub async fn run(cli: Cli) -> Exit {
+    let ends_by_itself = matches!(
+        cli.command,
+        Command::Serve(_)
+            | Command::Dev(_)
+            | Command::Lock { .. }
+            | Command::Elect { .. }
+            | Command::Lease(_)
+    );
+    match Stop::listen() {
+        Ok(mut stop) if !ends_by_itself => tokio::select! {
+            biased;
+            exit = finish(cli) => exit,
+            exit = stop.exit() => exit,
+        },
+        _ => finish(cli).await,
+    }
+}
+
+async fn finish(cli: Cli) -> Exit {
     let result = match cli.command {
         Command::Serve(mut args) => {
             tls::serve_flags(&cli.client.tls, &mut args.settings.0);

@@ -650,7 +650,8 @@ impl<'a> Seen<'a> {
                 zone.and_then(Value::as_str).unwrap_or("")
             })
             .collect();
-        if zones.len() == 2 && !zones.contains("") {
+        let placed: usize = by_host.values().map(Vec::len).sum();
+        if zones.len() == 2 && !zones.contains("") && placed as u64 >= self.replicas {
             let zones: Vec<_> = zones.into_iter().collect();
             findings.push(Finding::warning(
                 CHECK,

@@ -1,11 +1,12 @@
 //! The admin port: alive before there is a node, ready when the node is.
 
 use podkv_api::{Put, Store};
+use podkv_proto::v1;
 use podkv_server::AdminServer;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::soon;
+use crate::harness::{Harness, soon};
 
 /// Status and body, as a kubelet or Prometheus would see them.
 async fn ask(admin: &AdminServer, request_line: &str) -> (u16, String) {
@@ -56,6 +57,8 @@ async fn probes_and_metrics_follow_the_node() {
     for path in ["/livez", "/startupz", "/readyz"] {
         assert_eq!(get(&admin, path).await, (200, "ok\n".into()), "{path}");
     }
+    let ready = r#"{"draining":false,"ready":true,"reason":"","started":true}"#;
+    assert_eq!(get(&admin, "/status").await, (200, format!("{ready}\n")));
     node.put(Put::new("a", "1")).await.unwrap();
     let (_, page) = get(&admin, "/metrics").await;
     for line in [
@@ -94,5 +97,49 @@ async fn probes_and_metrics_follow_the_node() {
     let (status, reason) = get(&admin, "/readyz").await;
     assert_eq!(status, 503);
     assert!(reason.contains("draining"), "{reason}");
+    let (status, json) = get(&admin, "/status").await;
+    assert_eq!(status, 200, "a proxy on the way hides the text of an error");
+    assert!(json.contains(reason.trim()), "{json}");
     cluster.shutdown().await;
+}
+
+#[tokio::test]
+async fn requests_are_counted_by_method_and_result() {
+    let harness = Harness::start().await;
+    let admin = AdminServer::listen("127.0.0.1:0").await.unwrap();
+    admin.serve(harness.node());
+    let put = |key: &str| v1::PutRequest {
+        key: key.to_owned().into(),
+        ..Default::default()
+    };
+    harness.kv().put(put("a")).await.unwrap();
+    harness.kv().put(put("")).await.unwrap_err();
+    // Two more through a pipe, one of them refused.
+    let operation = |id, key| v1::PipeOperation {
+        id,
+        operation: Some(v1::pipe_operation::Operation::Put(put(key))),
+        ..Default::default()
+    };
+    let request = v1::PipeRequest {
+        operations: vec![operation(1, "b"), operation(2, "")],
+    };
+    let requests = tokio_stream::iter([request]);
+    let mut answers = harness.kv().pipe(requests).await.unwrap().into_inner();
+    while soon(answers.message()).await.unwrap().is_some() {}
+    let (_, page) = get(&admin, "/metrics").await;
+    for line in [
+        r#"podkv_requests_total{method="kv.put",result="ok"} 2"#,
+        r#"podkv_requests_total{method="kv.put",result="invalid_argument"} 2"#,
+        r#"podkv_requests_total{method="kv.pipe",result="ok"} 1"#,
+        r#"podkv_requests_total{method="kv.get",result="ok"} 0"#,
+    ] {
+        assert!(
+            page.lines().any(|found| found == line),
+            "{line} not in\n{page}"
+        );
+    }
+    let applied = page
+        .lines()
+        .find_map(|line| line.strip_prefix("podkv_apply_seconds_count "));
+    assert_ne!(applied, Some("0"), "{page}");
 }

@@ -1,6 +1,7 @@
 //! The thread that applies.
 
 use std::io;
+use std::time::Instant;
 
 use openraft::storage::{ApplyResponder, EntryResponder};
 use podkv_core::{Applier, Effects, Outcome, View};
@@ -33,6 +34,7 @@ pub(super) fn run(shared: &Shared, mut jobs: mpsc::Receiver<Job>) {
 type Answers = Vec<(ApplyResponder<TypeConfig>, Vec<Outcome>)>;
 
 fn apply(shared: &Shared, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
+    let began = Instant::now();
     let mut reached = shared.reached().clone();
     let (effects, answers) = {
         let view = shared.state.view();
@@ -46,6 +48,7 @@ fn apply(shared: &Shared, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<
     } = effects;
     let writes = state_writes(writes, &shared.reached(), &reached);
     shared.state.commit(writes)?;
+    shared.apply_latency.observe(began.elapsed());
 
     let applied = super::Applied {
         position: reached.position.unwrap_or_default(),

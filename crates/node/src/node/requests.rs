@@ -1,0 +1,165 @@
+//! What clients asked of this node over the network, counted by method and result.
+//!
+//! One counter for each pair, in one fixed array: to count is one relaxed addition, without a lock, an allocation or a
+//! look-up by name.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+macro_rules! methods {
+    ($($name:ident = $path:literal, $label:literal;)*) => {
+        /// What can be asked. Operations in a pipe count as the method that they are.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Method {
+            $($name,)*
+            /// Whatever else is served on the port: health, reflection, other protocols.
+            Other,
+        }
+
+        impl Method {
+            const ALL: &[Method] = &[$(Method::$name,)* Method::Other];
+
+            /// The method behind a gRPC path.
+            pub fn of_path(path: &str) -> Self {
+                match path {
+                    $($path => Self::$name,)*
+                    _ => Self::Other,
+                }
+            }
+
+            /// As it stands in metrics.
+            pub fn label(self) -> &'static str {
+                match self {
+                    $(Self::$name => $label,)*
+                    Self::Other => "other",
+                }
+            }
+        }
+    };
+}
+
+methods! {
+    KvGet = "/podkv.v1.KV/Get", "kv.get";
+    KvPut = "/podkv.v1.KV/Put", "kv.put";
+    KvDelete = "/podkv.v1.KV/Delete", "kv.delete";
+    KvRange = "/podkv.v1.KV/Range", "kv.range";
+    KvTxn = "/podkv.v1.KV/Txn", "kv.txn";
+    KvCompact = "/podkv.v1.KV/Compact", "kv.compact";
+    KvPipe = "/podkv.v1.KV/Pipe", "kv.pipe";
+    LeaseGrant = "/podkv.v1.Lease/Grant", "lease.grant";
+    LeaseRevoke = "/podkv.v1.Lease/Revoke", "lease.revoke";
+    LeaseKeepAlive = "/podkv.v1.Lease/KeepAlive", "lease.keep_alive";
+    LeaseStatus = "/podkv.v1.Lease/Status", "lease.status";
+    LeaseList = "/podkv.v1.Lease/List", "lease.list";
+    SessionOpen = "/podkv.v1.Session/Open", "session.open";
+    SessionKeepAlive = "/podkv.v1.Session/KeepAlive", "session.keep_alive";
+    SessionClose = "/podkv.v1.Session/Close", "session.close";
+    Watch = "/podkv.v1.Watch/Watch", "watch.watch";
+    ClusterMembers = "/podkv.v1.Cluster/Members", "cluster.members";
+    ClusterStatus = "/podkv.v1.Cluster/Status", "cluster.status";
+    ClusterAddMember = "/podkv.v1.Cluster/AddMember", "cluster.add_member";
+    ClusterPromoteMember = "/podkv.v1.Cluster/PromoteMember", "cluster.promote_member";
+    ClusterRemoveMember = "/podkv.v1.Cluster/RemoveMember", "cluster.remove_member";
+    ClusterTransferLeadership = "/podkv.v1.Cluster/TransferLeadership", "cluster.transfer_leadership";
+    ClusterSetRetention = "/podkv.v1.Cluster/SetRetention", "cluster.set_retention";
+    ClusterResize = "/podkv.v1.Cluster/Resize", "cluster.resize";
+    SnapshotSave = "/podkv.v1.Snapshot/Save", "snapshot.save";
+    SnapshotRestore = "/podkv.v1.Snapshot/Restore", "snapshot.restore";
+    SnapshotDiscardRestore = "/podkv.v1.Snapshot/DiscardRestore", "snapshot.discard_restore";
+}
+
+/// gRPC's status codes, by number.
+const RESULTS: [&str; 17] = [
+    "ok",
+    "cancelled",
+    "unknown",
+    "invalid_argument",
+    "deadline_exceeded",
+    "not_found",
+    "already_exists",
+    "permission_denied",
+    "resource_exhausted",
+    "failed_precondition",
+    "aborted",
+    "out_of_range",
+    "unimplemented",
+    "internal",
+    "unavailable",
+    "data_loss",
+    "unauthenticated",
+];
+/// The code of what is none of these.
+const UNKNOWN: usize = 2;
+
+/// Counters since the start.
+#[derive(Debug)]
+pub struct Requests([[AtomicU64; RESULTS.len()]; Method::ALL.len()]);
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Default::default()))
+    }
+}
+
+impl Requests {
+    /// Counts one that has ended, or a stream that has begun. `grpc_code` is the number of its status.
+    pub fn count(&self, method: Method, grpc_code: i32) {
+        let result = usize::try_from(grpc_code).ok();
+        let result = result.filter(|code| *code < RESULTS.len());
+        // `Method::ALL` lists every method in its order, and the result is below the length.
+        if let Some(counter) = self
+            .0
+            .get(method as usize)
+            .and_then(|counters| counters.get(result.unwrap_or(UNKNOWN)))
+        {
+            counter.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Method, result and count: of everything that ever happened, and of each method's successes.
+    pub fn totals(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> + '_ {
+        Method::ALL
+            .iter()
+            .zip(&self.0)
+            .flat_map(|(method, counts)| {
+                RESULTS.iter().zip(counts).filter_map(|(result, count)| {
+                    let count = count.load(Relaxed);
+                    let shown = count > 0 || *result == "ok";
+                    shown.then_some((method.label(), *result, count))
+                })
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_method_and_result_has_a_counter_of_its_own() {
+        let requests = Requests::default();
+        for _ in 0..3 {
+            requests.count(Method::of_path("/podkv.v1.KV/Put"), 0);
+        }
+        requests.count(Method::KvPut, 14);
+        requests.count(Method::of_path("/grpc.health.v1.Health/Check"), 99);
+        let happened: Vec<_> = requests
+            .totals()
+            .filter(|(_, _, count)| *count > 0)
+            .collect();
+        let expected = [
+            ("kv.put", "ok", 3),
+            ("kv.put", "unavailable", 1),
+            ("other", "unknown", 1),
+        ];
+        assert_eq!(happened, expected);
+        // What has not happened yet is 0, not absent: a rate needs a first sample.
+        assert!(requests.totals().any(|one| one == ("kv.get", "ok", 0)));
+    }
+
+    #[test]
+    fn methods_are_their_index() {
+        for (index, method) in Method::ALL.iter().enumerate() {
+            assert_eq!(*method as usize, index);
+        }
+    }
+}
