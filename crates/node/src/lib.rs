@@ -34,7 +34,8 @@ mod write;
 pub use config::NodeConfig;
 pub use health::Health;
 pub use node::{
-    Latency, Node, NodeBuilder, NodeStats, RestoreWriter, Restored, SnapshotReader, Written,
-    open_tls,
+    DataDigest, Latency, Node, NodeBuilder, NodeStats, RestoreWriter, Restored, SnapshotReader,
+    Written, open_tls,
 };
 pub use size::SizeSource;
+pub use watch::{Progress, Watching};

@@ -171,6 +171,15 @@ impl Query {
             .await
     }
 
+    pub async fn data_digest(&self, revision: Revision) -> Result<(Meta, [u8; 32])> {
+        let read = move |view: &dyn StateView| {
+            let meta = read_meta(view)?;
+            let digest = podkv_core::data_digest(view, revision)?;
+            Ok(digest.map(|digest| (meta, digest)))
+        };
+        Ok(self.read(read).await??)
+    }
+
     pub async fn meta(&self) -> Result<Meta> {
         self.read(|view| read_meta(view)).await
     }

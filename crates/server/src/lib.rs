@@ -16,6 +16,7 @@ mod cert;
 pub mod cli;
 mod connections;
 mod dev;
+mod etcd;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
 pub mod pod;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use podkv_api::{
     Consistency, DesiredSize, Error, Header, Member, MemberId, NodeStatus, Reason, Result,
-    Retention,
+    Retention, Revision,
 };
 use podkv_core::Command;
 use podkv_proto::peer as wire;
@@ -34,6 +34,16 @@ pub(crate) enum Change {
     },
     /// `None` lets the leader choose the voter that is furthest.
     Transfer(Option<MemberId>),
+}
+
+/// See [`Node::data_digest`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DataDigest {
+    pub header: Header,
+    /// What it is of.
+    pub revision: Revision,
+    pub compacted_revision: Revision,
+    pub sha256: [u8; 32],
 }
 
 impl Node {
@@ -126,6 +136,31 @@ impl Node {
                 Err(Error::new(Reason::Overloaded, text))
             }
         }
+    }
+
+    /// The digest of all keys with their values as of a revision; 0 is the newest that is applied here. Equal on every
+    /// node for the same revision.
+    pub async fn data_digest(&self, revision: Revision) -> Result<DataDigest> {
+        self.fresh(Consistency::Local, None).await?;
+        let (meta, sha256) = self.0.query.data_digest(revision).await?;
+        let revision = match revision {
+            0 => meta.revision,
+            _ => revision,
+        };
+        Ok(DataDigest {
+            header: self.header_at(meta.revision),
+            revision,
+            compacted_revision: meta.compacted_revision,
+            sha256,
+        })
+    }
+
+    /// A task that goes on when whoever started it is gone. The node ends it, and waits for it.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.0.stop.clone();
+        self.0.tasks.spawn(async move {
+            stop.run_until_cancelled(task).await;
+        });
     }
 
     /// The members as this node knows them.

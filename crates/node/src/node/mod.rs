@@ -44,6 +44,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::admin::DataDigest;
 pub use self::restore::{RestoreWriter, Restored};
 pub use self::snapshot::SnapshotReader;
 pub use self::start::{NodeBuilder, open_tls};

@@ -15,6 +15,7 @@ use podkv_core::{Answer, Command, Proposal, Stamp};
 use tokio::time::Instant;
 
 use super::{Node, OWN_SESSION_TTL, Written, unexpected};
+use crate::watch::Watching;
 
 impl Store for Node {
     async fn put(&self, put: Put) -> Result<PutResponse> {
@@ -61,8 +62,8 @@ impl Store for Node {
         } else {
             Consistency::Local
         };
-        let applied = self.fresh(consistency, None).await?;
-        self.0.watches.watch(watch, applied.revision)
+        let at_least = self.revision(consistency, None).await?;
+        Ok(Box::pin(self.watching(watch, at_least)?))
     }
 
     async fn compact(&self, revision: Revision) -> Result<CompactResponse> {
@@ -125,6 +126,21 @@ impl Store for Node {
 }
 
 impl Node {
+    /// The revision of this node's state, once it is as fresh as a read of that consistency must be.
+    pub async fn revision(
+        &self,
+        consistency: Consistency,
+        timeout: Option<Duration>,
+    ) -> Result<Revision> {
+        Ok(self.fresh(consistency, timeout).await?.revision)
+    }
+
+    /// Watches a range. "From now on" is after `at_least`, which this node's state has reached: from
+    /// [`Node::revision`].
+    pub fn watching(&self, watch: Watch, at_least: Revision) -> Result<Watching> {
+        self.0.watches.watch(watch, at_least)
+    }
+
     /// A range in one answer, within `timeout`; `None` waits as long as the configuration says.
     pub async fn range_within(
         &self,

@@ -149,6 +149,8 @@ pub(super) struct Hub {
     now: Instant,
     bookmarks: Vec<BTreeSet<WatcherId>>,
     portion: usize,
+    /// Who asked how far they are, and was not told yet.
+    asking: BTreeSet<WatcherId>,
     viewing: BTreeSet<WatcherId>,
 }
 
@@ -174,6 +176,7 @@ impl Hub {
             now,
             bookmarks: vec![BTreeSet::new(); bounds.bookmark_ticks],
             portion: 0,
+            asking: BTreeSet::new(),
             viewing: BTreeSet::new(),
             bounds,
         }
@@ -203,6 +206,7 @@ impl Hub {
             && self.waiting.is_empty()
             && self.holders.is_empty()
             && self.viewing.is_empty()
+            && self.asking.is_empty()
             && self.bookmarks.iter().all(BTreeSet::is_empty)
             && self.held.load(Ordering::Relaxed) == 0
     }
@@ -281,7 +285,12 @@ impl Hub {
         };
         match watcher.outbox.acknowledge() {
             true => self.advance(id),
-            false => self.remove(id),
+            false => return self.remove(id),
+        }
+        if let Some(watcher) = self.watchers.get(&id)
+            && !watcher.outbox.tell(self.settled, watcher.start)
+        {
+            self.asking.insert(id);
         }
     }
 
@@ -305,6 +314,7 @@ impl Hub {
             self.counters.behind.fetch_sub(1, Ordering::Relaxed);
         }
         self.viewing.remove(&id);
+        self.asking.remove(&id);
     }
 
     fn bookmark_portion(&mut self, id: WatcherId) -> &mut BTreeSet<WatcherId> {
@@ -331,6 +341,12 @@ impl Hub {
                 watcher.bookmark(self.settled);
             }
         }
+        let (watchers, settled) = (&self.watchers, self.settled);
+        self.asking.retain(|id| {
+            watchers
+                .get(id)
+                .is_some_and(|watcher| !watcher.outbox.tell(settled, watcher.start))
+        });
         let max_age = self.bounds.list_view_age;
         let watchers = &mut self.watchers;
         self.viewing.retain(|id| {

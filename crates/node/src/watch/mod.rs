@@ -39,9 +39,7 @@ mod tests;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use podkv_api::{
-    Error, Event, Header, KeyValue, RangeEnd, Reason, Result, Revision, Watch, WatchStream,
-};
+use podkv_api::{Error, Event, Header, KeyValue, RangeEnd, Reason, Result, Revision, Watch};
 use podkv_core::RevisionEvents;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -52,13 +50,13 @@ use self::mailbox::{Mailbox, Registration};
 use self::outbox::Outbox;
 use self::settings::Bounds;
 use self::stats::Counters;
-use self::stream::Watching;
 use crate::raft::{Applied, EventSink};
 use crate::storage::StateStore;
 
 pub(crate) use self::feed::Tip;
 pub(crate) use self::settings::WatchSettings;
 pub(crate) use self::stats::WatchStats;
+pub use self::stream::{Progress, Watching};
 
 /// Names a watcher on this node, for as long as the node runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -139,7 +137,7 @@ impl WatchHub {
     ///
     /// Refuses what makes no sense. All else comes through the stream, after `Created`:
     /// [`Reason::Compacted`] if the start is compacted, or becomes so before a slow user reads it.
-    pub fn watch(&self, watch: Watch, at_least: Revision) -> Result<WatchStream> {
+    pub fn watch(&self, watch: Watch, at_least: Revision) -> Result<Watching> {
         self.shared.watch(watch, at_least)
     }
 
@@ -190,7 +188,7 @@ impl Shared {
         self.mailbox.bell.notify_one();
     }
 
-    fn watch(self: &Arc<Self>, watch: Watch, at_least: Revision) -> Result<WatchStream> {
+    fn watch(self: &Arc<Self>, watch: Watch, at_least: Revision) -> Result<Watching> {
         check(&watch, &self.settings)?;
         let max = self.settings.max_watches;
         if self.open.fetch_add(1, Ordering::Relaxed) >= max {
@@ -222,7 +220,7 @@ impl Shared {
             seen,
         };
         match self.mailbox.register(registration) {
-            Ok(()) => Ok(Box::pin(stream)),
+            Ok(()) => Ok(stream),
             Err(_) => Err(hub::stopping()),
         }
     }

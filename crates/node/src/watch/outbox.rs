@@ -138,8 +138,10 @@ struct Inner {
     place: Place,
     /// The last revision that a queued event or bookmark spoke of.
     reported: Revision,
-    /// The hub was asked for more and has not looked yet.
+    /// The hub was asked for something and has not looked yet.
     asked: bool,
+    /// The user wants to hear when everything up to this revision is reported, and has not yet.
+    wanted: Option<Revision>,
     /// The user dropped the stream.
     dropped: bool,
     /// The last word, once the queue is drained. Then `ended`.
@@ -155,6 +157,7 @@ impl Outbox {
             place,
             reported: 0,
             asked: false,
+            wanted: None,
             dropped: false,
             end: None,
             ended: false,
@@ -265,6 +268,21 @@ impl Outbox {
         wake(inner, waker);
     }
 
+    /// Queues the bookmark that the user asked for, as soon as it can be said. True if nothing is left to tell.
+    pub fn tell(&self, settled: Revision, start: Revision) -> bool {
+        let Some(wanted) = self.lock().wanted else {
+            return true;
+        };
+        if start > wanted {
+            // Its first event is yet to come: there is nothing up to there to report.
+            self.lock().wanted = None;
+            return true;
+        }
+        self.bookmark(settled, start);
+        // Told once it is taken: what is queued may be taken back.
+        false
+    }
+
     /// Takes back what was read from the state and not yet taken by the user: it is read again when
     /// the user comes back. True if there was anything.
     pub fn take_back(&self) -> bool {
@@ -342,6 +360,13 @@ impl Outbox {
         Poll::Pending
     }
 
+    /// The user wants a bookmark as soon as everything up to `upto` is reported. True if the hub must be told.
+    pub fn want(&self, upto: Revision) -> bool {
+        let mut inner = self.lock();
+        inner.wanted = inner.wanted.max(Some(upto));
+        !std::mem::replace(&mut inner.asked, true)
+    }
+
     /// The user is gone: frees everything.
     pub fn dropped(&self) {
         let mut inner = self.lock();
@@ -356,7 +381,12 @@ impl Outbox {
 impl Inner {
     /// The first item; `None` if there is none, or if what it points to is gone.
     fn take(&mut self) -> Option<Taken> {
-        Some(match self.items.pop_front()? {
+        let item = self.items.pop_front()?;
+        let is_gone = matches!(&item, Item::Recent { events, .. } if events.strong_count() == 0);
+        if !is_gone && item.reports() >= self.wanted {
+            self.wanted = None;
+        }
+        Some(match item {
             Item::Recent { revision, events } => match events.upgrade() {
                 Some(events) => Taken::Recent(events),
                 None => {

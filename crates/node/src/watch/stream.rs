@@ -26,13 +26,46 @@ pub(super) fn wants_kind(watch: &Watch, kind: EventKind) -> bool {
     }
 }
 
-pub(super) struct Watching {
-    pub id: WatcherId,
-    pub watch: Arc<Watch>,
-    pub outbox: Arc<Outbox>,
-    pub shared: Arc<Shared>,
+/// A watch on this node: [`WatchStream`](podkv_api::WatchStream), and a way to ask how far it is.
+pub struct Watching {
+    pub(super) id: WatcherId,
+    pub(super) watch: Arc<Watch>,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) shared: Arc<Shared>,
     /// The state's revision when the watch was asked for.
-    pub seen: Revision,
+    pub(super) seen: Revision,
+}
+
+/// Asks a watch how far it is. Cheap to clone; of no effect once the watch is dropped.
+#[derive(Clone)]
+pub struct Progress {
+    id: WatcherId,
+    outbox: Arc<Outbox>,
+    shared: Arc<Shared>,
+}
+
+impl Progress {
+    /// Once everything up to `upto` is reported, the watch says so, by an event or a bookmark at `upto` or above. A
+    /// watch whose first event is of a later revision says nothing.
+    pub fn ask(&self, upto: Revision) {
+        if self.outbox.want(upto) {
+            self.shared.mailbox.signal(self.id);
+        }
+    }
+}
+
+impl std::fmt::Debug for Watching {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watching")
+            .field("watch", &self.watch)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Progress").finish_non_exhaustive()
+    }
 }
 
 impl Stream for Watching {
@@ -49,6 +82,14 @@ impl Stream for Watching {
 }
 
 impl Watching {
+    pub fn progress(&self) -> Progress {
+        Progress {
+            id: self.id,
+            outbox: self.outbox.clone(),
+            shared: self.shared.clone(),
+        }
+    }
+
     fn message(&self, taken: Taken) -> WatchMessage {
         match taken {
             Taken::Created { start_revision } => {

@@ -98,17 +98,22 @@ pub fn code(error: &Error) -> Code {
 
 /// An error as a gRPC status with its detail.
 pub fn to_status(error: &Error) -> Status {
-    let code = code(error);
+    to_status_as(error, code(error), error.text())
+}
+
+/// The same under another code and text, for clients that match on those.
+pub fn to_status_as(error: &Error, code: Code, text: &str) -> Status {
     let detail = prost_types::Any {
         type_url: TYPE_URL.to_owned(),
         value: v1::Error::from(error).encode_to_vec(),
     };
     let status = rpc::Status {
         code: code as i32,
-        message: error.text().to_owned(),
+        // Some clients believe this one, some the status's own.
+        message: text.to_owned(),
         details: vec![detail],
     };
-    Status::with_details(code, error.text(), status.encode_to_vec().into())
+    Status::with_details(code, text, status.encode_to_vec().into())
 }
 
 /// The error in a gRPC status.

@@ -15,7 +15,7 @@ use super::deadline::deadline;
 use super::{ApiSettings, Caller};
 
 /// The parts of a unary call.
-pub(super) struct Call<T> {
+pub(crate) struct Call<T> {
     pub caller: Caller,
     /// `None` is the node's own limit.
     pub timeout: Option<Duration>,
@@ -43,7 +43,7 @@ pub(super) fn answer<W, T: Into<W>>(result: Result<T>) -> Result<Response<W>, St
 
 /// The node and how it is called. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Calls {
+pub(crate) struct Calls {
     pub node: Node,
     pub settings: Arc<ApiSettings>,
 }

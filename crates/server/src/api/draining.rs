@@ -7,13 +7,13 @@ use tokio::sync::watch;
 use tonic::Status;
 
 /// Completes when the node begins to drain, or is gone.
-pub(super) async fn draining(mut health: watch::Receiver<Health>) {
+pub(crate) async fn draining(mut health: watch::Receiver<Health>) {
     // An error means that the node was dropped: that is the end as well.
     let _ = health.wait_for(|health| health.draining).await;
 }
 
 /// What a stream ends with then.
-pub(super) fn goodbye() -> Status {
+pub(crate) fn goodbye() -> Status {
     to_status(&Error::new(
         Reason::NodeNotReady,
         "the node is going to stop: go on at another one",
@@ -21,7 +21,7 @@ pub(super) fn goodbye() -> Status {
 }
 
 /// Refuses to begin a stream that would end at once.
-pub(super) fn refuse_if_draining(node: &Node) -> Result<(), Status> {
+pub(crate) fn refuse_if_draining(node: &Node) -> Result<(), Status> {
     if node.health().borrow().draining {
         Err(goodbye())
     } else {

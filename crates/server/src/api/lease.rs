@@ -14,7 +14,7 @@ use super::draining::{draining, goodbye, refuse_if_draining};
 
 /// Keep-alives of one stream that are under way at once. The node renews what arrives together in one
 /// command, so a client with many leases must not wait for one after the other.
-const KEEP_ALIVES_AT_ONCE: usize = 256;
+pub(crate) const KEEP_ALIVES_AT_ONCE: usize = 256;
 
 pub(super) struct Lease(pub Calls);
 

@@ -7,18 +7,18 @@
 //! Streams that would never end by themselves follow the node's health: when it drains, they end, and
 //! the client goes on elsewhere.
 
-mod calls;
+pub(crate) mod calls;
 mod cluster;
 mod deadline;
-mod draining;
+pub(crate) mod draining;
 mod health;
 mod kv;
-mod lease;
+pub(crate) mod lease;
 mod oversized;
 mod pipe;
 mod restore;
 mod session;
-mod snapshot;
+pub(crate) mod snapshot;
 mod watch;
 
 use std::time::Duration;
@@ -37,6 +37,7 @@ use tonic::service::{Routes, RoutesBuilder};
 use tower::util::MapResponseLayer;
 
 use self::calls::Calls;
+use crate::etcd;
 
 /// How the API treats its callers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +50,9 @@ pub struct ApiSettings {
     pub pipe_farewell: Duration,
     /// The largest answer in one message, in bytes. At least the largest request.
     pub max_answer_bytes: usize,
+    /// The largest answer to an etcd client, in bytes of keys and values. etcd has no limit but its memory; this one
+    /// lets an unpaged list of a large Kubernetes cluster through, and no more.
+    pub max_etcd_answer_bytes: usize,
     /// A longer deadline is cut to this: what waits takes up room.
     pub max_deadline: Duration,
 }
@@ -59,6 +63,7 @@ impl Default for ApiSettings {
             pipe_credits: 1024,
             pipe_farewell: Duration::from_secs(3),
             max_answer_bytes: Limits::MAX_ANSWER_BYTES,
+            max_etcd_answer_bytes: 256 << 20,
             max_deadline: Duration::from_secs(60),
         }
     }
@@ -74,9 +79,9 @@ const MESSAGE_BYTES: usize = 1 << 20;
 
 /// Who calls. Without authentication everybody is the same.
 #[derive(Clone, Debug, Default)]
-struct Caller {
+pub(crate) struct Caller {
     /// What a session is bound to.
-    identity: Bytes,
+    pub identity: Bytes,
 }
 
 impl Caller {
@@ -90,7 +95,7 @@ fn max_request_bytes(node: &Node) -> usize {
     node.limits().max_request_bytes + REQUEST_OVERHEAD_BYTES
 }
 
-/// Every service for clients, to be mounted in a gRPC server: `podkv.v1`, `grpc.health.v1` and
+/// Every service for clients, to be mounted in a gRPC server: `podkv.v1`, etcd v3, `grpc.health.v1` and
 /// reflection. [`Server`](crate::Server) does that; so can an application that has a server already.
 pub fn routes(node: Node, settings: ApiSettings) -> Routes {
     let max_request = max_request_bytes(&node);
@@ -104,7 +109,8 @@ pub fn routes(node: Node, settings: ApiSettings) -> Routes {
     );
 
     let kv = KvServer::new(kv::Kv(calls.clone())).max_decoding_message_size(max_request);
-    let lease = LeaseServer::new(lease::Lease(calls)).max_decoding_message_size(max_request);
+    let lease =
+        LeaseServer::new(lease::Lease(calls.clone())).max_decoding_message_size(max_request);
     let watch = WatchServer::new(watch::Watch(node.clone())).max_decoding_message_size(max_request);
     let session =
         SessionServer::new(session::Session(node.clone())).max_decoding_message_size(max_request);
@@ -123,6 +129,7 @@ pub fn routes(node: Node, settings: ApiSettings) -> Routes {
         .add_service(cluster)
         .add_service(snapshot)
         .add_service(health::service(node));
+    etcd::add_services(&mut routes, &calls, max_request);
     add_reflection(&mut routes);
     let typed = MapResponseLayer::new(move |response| oversized::typed(response, max_request));
     Routes::from(routes.routes().into_axum_router().layer(typed))
@@ -133,6 +140,7 @@ fn add_reflection(routes: &mut RoutesBuilder) {
     let described = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(podkv_proto::etcd::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     match (described().build_v1(), described().build_v1alpha()) {

@@ -105,7 +105,7 @@ impl Step {
 }
 
 /// Off the async threads: a megabyte takes milliseconds on a processor without SHA instructions.
-async fn add(mut sum: Sha256, data: Bytes) -> Result<Sha256> {
+pub(crate) async fn add(mut sum: Sha256, data: Bytes) -> Result<Sha256> {
     let added = tokio::task::spawn_blocking(move || {
         sum.update(&data);
         sum

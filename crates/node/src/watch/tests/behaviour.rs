@@ -8,6 +8,7 @@ use podkv_core::Command;
 
 use super::rig::{Rig, User, compact, delete, delete_range, put, tip_of, txn};
 use crate::watch::WatchSettings;
+use crate::watch::hub::TICK;
 
 const INTERVAL: Duration = Duration::from_secs(5);
 
@@ -309,6 +310,53 @@ fn bookmarks_tell_how_far_a_quiet_watch_is() {
         ["5: put a=1"],
         "the event says it already"
     );
+}
+
+#[test]
+fn who_asks_is_told_as_soon_as_everything_is_reported() {
+    let mut rig = rig();
+    let mut user = rig.watch(prefix("a"));
+    assert_eq!(rig.read(&mut user), ["created from 2"]);
+    rig.apply_each([put("b", "1"), put("b", "2")]);
+    rig.settle();
+    user.progress.ask(3);
+    assert_eq!(rig.read(&mut user), ["bookmark 3"]);
+    // Published, and not yet fanned out: the event is the answer.
+    rig.apply([put("a", "1")]);
+    user.progress.ask(4);
+    assert_eq!(rig.read(&mut user), ["4: put a=1"]);
+    // Not there yet: told when it is, and once.
+    user.progress.ask(6);
+    assert_eq!(rig.read(&mut user), [""; 0]);
+    rig.apply_each([put("b", "3"), put("b", "4")]);
+    rig.settle();
+    rig.tick(TICK);
+    assert_eq!(rig.read(&mut user), ["bookmark 6"]);
+    rig.apply_each([put("b", "5")]);
+    rig.settle();
+    rig.tick(TICK);
+    assert_eq!(rig.read(&mut user), [""; 0]);
+    drop(user);
+    rig.settle();
+    assert!(rig.desk.hub.is_clear());
+}
+
+#[test]
+fn who_asks_and_is_behind_is_told_after_the_past() {
+    let mut rig = rig();
+    rig.apply_each([put("a", "1"), put("a", "2"), put("b", "1")]);
+    rig.settle();
+    let mut user = rig.watch(prefix("a").from_revision(2));
+    user.progress.ask(4);
+    let told = rig.read(&mut user);
+    assert_eq!(told[..3], ["created from 2", "2: put a=1", "3: put a=2"]);
+    rig.tick(TICK);
+    let told = [&told[3..], &rig.read(&mut user)[..]].concat();
+    assert_eq!(told, ["bookmark 4"]);
+    // Its first event is yet to come: there is nothing to report up to there.
+    let mut later = rig.watch(prefix("a").from_revision(9));
+    later.progress.ask(4);
+    assert_eq!(rig.read(&mut later), ["created from 9"]);
 }
 
 #[test]

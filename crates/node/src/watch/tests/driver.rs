@@ -175,7 +175,7 @@ async fn nothing_is_lost_under_load() {
         let stream = hub.watch(watch.clone(), now).unwrap();
         let pause = number % 3 == 0;
         users.spawn(follow(
-            stream,
+            Box::pin(stream),
             Twin::new(watch, now),
             known.clone(),
             is_done.clone(),

@@ -1,12 +1,12 @@
 //! A hub without a runtime: a state that applies commands, the desk, and users who poll when told to.
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use podkv_api::{
     Bytes, Delete, EventKind, Header, KeyRange, Put, Result, Revision, Txn, Watch, WatchMessage,
-    WatchStream,
 };
 use podkv_core::{
     Applier, Command, Effects, Entry, MemoryView, Proposal, RevisionEvents, read_meta,
@@ -18,7 +18,7 @@ use crate::storage::{
 };
 use crate::watch::driver::Desk;
 use crate::watch::hub::{Action, Event, TICK};
-use crate::watch::{HeaderSource, Shared, Tip, WatchSettings};
+use crate::watch::{HeaderSource, Progress, Shared, Tip, WatchSettings, Watching};
 
 /// As much of a state store as watches need.
 #[derive(Default)]
@@ -211,7 +211,8 @@ impl Rig {
 
 /// Somebody who watches.
 pub struct User {
-    stream: WatchStream,
+    stream: Pin<Box<Watching>>,
+    pub progress: Progress,
     woken: Arc<WakeFlag>,
 }
 
@@ -225,9 +226,10 @@ impl std::task::Wake for WakeFlag {
 }
 
 impl User {
-    pub fn new(stream: WatchStream) -> Self {
+    pub fn new(stream: Watching) -> Self {
         Self {
-            stream,
+            progress: stream.progress(),
+            stream: Box::pin(stream),
             woken: Arc::default(),
         }
     }

@@ -1,0 +1,110 @@
+//! The codes and texts that clients of etcd match on: `api/v3rpc/rpctypes` in etcd's tree has the list.
+//!
+//! podkv's own error goes with it, in the status's details, for those who know podkv.
+
+use podkv_api::{Error, Reason};
+use podkv_proto::convert::{to_status, to_status_as};
+use tonic::{Code, Status};
+
+/// An error as etcd would say it.
+pub(super) fn status(error: &Error) -> Status {
+    match known(error) {
+        Some((code, text)) => to_status_as(error, code, text),
+        None => to_status(error),
+    }
+}
+
+/// `None` if etcd has no word for it.
+fn known(error: &Error) -> Option<(Code, &'static str)> {
+    use Code::{
+        DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, OutOfRange,
+        ResourceExhausted, Unavailable,
+    };
+    // Whatever kept the answer away: never a code that somebody repeats by himself.
+    if error.outcome_unknown() {
+        return Some((DeadlineExceeded, "context deadline exceeded"));
+    }
+    Some(match error.reason() {
+        Reason::EmptyKey => (InvalidArgument, "etcdserver: key is not provided"),
+        Reason::KeyNotFound => (InvalidArgument, "etcdserver: key not found"),
+        Reason::ValueProvided => (InvalidArgument, "etcdserver: value is provided"),
+        Reason::LeaseProvided => (InvalidArgument, "etcdserver: lease is provided"),
+        Reason::DuplicateKey => (
+            InvalidArgument,
+            "etcdserver: duplicate key given in txn request",
+        ),
+        Reason::TooManyOperations => (
+            InvalidArgument,
+            "etcdserver: too many operations in txn request",
+        ),
+        Reason::RequestTooLarge | Reason::KeyTooLarge => {
+            (InvalidArgument, "etcdserver: request is too large")
+        }
+        Reason::InvalidTtl => (OutOfRange, "etcdserver: too large lease TTL"),
+        Reason::Compacted => (
+            OutOfRange,
+            "etcdserver: mvcc: required revision has been compacted",
+        ),
+        Reason::FutureRevision => (
+            OutOfRange,
+            "etcdserver: mvcc: required revision is a future revision",
+        ),
+        Reason::LeaseNotFound => (NotFound, "etcdserver: requested lease not found"),
+        Reason::LeaseExists => (FailedPrecondition, "etcdserver: lease already exists"),
+        Reason::NoSpace => (
+            ResourceExhausted,
+            "etcdserver: mvcc: database space exceeded",
+        ),
+        Reason::Overloaded => (ResourceExhausted, "etcdserver: too many requests"),
+        Reason::MemberNotFound => (NotFound, "etcdserver: member not found"),
+        Reason::NoLeader => (Unavailable, "etcdserver: no leader"),
+        Reason::NotLeader => (FailedPrecondition, "etcdserver: not leader"),
+        Reason::LeaderChanged => (Unavailable, "etcdserver: leader changed"),
+        Reason::NodeNotReady => (Unavailable, "etcdserver: server stopped"),
+        // Nothing was sent, or it was a read: to ask again is safe.
+        Reason::DeadlineExceeded => (Unavailable, "etcdserver: request timed out"),
+        _ => return None,
+    })
+}
+
+/// Errors that only etcd's rules make.
+pub(super) mod etcd {
+    use tonic::Status;
+
+    pub fn empty_key() -> Status {
+        Status::invalid_argument("etcdserver: key is not provided")
+    }
+
+    /// What etcd says of an operation that is none.
+    pub fn empty_operation() -> Status {
+        Status::invalid_argument("etcdserver: key not found")
+    }
+
+    pub fn too_many_operations() -> Status {
+        Status::invalid_argument("etcdserver: too many operations in txn request")
+    }
+
+    pub fn value_provided() -> Status {
+        Status::invalid_argument("etcdserver: value is provided")
+    }
+
+    pub fn lease_provided() -> Status {
+        Status::invalid_argument("etcdserver: lease is provided")
+    }
+
+    pub fn compacted() -> Status {
+        Status::out_of_range("etcdserver: mvcc: required revision has been compacted")
+    }
+
+    pub fn lease_not_found() -> Status {
+        Status::not_found("etcdserver: requested lease not found")
+    }
+
+    pub fn ttl_too_large() -> Status {
+        Status::out_of_range("etcdserver: too large lease TTL")
+    }
+
+    pub fn bad_transferee() -> Status {
+        Status::failed_precondition("etcdserver: bad leader transferee")
+    }
+}

@@ -1,0 +1,237 @@
+//! KV: range, put, delete, transactions, compaction.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use podkv_api::{Error, Range, Reason, SessionId, SessionStamp, Store};
+use podkv_core::{Answer, Command, Proposal, Stamp};
+use podkv_node::Written;
+use podkv_proto::etcd::etcdserverpb as pb;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+
+use super::convert::{self, delete_response, header, put_response};
+use super::error::status;
+use super::range::{self, Gathered, Shape};
+use super::{require_leader, txn};
+use crate::api::Caller;
+use crate::api::calls::{Call, Calls};
+
+pub(super) struct Kv(pub Calls);
+
+/// A unary call of an etcd client.
+struct Asked<T> {
+    message: T,
+    timeout: Option<Duration>,
+    stamp: Option<Stamp>,
+}
+
+impl Kv {
+    fn asked<T>(&self, request: Request<T>) -> Result<Asked<T>, Status> {
+        require_leader(&self.0.node, request.metadata())?;
+        let session = session(request.metadata())?;
+        let call = Call::of(request, &self.0.settings)?;
+        let Caller { identity } = call.caller;
+        Ok(Asked {
+            message: call.message,
+            timeout: call.timeout,
+            stamp: session.map(|session| Stamp { session, identity }),
+        })
+    }
+
+    async fn write(
+        &self,
+        command: Command,
+        stamp: Option<Stamp>,
+        timeout: Option<Duration>,
+    ) -> Result<Written, Status> {
+        let written = self.0.node.propose(Proposal { stamp, command }, timeout);
+        written.await.map_err(|error| status(&error))
+    }
+
+    /// Reads all of a range in parts, and keeps what can be in the answer.
+    async fn gather(
+        &self,
+        read: Range,
+        shape: &Shape,
+        timeout: Option<Duration>,
+    ) -> Result<pb::RangeResponse, Error> {
+        let opening = self.0.node.range_stream(read);
+        let mut parts = self.0.within(timeout, opening).await?;
+        let most = self.0.settings.max_etcd_answer_bytes;
+        let mut gathered = Gathered::default();
+        let mut last = None;
+        while let Some(part) = parts.next().await {
+            let mut part = part?;
+            shape.gather(&mut gathered, std::mem::take(&mut part.kvs));
+            if gathered.bytes > most {
+                let text = format!(
+                    "the answer has more than {most} bytes of keys and values: ask with a limit, or use RangeStream"
+                );
+                return Err(Error::new(Reason::Overloaded, text));
+            }
+            last = Some(part);
+        }
+        let last = last.ok_or_else(|| Error::internal("a range ended without an answer"))?;
+        Ok(shape.finish(gathered, last.count, last.more, header(last.header)))
+    }
+}
+
+#[tonic::async_trait]
+impl pb::kv_server::Kv for Kv {
+    async fn range(
+        &self,
+        request: Request<pb::RangeRequest>,
+    ) -> Result<Response<pb::RangeResponse>, Status> {
+        let call = self.asked(request)?;
+        let (read, shape) = range::range(call.message)?;
+        let is_small =
+            read.range.is_single() || read.count_only || (1..=SMALL).contains(&read.limit);
+        let answer = if is_small && shape.is_plain() {
+            let response = self.0.node.range_within(read, call.timeout).await;
+            response.map(|response| {
+                let header = header(response.header);
+                shape.apply(response, header)
+            })
+        } else {
+            self.gather(read, &shape, call.timeout).await
+        };
+        answer.map(Response::new).map_err(|error| status(&error))
+    }
+
+    type RangeStreamStream =
+        Pin<Box<dyn Stream<Item = Result<pb::RangeStreamResponse, Status>> + Send>>;
+
+    async fn range_stream(
+        &self,
+        request: Request<pb::RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let call = self.asked(request)?;
+        let (read, shape) = range::range(call.message)?;
+        if !shape.is_plain() || read.reverse {
+            let text = "etcdserver: RangeStream takes no filters, and no order but the key's";
+            return Err(Status::unimplemented(text));
+        }
+        let opening = self.0.node.range_stream(read);
+        let parts = self
+            .0
+            .within(call.timeout, opening)
+            .await
+            .map_err(|error| status(&error))?;
+        let parts = parts.map(move |part| {
+            let part = part.map_err(|error| status(&error))?;
+            // The count stands in the last part.
+            let is_last = part.count > 0 || part.kvs.is_empty();
+            let head = header(part.header);
+            let mut range = shape.apply(part, head);
+            if !is_last {
+                range.header = None;
+            }
+            Ok(pb::RangeStreamResponse {
+                range_response: Some(range),
+            })
+        });
+        Ok(Response::new(Box::pin(parts)))
+    }
+
+    async fn put(
+        &self,
+        request: Request<pb::PutRequest>,
+    ) -> Result<Response<pb::PutResponse>, Status> {
+        let call = self.asked(request)?;
+        let command = Command::Put(convert::put(call.message)?);
+        let written = self.write(command, call.stamp, call.timeout).await?;
+        match written.answer {
+            Answer::Put(response) => Ok(Response::new(put_response(
+                response,
+                header(written.header),
+            ))),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<pb::DeleteRangeRequest>,
+    ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
+        let call = self.asked(request)?;
+        let command = Command::Delete(convert::delete(call.message)?);
+        let written = self.write(command, call.stamp, call.timeout).await?;
+        match written.answer {
+            Answer::Delete(response) => Ok(Response::new(delete_response(
+                response,
+                header(written.header),
+            ))),
+            _ => Err(unexpected()),
+        }
+    }
+
+    async fn txn(
+        &self,
+        request: Request<pb::TxnRequest>,
+    ) -> Result<Response<pb::TxnResponse>, Status> {
+        let call = self.asked(request)?;
+        let max_ops = self.0.node.limits().max_txn_ops;
+        let (txn, consistency, branches) = txn::txn(call.message, max_ops)?;
+        let response = self
+            .0
+            .node
+            .txn_with(txn, call.stamp, consistency, call.timeout)
+            .await
+            .map_err(|error| status(&error))?;
+        Ok(Response::new(txn::response(response, branches)))
+    }
+
+    async fn compact(
+        &self,
+        request: Request<pb::CompactionRequest>,
+    ) -> Result<Response<pb::CompactionResponse>, Status> {
+        let call = self.asked(request)?;
+        // Below 1 everything is compacted already.
+        let revision = u64::try_from(call.message.revision).unwrap_or(0);
+        let command = Command::Compact { revision };
+        let written = self.write(command, call.stamp, call.timeout).await?;
+        Ok(Response::new(pb::CompactionResponse {
+            header: Some(header(written.header)),
+        }))
+    }
+}
+
+/// Up to so many keys are read as one.
+const SMALL: u64 = 4096;
+
+fn unexpected() -> Status {
+    status(&Error::internal("a command was answered by something else"))
+}
+
+/// What makes a write of an etcd client apply exactly once: three metadata that `proto/podkv/v1/session.proto` explains.
+/// Without them a client that lost an answer cannot know.
+fn session(metadata: &MetadataMap) -> Result<Option<SessionStamp>, Status> {
+    const ID: &str = "podkv-session";
+    const SEQUENCE: &str = "podkv-sequence";
+    const ACKNOWLEDGED: &str = "podkv-acknowledged-below";
+    let text = |name: &str| {
+        let value = metadata.get(name)?;
+        Some(value.to_str().unwrap_or("not text"))
+    };
+    let Some(id) = text(ID) else {
+        return Ok(None);
+    };
+    let bad = |name: &str, expected: &str| {
+        let found = text(name).unwrap_or("missing");
+        Status::invalid_argument(format!("metadata {name}: {found}; expected {expected}"))
+    };
+    let number = |name: &str| {
+        text(name)
+            .and_then(|value| value.parse().ok())
+            .ok_or_else(|| bad(name, "a number"))
+    };
+    let session =
+        u128::from_str_radix(id, 16).map_err(|_| bad(ID, "the session's id in hexadecimal"))?;
+    Ok(Some(SessionStamp {
+        session: SessionId(session),
+        sequence: number(SEQUENCE)?,
+        acknowledged_below: number(ACKNOWLEDGED)?,
+    }))
+}
