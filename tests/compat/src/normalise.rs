@@ -145,6 +145,10 @@ pub const WATCH_RULES: &[(&str, &str)] = &[
         "etcd 3.4.23 answers at once and outruns events (fixed in 3.4.25 and 3.5.8); podkv waits",
     ),
     (
+        "the id of a watch that a compaction canceled is not used again",
+        "in etcd it stays taken until it is canceled once more, which is answered once more; in podkv it is free",
+    ),
+    (
         "a call that is served locally, and a watch, begins after a linearizable read of the same node",
         "what a node that lags answers is a matter of time; etcd has one node here, podkv three",
     ),

@@ -41,10 +41,14 @@ pub async fn run(link: &Link, program: &Program, patience: Duration) -> Result<T
         newest: offset + 1,
         streams: BTreeMap::new(),
         history,
+        is_stuck: false,
         trace: Trace::new(),
     };
     for (number, step) in program.steps.iter().enumerate() {
         run.step(number + 1, step).await;
+        if run.is_stuck {
+            return Ok(run.trace);
+        }
     }
     run.finish().await;
     Ok(run.trace)
@@ -135,6 +139,8 @@ struct Run<'a> {
     streams: BTreeMap<usize, StreamRun>,
     /// All events since the program began: see `streams`.
     history: WatchStream,
+    /// Something did not come in time. More would only wait for it again.
+    is_stuck: bool,
     trace: Trace,
 }
 
@@ -167,7 +173,10 @@ impl Run<'_> {
         let call = self.link.call(self.turn, request.clone());
         let answer = match tokio::time::timeout(self.patience, call).await {
             Ok(answer) => answer,
-            Err(_) => Err(Status::deadline_exceeded("no answer")),
+            Err(_) => {
+                self.is_stuck = true;
+                Err(Status::deadline_exceeded("no answer"))
+            }
         };
         let response = match answer {
             Ok(response) => response,
@@ -203,6 +212,14 @@ impl Run<'_> {
             lives: Vec::new(),
             end: None,
         });
+        let id = match &union {
+            RequestUnion::CreateRequest(create) => create.watch_id,
+            RequestUnion::CancelRequest(cancel) => cancel.watch_id,
+            RequestUnion::ProgressRequest(_) => -1,
+        };
+        if run.lives.iter().any(|life| life.id == id && life.begins_too_early()) && names_id(&union) {
+            return self.note(asked, "not asked: a compaction canceled this watch");
+        }
         let before = run.seen().len();
         run.stream.send(request).await;
         let answered = match union {
@@ -217,6 +234,7 @@ impl Run<'_> {
                     .await
             }
         };
+        self.is_stuck |= !answered;
         self.note(asked, if answered { "answered" } else { "no answer" });
     }
 
@@ -226,6 +244,7 @@ impl Run<'_> {
         let begin = self.origin.offset + 1;
         let told = self.history.wait(self.patience, |seen| newest <= begin || reaches(seen, newest));
         if !told.await {
+            self.is_stuck = true;
             self.note(when, "the history ends before the newest revision of a header");
         }
         let events = events_of(&self.history.seen.borrow());
@@ -242,6 +261,7 @@ impl Run<'_> {
                 run.lives[index].ended |= canceled;
             }
         }
+        self.is_stuck |= !late.is_empty();
         for stream in late {
             self.note(when, format!("stream {stream}: a watch does not report all"));
         }
@@ -293,6 +313,15 @@ impl Run<'_> {
             let relative = revision - self.origin.offset;
             self.note(format!("everything at revision {relative}"), answer);
         }
+    }
+}
+
+/// 0 lets the server choose, but there is a watch 0 to be canceled.
+fn names_id(union: &RequestUnion) -> bool {
+    match union {
+        RequestUnion::CreateRequest(create) => create.watch_id != 0,
+        RequestUnion::CancelRequest(_) => true,
+        RequestUnion::ProgressRequest(_) => false,
     }
 }
 

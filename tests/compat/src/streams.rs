@@ -63,7 +63,7 @@ impl Watched {
     }
 
     /// Its begin is gone: it is canceled.
-    fn begins_too_early(&self) -> bool {
+    pub fn begins_too_early(&self) -> bool {
         self.request.start_revision != 0 && self.request.start_revision < self.compacted
     }
 

@@ -48,7 +48,7 @@ async fn missed(plants: Vec<&'static Plant>) -> Vec<String> {
         let begin = std::time::Instant::now();
         let mut found = None;
         for seed in 0..PROGRAMS {
-            let program = generate::program(seed, LENGTH);
+            let program = generate::program_with_alarms(seed, LENGTH);
             if let Some(difference) = differ(&stores, &program, PATIENCE).await.unwrap() {
                 found = Some((seed, difference));
                 break;
