@@ -133,18 +133,37 @@ pub(crate) fn deleted_key_value(key: Bytes, revision: Revision) -> KeyValue {
 impl State<'_> {
     /// What a put needs from the state; checked before anything is executed.
     pub(crate) fn check_put(&self, put: &Put) -> Result<Result<(), Reason>, ViewError> {
+        match self.check_lease_of(put)? {
+            Ok(()) => self.check_key_of(put),
+            refused => Ok(refused),
+        }
+    }
+
+    /// The same inside a transaction. Of two reasons etcd names the other one first there.
+    pub(crate) fn check_put_in_txn(&self, put: &Put) -> Result<Result<(), Reason>, ViewError> {
+        match self.check_key_of(put)? {
+            Ok(()) => self.check_lease_of(put),
+            refused => Ok(refused),
+        }
+    }
+
+    fn check_lease_of(&self, put: &Put) -> Result<Result<(), Reason>, ViewError> {
         if let Some(lease) = put.lease
             && self.lease(lease)?.is_none()
         {
             return Ok(Err(Reason::LeaseNotFound));
         }
+        Ok(Ok(()))
+    }
+
+    fn check_key_of(&self, put: &Put) -> Result<Result<(), Reason>, ViewError> {
         if (put.ignore_value || put.ignore_lease) && latest(&self.overlay, &put.key)?.is_none() {
             return Ok(Err(Reason::KeyNotFound));
         }
         Ok(Ok(()))
     }
 
-    /// Writes one key as part of `changes`. [`State::check_put`] has passed.
+    /// Writes one key as part of `changes`. [`State::check_put`] or its like has passed.
     pub(crate) fn put_key(
         &mut self,
         changes: &mut Changeset,

@@ -171,7 +171,11 @@ fn holds_for(compare: &Compare, stored: Option<&Stored>) -> bool {
 impl State<'_> {
     pub(crate) fn txn(&mut self, txn: &Txn) -> Result<Result<TxnResponse, Rejection>, ViewError> {
         let path = Path::choose(&self.overlay, txn)?;
-        if let Err(reason) = self.check_path(txn, &path)? {
+        // In etcd's order, which its clients see: all puts, then all ranges.
+        if let Err(reason) = self.check_puts(txn, &path)? {
+            return Ok(Err(self.reject(reason)));
+        }
+        if let Err(reason) = check_ranges(&self.meta, txn, &path) {
             return Ok(Err(self.reject(reason)));
         }
         let mut changes = self.next_revision();
@@ -182,15 +186,14 @@ impl State<'_> {
         Ok(Ok(response))
     }
 
-    fn check_path(&self, txn: &Txn, path: &Path) -> Result<Result<(), Reason>, ViewError> {
+    fn check_puts(&self, txn: &Txn, path: &Path) -> Result<Result<(), Reason>, ViewError> {
         let mut nested = path.nested.iter();
         for op in path.ops(txn) {
             let checked = match op {
-                Op::Put(put) => self.check_put(put)?,
-                Op::Delete(_) => Ok(()),
-                Op::Range(request) => range::check_revision(&self.meta, request.revision),
+                Op::Put(put) => self.check_put_in_txn(put)?,
+                Op::Delete(_) | Op::Range(_) => Ok(()),
                 Op::Txn(txn) => match nested.next() {
-                    Some(path) => self.check_path(txn, path)?,
+                    Some(path) => self.check_puts(txn, path)?,
                     None => Ok(()),
                 },
             };

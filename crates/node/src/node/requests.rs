@@ -65,6 +65,18 @@ methods! {
     SnapshotSave = "/podkv.v1.Snapshot/Save", "snapshot.save";
     SnapshotRestore = "/podkv.v1.Snapshot/Restore", "snapshot.restore";
     SnapshotDiscardRestore = "/podkv.v1.Snapshot/DiscardRestore", "snapshot.discard_restore";
+    EtcdKvRange = "/etcdserverpb.KV/Range", "etcd.kv.range";
+    EtcdKvRangeStream = "/etcdserverpb.KV/RangeStream", "etcd.kv.range_stream";
+    EtcdKvPut = "/etcdserverpb.KV/Put", "etcd.kv.put";
+    EtcdKvDeleteRange = "/etcdserverpb.KV/DeleteRange", "etcd.kv.delete_range";
+    EtcdKvTxn = "/etcdserverpb.KV/Txn", "etcd.kv.txn";
+    EtcdKvCompact = "/etcdserverpb.KV/Compact", "etcd.kv.compact";
+    EtcdWatch = "/etcdserverpb.Watch/Watch", "etcd.watch.watch";
+    EtcdLeaseGrant = "/etcdserverpb.Lease/LeaseGrant", "etcd.lease.grant";
+    EtcdLeaseRevoke = "/etcdserverpb.Lease/LeaseRevoke", "etcd.lease.revoke";
+    EtcdLeaseKeepAlive = "/etcdserverpb.Lease/LeaseKeepAlive", "etcd.lease.keep_alive";
+    EtcdLeaseTimeToLive = "/etcdserverpb.Lease/LeaseTimeToLive", "etcd.lease.time_to_live";
+    EtcdLeaseLeases = "/etcdserverpb.Lease/LeaseLeases", "etcd.lease.list";
 }
 
 /// gRPC's status codes, by number.

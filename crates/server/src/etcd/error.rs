@@ -69,6 +69,7 @@ fn known(error: &Error) -> Option<(Code, &'static str)> {
 
 /// Errors that only etcd's rules make.
 pub(super) mod etcd {
+    use podkv_api::{Error, Reason};
     use tonic::Status;
 
     pub fn empty_key() -> Status {
@@ -92,8 +93,9 @@ pub(super) mod etcd {
         Status::invalid_argument("etcdserver: lease is provided")
     }
 
+    /// With its detail: an `OutOfRange` without one is taken for gRPC's own word on an oversized message.
     pub fn compacted() -> Status {
-        Status::out_of_range("etcdserver: mvcc: required revision has been compacted")
+        super::status(&Error::new(Reason::Compacted, "the revision is negative"))
     }
 
     pub fn lease_not_found() -> Status {
@@ -101,7 +103,7 @@ pub(super) mod etcd {
     }
 
     pub fn ttl_too_large() -> Status {
-        Status::out_of_range("etcdserver: too large lease TTL")
+        super::status(&Error::new(Reason::InvalidTtl, "the TTL is too large"))
     }
 
     pub fn bad_transferee() -> Status {

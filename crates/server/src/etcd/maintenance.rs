@@ -26,9 +26,9 @@ impl pb::maintenance_server::Maintenance for Maintenance {
         request: Request<pb::AlarmRequest>,
     ) -> Result<Response<pb::AlarmResponse>, Status> {
         match request.into_inner().action() {
-            // Nothing raises one, so there is none to see, and none to take back.
+            // Nothing raises one, so there is none to see, and none to take back. etcd's have no header either.
             AlarmAction::Get | AlarmAction::Deactivate => Ok(Response::new(pb::AlarmResponse {
-                header: Some(header(self.0.header())),
+                header: None,
                 alarms: Vec::new(),
             })),
             AlarmAction::Activate => Err(Status::unimplemented("alarms are not raised by hand")),

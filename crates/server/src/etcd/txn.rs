@@ -108,11 +108,12 @@ fn convert_ops(
             Some(Request::RequestRange(request)) => {
                 reads.any = true;
                 reads.all_serializable &= request.serializable;
+                let revision = request.revision;
+                let (range, shape) = range::range(request)?;
                 // Outside a transaction it is the newest; here etcd cannot decide.
-                if request.revision < 0 {
+                if revision < 0 {
                     return Err(etcd::compacted());
                 }
-                let (range, shape) = range::range(request)?;
                 (Op::Range(range), Left::Range(shape))
             }
             Some(Request::RequestPut(put)) => (Op::Put(convert::put(put)?), Left::Nothing),

@@ -227,14 +227,15 @@ impl Session {
     }
 
     fn create(&mut self, create: pb::WatchCreateRequest, at_least: PodkvResult<Revision>) {
+        let watch = watch_of(&create);
+        // Before an id is chosen: what is refused takes none.
+        if watch.range.is_empty() {
+            return self.refuse("mvcc: watcher range is empty".to_owned());
+        }
         let id = match self.choose_id(create.watch_id) {
             Ok(id) => id,
             Err(why) => return self.refuse(why.to_owned()),
         };
-        let watch = watch_of(&create);
-        if watch.range.is_empty() {
-            return self.refuse("mvcc: watcher range is empty".to_owned());
-        }
         let asked_start = watch.start_revision;
         let watching = at_least.and_then(|at_least| self.node.watching(watch, at_least));
         let watching = match watching {

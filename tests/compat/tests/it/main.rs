@@ -1,0 +1,4 @@
+//! podkv against etcd, etcd against itself with planted slips, and the scripts.
+
+mod plants;
+mod seeds;
