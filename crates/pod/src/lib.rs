@@ -97,7 +97,7 @@ impl Pod {
         let ordinal = name
             .strip_prefix(&settings.statefulset)
             .and_then(|rest| rest.strip_prefix('-'));
-        if !ordinal.is_some_and(|ordinal| ordinal.parse::<u32>().is_ok()) {
+        if ordinal.is_none_or(|ordinal| ordinal.parse::<u32>().is_err()) {
             let set = &settings.statefulset;
             return Err(wrong(format!(
                 "the host name is {name:?}, and the pods of the StatefulSet {set} are called {set}-0, {set}-1, …"
@@ -105,19 +105,26 @@ impl Pod {
         }
         let (namespace, cluster_domain) =
             search_domain(&surroundings.resolv_conf).ok_or_else(|| {
-                wrong("/etc/resolv.conf has no search list of a pod (<namespace>.svc.<domain>)".into())
+                wrong(
+                    "/etc/resolv.conf has no search list of a pod (<namespace>.svc.<domain>)"
+                        .into(),
+                )
             })?;
         let of_kubernetes = |name: &str| {
             variable(name).ok_or_else(|| {
-                wrong(format!("{name} is not set: Kubernetes sets it in every container; is this one?"))
+                wrong(format!(
+                    "{name} is not set: Kubernetes sets it in every container; is this one?"
+                ))
             })
         };
         let port = of_kubernetes("KUBERNETES_SERVICE_PORT")?;
         let statefulset = StatefulSetSource {
             host: of_kubernetes("KUBERNETES_SERVICE_HOST")?,
-            port: port
-                .parse()
-                .map_err(|_| wrong(format!("KUBERNETES_SERVICE_PORT is {port:?}, which is no port")))?,
+            port: port.parse().map_err(|_| {
+                wrong(format!(
+                    "KUBERNETES_SERVICE_PORT is {port:?}, which is no port"
+                ))
+            })?,
             account_dir: ACCOUNT_DIR.into(),
             namespace: namespace.clone(),
             name: settings.statefulset,
@@ -185,7 +192,12 @@ pub async fn leave(node: &Node, patience: Duration) {
         return;
     };
     let (start, replicas) = (size.start, size.replicas);
-    tracing::info!(start, replicas, ?patience, "beyond the desired size: leaving");
+    tracing::info!(
+        start,
+        replicas,
+        ?patience,
+        "beyond the desired size: leaving"
+    );
     match tokio::time::timeout(patience, node.leave()).await {
         Ok(()) => tracing::info!("the membership is without this node"),
         Err(_elapsed) => tracing::warn!(
@@ -209,11 +221,15 @@ mod tests {
 
     fn find(host_name: &str, resolv_conf: &str, port: Option<&str>) -> Result<Pod> {
         let settings = PodSettings::new("flags-headless", "flags");
-        Pod::from(settings, &surroundings(host_name, resolv_conf), |name| match name {
-            "KUBERNETES_SERVICE_HOST" => Some("10.96.0.1".into()),
-            "KUBERNETES_SERVICE_PORT" => port.map(Into::into),
-            _ => None,
-        })
+        Pod::from(
+            settings,
+            &surroundings(host_name, resolv_conf),
+            |name| match name {
+                "KUBERNETES_SERVICE_HOST" => Some("10.96.0.1".into()),
+                "KUBERNETES_SERVICE_PORT" => port.map(Into::into),
+                _ => None,
+            },
+        )
     }
 
     const RESOLV_CONF: &str = "search prod.svc.cluster.local svc.cluster.local cluster.local";
@@ -239,7 +255,12 @@ mod tests {
             ("flags-x", RESOLV_CONF, Some("443"), "are called flags-0"),
             ("flagship-0", RESOLV_CONF, Some("443"), "are called flags-0"),
             ("flags-0", "search fritz.box", Some("443"), "resolv.conf"),
-            ("flags-0", RESOLV_CONF, None, "KUBERNETES_SERVICE_PORT is not set"),
+            (
+                "flags-0",
+                RESOLV_CONF,
+                None,
+                "KUBERNETES_SERVICE_PORT is not set",
+            ),
             ("flags-0", RESOLV_CONF, Some("https"), "no port"),
         ] {
             let error = find(host_name, resolv_conf, port).unwrap_err();

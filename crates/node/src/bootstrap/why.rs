@@ -119,7 +119,9 @@ impl fmt::Display for Why {
             Self::ReplicasUnknownTo { name } => {
                 write!(f, "for {name} to learn how many replicas there should be")
             }
-            Self::OnlyJoins => f.write_str("for a cluster to join: a read-only replica founds none"),
+            Self::OnlyJoins => {
+                f.write_str("for a cluster to join: a read-only replica founds none")
+            }
             Self::ReadOnlyNamesake { name } => write!(
                 f,
                 "{name} is a member, and would share its vote with this pod, which is read-only: read-only replicas \

@@ -304,7 +304,14 @@ impl Group {
 
     /// True on a leader whom no majority of the voters has followed for longer than `patience`.
     pub fn quorum_is_lost(&self, patience: Duration) -> bool {
-        let alone = self.0.state.borrow().members.voters.iter().all(|set| set.len() <= 1);
+        let alone = self
+            .0
+            .state
+            .borrow()
+            .members
+            .voters
+            .iter()
+            .all(|set| set.len() <= 1);
         let age = self.0.freshness.quorum_age_ms().map(u64::from);
         !alone && age.is_some_and(|age| Duration::from_millis(age) > patience)
     }

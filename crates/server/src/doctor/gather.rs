@@ -19,8 +19,8 @@ use super::observed::{
     Lookup, NodeSeen, Observed, OwnNode, PeerSeen, PortSeen, ServiceSeen, Settings, SizeSeen,
     TlsSeen,
 };
-use podkv_pod::Surroundings;
 use crate::settings::{HEADLESS_SERVICE, NAME, PEERS, ServeConfig, Values};
+use podkv_pod::Surroundings;
 
 /// For a connection, and for a page of the admin port. Within a cluster both take milliseconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);

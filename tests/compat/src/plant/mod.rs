@@ -82,12 +82,18 @@ impl Plant {
         }
     }
 
-    pub(crate) fn watched(&self, memory: &WatchMemory, response: WatchResponse) -> Vec<WatchResponse> {
+    pub(crate) fn watched(
+        &self,
+        memory: &WatchMemory,
+        response: WatchResponse,
+    ) -> Vec<WatchResponse> {
         if response.created {
             memory.lock().created.push(response.watch_id);
         }
         match self.kind {
-            Kind::Watch { response: wrong, .. } => wrong(memory, response),
+            Kind::Watch {
+                response: wrong, ..
+            } => wrong(memory, response),
             _ => vec![response],
         }
     }

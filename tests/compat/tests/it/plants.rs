@@ -55,7 +55,13 @@ async fn missed(plants: Vec<&'static Plant>) -> Vec<String> {
             }
         }
         match found {
-            Some((seed, difference)) => eprintln!("{:2} {}: seed {seed} {:?}\n{}", plant.slip, plant.name, begin.elapsed(), difference.to_string().chars().take(900).collect::<String>()),
+            Some((seed, difference)) => eprintln!(
+                "{:2} {}: seed {seed} {:?}\n{}",
+                plant.slip,
+                plant.name,
+                begin.elapsed(),
+                difference.to_string().chars().take(900).collect::<String>()
+            ),
             None => missed.push(format!("{} {}", plant.slip, plant.name)),
         }
     }

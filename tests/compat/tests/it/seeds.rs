@@ -35,7 +35,11 @@ async fn compare(stores: [Link; 2]) {
     for (program, difference) in &failures {
         eprintln!("{program}{difference}");
     }
-    assert!(failures.is_empty(), "{} programs are answered differently", failures.len());
+    assert!(
+        failures.is_empty(),
+        "{} programs are answered differently",
+        failures.len()
+    );
 }
 
 #[tokio::test]

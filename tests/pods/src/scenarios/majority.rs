@@ -40,7 +40,9 @@ pub async fn play(run: Run) -> Result<Report> {
         let key = format!("refused-{}", doubtful.len());
         match client.put(Put::new(key.clone(), "")).await {
             Ok(_) => Err("a write was acknowledged without a majority".to_string()),
-            Err(error) if error.reason() == Reason::NoLeader && !error.outcome_unknown() => Ok(error),
+            Err(error) if error.reason() == Reason::NoLeader && !error.outcome_unknown() => {
+                Ok(error)
+            }
             Err(error) => {
                 doubtful.push(key);
                 Err(format!("{:?}: {error}", error.reason()))
@@ -53,7 +55,9 @@ pub async fn play(run: Run) -> Result<Report> {
     // Unready, so that services take it out; the service for local reads does not.
     until("the survivor is unready", PATIENCE, async || {
         let ready = stage.world.pod(survivor.uid).is_some_and(|pod| pod.ready);
-        (!ready).then_some(()).ok_or_else(|| "it is ready".to_string())
+        (!ready)
+            .then_some(())
+            .ok_or_else(|| "it is ready".to_string())
     })
     .await?;
     let expected = ledger.acknowledged.len();
@@ -69,7 +73,9 @@ pub async fn play(run: Run) -> Result<Report> {
     .await;
     local.close().await;
     let found = read?.kvs.len();
-    ensure(found >= expected, || format!("{found} keys of {expected} are read locally"))?;
+    ensure(found >= expected, || {
+        format!("{found} keys of {expected} are read locally")
+    })?;
     for ordinal in SURVIVOR + 1..PODS {
         stage.start(ordinal).await?;
     }
@@ -85,5 +91,8 @@ pub async fn play(run: Run) -> Result<Report> {
         after: Duration::ZERO,
     }));
     stage.check(&ledger).await?;
-    Ok(Report::of(&ledger, format!("meanwhile: {:?}", error.reason())))
+    Ok(Report::of(
+        &ledger,
+        format!("meanwhile: {:?}", error.reason()),
+    ))
 }

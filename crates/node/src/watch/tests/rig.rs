@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use futures_util::Stream as _;
 use podkv_api::{
     Bytes, Delete, EventKind, Header, KeyRange, Put, Result, Revision, Txn, Watch, WatchMessage,
 };
