@@ -77,12 +77,51 @@ impl BackupRecord {
     }
 }
 
-/// Writes a backup, frame by frame. Every call gets the same view.
+/// The frames of a backup, in their order.
+#[derive(Clone, Debug, Default)]
+struct Frames {
+    records: u64,
+    hash: Sha256,
+}
+
+impl Frames {
+    fn header(&mut self, header: &BackupHeader) -> Bytes {
+        let header = BackupHeaderV1::from(header);
+        self.hashed(codec::encode_frame(FrameKind::BackupHeader, &header))
+    }
+
+    /// `None` for a block without records.
+    fn block(&mut self, block: Block) -> Option<Bytes> {
+        if block.records.is_empty() {
+            return None;
+        }
+        self.records += block.records.len() as u64;
+        let records = BackupBlockV1 {
+            records: block.records,
+        };
+        let frame = codec::encode_frame_sized(FrameKind::BackupBlock, &records, block.bytes);
+        Some(self.hashed(frame))
+    }
+
+    fn end(&self) -> Bytes {
+        let end = BackupEndV1 {
+            records: self.records,
+            sha256: self.hash.clone().finalize().into(),
+        };
+        codec::encode_frame(FrameKind::BackupEnd, &end)
+    }
+
+    fn hashed(&mut self, frame: Bytes) -> Bytes {
+        self.hash.update(&frame);
+        frame
+    }
+}
+
+/// Writes a backup of a view, frame by frame. Every call gets the same view.
 #[derive(Clone, Debug)]
 pub struct BackupWriter {
     next: Part,
-    records: u64,
-    hash: Sha256,
+    frames: Frames,
 }
 
 /// What comes next.
@@ -100,8 +139,7 @@ impl BackupWriter {
     pub fn new(header: BackupHeader) -> Self {
         Self {
             next: Part::Header(header),
-            records: 0,
-            hash: Sha256::new(),
+            frames: Frames::default(),
         }
     }
 
@@ -111,23 +149,15 @@ impl BackupWriter {
             let frame = match std::mem::replace(&mut self.next, Part::Nothing) {
                 Part::Header(header) => {
                     self.next = Part::Leases(schema::lease_bounds().0);
-                    let header = BackupHeaderV1::from(&header);
-                    Some(codec::encode_frame(FrameKind::BackupHeader, &header))
+                    Some(self.frames.header(&header))
                 }
                 Part::Leases(from) => self.leases(view, &from)?,
                 Part::Keys(from) => self.keys(view, &from)?,
-                Part::End => {
-                    let end = BackupEndV1 {
-                        records: self.records,
-                        sha256: self.hash.clone().finalize().into(),
-                    };
-                    return Ok(Some(codec::encode_frame(FrameKind::BackupEnd, &end)));
-                }
+                Part::End => Some(self.frames.end()),
                 Part::Nothing => return Ok(None),
             };
-            if let Some(frame) = frame {
-                self.hash.update(&frame);
-                return Ok(Some(frame));
+            if frame.is_some() {
+                return Ok(frame);
             }
         }
     }
@@ -144,7 +174,7 @@ impl BackupWriter {
                 break;
             }
         }
-        Ok(self.close(block))
+        Ok(self.frames.block(block))
     }
 
     fn keys(&mut self, view: &dyn View, from: &Bytes) -> Result<Option<Bytes>, ViewError> {
@@ -158,27 +188,51 @@ impl BackupWriter {
                 break;
             }
         }
-        Ok(self.close(block))
+        Ok(self.frames.block(block))
+    }
+}
+
+/// Writes a backup of records that come from elsewhere: leases in the order of their ids, then keys in their order.
+#[derive(Debug)]
+pub struct BackupBuilder {
+    frames: Frames,
+    block: Block,
+}
+
+impl BackupBuilder {
+    /// And the first bytes of the backup.
+    pub fn new(header: &BackupHeader) -> (Self, Bytes) {
+        let mut frames = Frames::default();
+        let first = frames.header(header);
+        let block = Block::default();
+        (Self { frames, block }, first)
     }
 
-    fn close(&mut self, block: Block) -> Option<Bytes> {
-        if block.records.is_empty() {
-            return None;
+    /// The next bytes, once a block is full.
+    pub fn push(&mut self, record: &BackupRecord) -> Option<Bytes> {
+        let is_full = self.block.push(record);
+        is_full
+            .then(|| self.frames.block(std::mem::take(&mut self.block)))
+            .flatten()
+    }
+
+    /// The last bytes, and what the backup is called.
+    pub fn finish(mut self) -> (Bytes, BackupEnd) {
+        let mut last = BytesMut::new();
+        if let Some(block) = self.frames.block(self.block) {
+            last.extend_from_slice(&block);
         }
-        self.records += block.records.len() as u64;
-        let records = BackupBlockV1 {
-            records: block.records,
+        last.extend_from_slice(&self.frames.end());
+        let end = BackupEnd {
+            id: id_of(self.frames.hash.finalize().into()),
+            records: self.frames.records,
         };
-        Some(codec::encode_frame_sized(
-            FrameKind::BackupBlock,
-            &records,
-            block.bytes,
-        ))
+        (last.freeze(), end)
     }
 }
 
 /// A block in the making.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Block {
     records: Vec<BackupRecordV1>,
     bytes: usize,
@@ -202,6 +256,12 @@ impl std::fmt::Display for BackupId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:032x}", self.0)
     }
+}
+
+/// The first half of a digest.
+fn id_of(digest: [u8; 32]) -> BackupId {
+    let (half, _) = digest.split_at(16);
+    BackupId(half.iter().fold(0, |id, byte| id << 8 | u128::from(*byte)))
 }
 
 /// What [`BackupReader::next_part`] found.
@@ -358,10 +418,8 @@ impl BackupReader {
         if digest != end.sha256 {
             return Err(BackupError::Digest);
         }
-        let (half, _) = digest.split_at(16);
-        let id = half.iter().fold(0, |id, byte| id << 8 | u128::from(*byte));
         let end = BackupEnd {
-            id: BackupId(id),
+            id: id_of(digest),
             records: end.records,
         };
         self.state = Reading::Ended(end);

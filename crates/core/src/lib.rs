@@ -50,8 +50,8 @@ pub use bincode;
 
 pub use apply::{Applier, Effects};
 pub use backup::{
-    BackupEnd, BackupError, BackupHeader, BackupId, BackupPart, BackupReader, BackupRecord,
-    BackupWriter,
+    BackupBuilder, BackupEnd, BackupError, BackupHeader, BackupId, BackupPart, BackupReader,
+    BackupRecord, BackupWriter,
 };
 pub use changes::{ChangesLimits, ChangesPage, RevisionEvents, changes};
 pub use check::{check, check_range};

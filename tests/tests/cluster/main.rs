@@ -4,6 +4,7 @@ mod bad_input;
 mod doctor;
 mod exactly_once;
 mod group_commit;
+mod import_etcd;
 mod kills;
 mod majority;
 mod proxy;

@@ -217,6 +217,9 @@ pub enum Command {
     /// Back up and restore
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// Bring data over from another store
+    #[command(subcommand)]
+    Import(ImportCommand),
     /// What is wrong, and what to do about it: in a node's container, or of a cluster that can be reached. Exit codes of
     /// this command: 0 nothing is wrong, 1 there are warnings, 2 there are problems
     Doctor(DoctorArgs),
@@ -336,6 +339,37 @@ pub enum SnapshotCommand {
     Restore { file: PathBuf },
     /// Throw away a restore that was not finished: the cluster is empty again
     Discard,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImportCommand {
+    /// Copy a running etcd into an empty cluster, and follow it until Ctrl-C. If it breaks off while it restores, go on
+    /// with `podkv snapshot restore FILE`; while it follows, begin again with an empty cluster
+    Etcd(ImportEtcdArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct ImportEtcdArgs {
+    /// host:port, or a URL
+    pub from: String,
+    /// Take over what changes, until Ctrl-C; then what is left
+    #[arg(long)]
+    pub follow: bool,
+    /// The copy, which is a backup like any other; it is left there
+    #[arg(long, default_value = "etcd.podkv")]
+    pub file: PathBuf,
+    /// For https: the CA of etcd's certificate, PEM
+    #[arg(long, value_name = "FILE")]
+    pub from_ca: Option<PathBuf>,
+    /// Certificate for etcd, PEM
+    #[arg(long, value_name = "FILE", requires = "from_key", requires = "from_ca")]
+    pub from_cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", requires = "from_cert")]
+    pub from_key: Option<PathBuf>,
+    /// etcd's user; the password is read from PODKV_FROM_PASSWORD
+    #[arg(long, value_name = "NAME")]
+    pub from_user: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

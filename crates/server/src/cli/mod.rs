@@ -8,6 +8,7 @@ mod data;
 mod doctor;
 mod exit;
 mod hold;
+mod import;
 mod output;
 mod recover;
 mod restore;
@@ -23,7 +24,7 @@ use podkv_client::Client;
 pub use self::args::Cli;
 pub use self::exit::Exit;
 
-use self::args::{Command, SnapshotCommand};
+use self::args::{Command, ImportCommand, SnapshotCommand};
 use self::data::{RangeOptions, WatchOptions};
 use self::hold::{ElectOptions, LockOptions};
 use self::output::Printer;
@@ -250,6 +251,7 @@ async fn dispatch(
         Command::Snapshot(SnapshotCommand::Discard) => restore::discard(client, printer).await,
         // It asks no cluster: `run` has taken it.
         Command::Snapshot(SnapshotCommand::Check { .. }) => Ok(Exit::Usage),
+        Command::Import(ImportCommand::Etcd(args)) => import::etcd(client, printer, args).await,
         // `run` has taken these.
         Command::Serve(_)
         | Command::Dev(_)

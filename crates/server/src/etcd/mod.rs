@@ -11,6 +11,7 @@
 //! | `txn` | transactions, there and back |
 //! | `watch` | many watches in one stream |
 //! | `lock`, `election` | recipes on the server's side |
+//! | `import` | `podkv import etcd`: a running etcd moves in |
 //! | `gateway` | JSON over HTTP, and what else is beside gRPC on etcd's port |
 //!
 //! # Where a node answers otherwise than etcd, on purpose
@@ -34,6 +35,7 @@ mod convert;
 mod election;
 mod error;
 mod gateway;
+pub(crate) mod import;
 mod kv;
 mod lease;
 mod lock;

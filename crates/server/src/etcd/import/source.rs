@@ -1,0 +1,271 @@
+//! The etcd that data comes from: etcd's client, as far as a copy needs one.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use hyper_util::rt::TokioIo;
+use podkv_api::{Error, KeyValue, LeaseId, Reason, Result, Revision};
+use podkv_proto::convert::{Call, from_status};
+use podkv_proto::etcd::etcdserverpb as pb;
+use podkv_proto::etcd::etcdserverpb::kv_client::KvClient;
+use podkv_proto::etcd::etcdserverpb::lease_client::LeaseClient;
+use podkv_proto::etcd::etcdserverpb::watch_client::WatchClient;
+use podkv_proto::etcd::etcdserverpb::watch_request::RequestUnion;
+use podkv_proto::etcd::mvccpb;
+use podkv_tls::ClientTls;
+use tokio::net::TcpStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Request, Status, Streaming};
+
+use super::From;
+
+/// Keys that are read at once. etcd answers a page in time that grows with it, and holds up nobody for so few.
+const PAGE_KEYS: i64 = 1000;
+/// The largest page: values may have 1.5 MiB each.
+const MAX_MESSAGE_BYTES: usize = 2 << 30;
+/// Leases that are asked for at once.
+const LEASES_AT_ONCE: usize = 32;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// etcd's own clients ping as often; a dead connection is noticed by it.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Shows who asks.
+#[derive(Clone, Default)]
+pub(crate) struct Token(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("token", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+type Connection = InterceptedService<Channel, Token>;
+
+/// A running etcd.
+#[derive(Clone)]
+pub(crate) struct Source {
+    connection: Connection,
+}
+
+/// Some keys of a range, and where the rest begins.
+pub(crate) struct Page {
+    pub kvs: Vec<KeyValue>,
+    pub next: Option<Bytes>,
+}
+
+impl Source {
+    pub async fn connect(from: From) -> Result<Self> {
+        let address = from.address.trim_end_matches('/');
+        let bare = address
+            .strip_prefix("http://")
+            .or_else(|| address.strip_prefix("https://"))
+            .unwrap_or(address);
+        if address.starts_with("https://") != from.tls.is_some() {
+            let text = format!("{address}: https:// and --from-ca go together");
+            return Err(Error::new(Reason::Configuration, text));
+        }
+        let tls = from.tls.as_ref().map(ClientTls::open).transpose()?;
+        let (target, tls) = (Arc::<str>::from(bare), tls.map(Arc::new));
+        let connector = tower::service_fn(move |_: Uri| dial(target.clone(), tls.clone()));
+        // What is dialled is decided by the connector; this is what the host is called in HTTP.
+        let endpoint = Endpoint::from_shared(format!("http://{bare}")).map_err(|_| {
+            let text = format!("{address} is no address; expected host:port, or a URL");
+            Error::new(Reason::Configuration, text)
+        })?;
+        let channel = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_while_idle(true)
+            .connect_with_connector(connector)
+            .await
+            .map_err(|error| {
+                let text = format!("etcd at {address} cannot be reached: {}", chain(&error));
+                Error::new(Reason::Unreachable, text).with_source(error)
+            })?;
+        let token = match from.user {
+            None => Token::default(),
+            Some((name, password)) => authenticate(channel.clone(), name, password).await?,
+        };
+        let connection = InterceptedService::new(channel, token);
+        Ok(Self { connection })
+    }
+
+    fn kv(&self) -> KvClient<Connection> {
+        KvClient::new(self.connection.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    fn lease(&self) -> LeaseClient<Connection> {
+        LeaseClient::new(self.connection.clone())
+    }
+
+    /// etcd's cluster id, and its revision now. Linearizable.
+    pub async fn position(&self) -> Result<(u64, Revision)> {
+        let request = pb::RangeRequest {
+            key: Bytes::from_static(&[0]),
+            count_only: true,
+            ..Default::default()
+        };
+        let answer = self.kv().range(request).await.map_err(failed)?.into_inner();
+        let header = answer.header.unwrap_or_default();
+        Ok((header.cluster_id, unsigned(header.revision)))
+    }
+
+    /// The keys from `from` on, as they were at `revision`.
+    pub async fn page(&self, from: Bytes, revision: Revision) -> Result<Page> {
+        let request = pb::RangeRequest {
+            key: from,
+            range_end: Bytes::from_static(&[0]),
+            limit: PAGE_KEYS,
+            revision: i64::try_from(revision).unwrap_or(i64::MAX),
+            ..Default::default()
+        };
+        let answer = self.kv().range(request).await.map_err(failed)?.into_inner();
+        let kvs: Vec<_> = answer.kvs.into_iter().map(key_value).collect();
+        let last = kvs.last().filter(|_| answer.more);
+        let next = last.map(|kv| Bytes::from([&kv.key[..], &[0]].concat()));
+        Ok(Page { kvs, next })
+    }
+
+    /// Every lease that is there now, with the TTL that it was granted, in milliseconds.
+    pub async fn leases(&self) -> Result<BTreeMap<LeaseId, u64>> {
+        let request = pb::LeaseLeasesRequest {};
+        let answer = self.lease().lease_leases(request).await.map_err(failed)?;
+        let ids = answer.into_inner().leases.into_iter().map(|lease| lease.id);
+        let found = stream::iter(ids)
+            .map(
+                |id| async move { Ok::<_, Error>((LeaseId(id), self.granted(LeaseId(id)).await?)) },
+            )
+            .buffer_unordered(LEASES_AT_ONCE);
+        let found: Vec<_> = found.try_collect().await?;
+        let live = found.into_iter().filter_map(|(id, ttl)| Some((id, ttl?)));
+        Ok(live.collect())
+    }
+
+    /// What a lease was granted, in milliseconds; `None` if it has ended.
+    pub async fn granted(&self, id: LeaseId) -> Result<Option<u64>> {
+        let request = pb::LeaseTimeToLiveRequest {
+            id: id.0,
+            keys: false,
+        };
+        match self.lease().lease_time_to_live(request).await {
+            Ok(answer) => {
+                let answer = answer.into_inner();
+                let seconds = u64::try_from(answer.granted_ttl).unwrap_or(0);
+                Ok((answer.ttl > 0 && seconds > 0).then(|| seconds.saturating_mul(1000)))
+            }
+            // Some releases say so instead of a TTL of -1.
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(failed(status)),
+        }
+    }
+
+    /// All changes from `revision` on. The stream lives as long as the sender.
+    pub async fn watch(
+        &self,
+        revision: Revision,
+    ) -> Result<(
+        tokio::sync::mpsc::Sender<pb::WatchRequest>,
+        Streaming<pb::WatchResponse>,
+    )> {
+        let create = pb::WatchCreateRequest {
+            key: Bytes::from_static(&[0]),
+            range_end: Bytes::from_static(&[0]),
+            start_revision: i64::try_from(revision).unwrap_or(i64::MAX),
+            ..Default::default()
+        };
+        let (sender, requests) = tokio::sync::mpsc::channel(1);
+        let create = pb::WatchRequest {
+            request_union: Some(RequestUnion::CreateRequest(create)),
+        };
+        // There is room for one, and the receiver is here.
+        let _ = sender.try_send(create);
+        let mut client =
+            WatchClient::new(self.connection.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let responses = client.watch(ReceiverStream::new(requests)).await;
+        Ok((sender, responses.map_err(failed)?.into_inner()))
+    }
+}
+
+async fn dial(
+    address: Arc<str>,
+    tls: Option<Arc<ClientTls>>,
+) -> std::io::Result<TokioIo<Box<dyn podkv_client::Connection>>> {
+    let stream = TcpStream::connect(&*address).await?;
+    stream.set_nodelay(true)?;
+    let stream: Box<dyn podkv_client::Connection> = match tls {
+        None => Box::new(stream),
+        Some(tls) => {
+            let heard = Arc::new(|_: Result<(), String>| {});
+            Box::new(tls.connect(&address, stream, heard).await?)
+        }
+    };
+    Ok(TokioIo::new(stream))
+}
+
+async fn authenticate(channel: Channel, name: String, password: String) -> Result<Token> {
+    let request = pb::AuthenticateRequest { name, password };
+    let mut auth = pb::auth_client::AuthClient::new(channel);
+    let answer = auth
+        .authenticate(request)
+        .await
+        .map_err(failed)?
+        .into_inner();
+    let token = answer.token.parse().map_err(|_| {
+        Error::new(
+            Reason::Unauthenticated,
+            "etcd's token is not one line of text",
+        )
+    })?;
+    Ok(Token(Some(token)))
+}
+
+pub(super) fn failed(status: Status) -> Error {
+    let error = from_status(&status, Call::Read);
+    match status.code() {
+        Code::OutOfRange => Error::new(
+            Reason::Compacted,
+            format!(
+                "etcd: {}: begin again, into an empty cluster",
+                status.message()
+            ),
+        ),
+        _ => Error::new(error.reason(), format!("etcd: {}", error.text())),
+    }
+}
+
+fn unsigned(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+pub(super) fn key_value(kv: mvccpb::KeyValue) -> KeyValue {
+    KeyValue {
+        key: kv.key,
+        value: kv.value,
+        create_revision: unsigned(kv.create_revision),
+        mod_revision: unsigned(kv.mod_revision),
+        version: unsigned(kv.version),
+        lease: (kv.lease != 0).then_some(LeaseId(kv.lease)),
+        expires_at_ms: None,
+    }
+}
+
+/// All that an error says, for a person.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
