@@ -37,8 +37,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use podkv_api::{
-    ClusterId, Consistency, Error, Header, Incarnation, LeaseId, Limits, MemberId, Reason, Result,
-    Revision, SessionId, Txn, TxnResponse,
+    ClusterId, Consistency, Error, Header, Incarnation, LeaderHint, LeaseId, Limits, MemberId,
+    Reason, Result, Revision, SessionId, Txn, TxnResponse,
 };
 use podkv_core::{Answer, Command, Proposal, Stamp};
 use podkv_tls::Tls;
@@ -194,6 +194,18 @@ impl Node {
     /// The leader that this node knows.
     pub fn leader(&self) -> Option<MemberId> {
         self.0.group.state().borrow().leader
+    }
+
+    /// The leader that this node knows, with its address for clients; `None` if it is this node itself.
+    pub fn leader_hint(&self) -> Option<LeaderHint> {
+        let state = self.0.group.state();
+        let state: watch::Ref<'_, GroupState> = state.borrow();
+        let member = state.leader.filter(|leader| *leader != self.id())?;
+        let client_address = state.members.nodes.get(&member)?.client_address.clone();
+        Some(LeaderHint {
+            member,
+            client_address,
+        })
     }
 
     /// True if this node leads, as far as it knows.

@@ -12,18 +12,17 @@ pub(crate) async fn draining(mut health: watch::Receiver<Health>) {
     let _ = health.wait_for(|health| health.draining).await;
 }
 
-/// What a stream ends with then.
-pub(crate) fn goodbye() -> Status {
-    to_status(&Error::new(
-        Reason::NodeNotReady,
-        "the node is going to stop: go on at another one",
-    ))
+/// What a stream ends with then: go on elsewhere, and where the leader is by now.
+pub(crate) fn goodbye(node: &Node) -> Status {
+    let text = "the node is going to stop: go on at another one";
+    let error = Error::new(Reason::NodeNotReady, text);
+    to_status(&error.with_leader(node.leader_hint()))
 }
 
 /// Refuses to begin a stream that would end at once.
 pub(crate) fn refuse_if_draining(node: &Node) -> Result<(), Status> {
     if node.health().borrow().draining {
-        Err(goodbye())
+        Err(goodbye(node))
     } else {
         Ok(())
     }

@@ -149,7 +149,8 @@ impl Pipe {
                 Happened::FarewellOver => {
                     self.phase = Phase::Left;
                     if self.reading {
-                        self.fail(goodbye());
+                        let last = goodbye(&self.shared.calls.node);
+                        self.fail(last);
                     }
                 }
             }

@@ -43,8 +43,9 @@ impl v1::watch_server::Watch for Watch {
                 ),
                 Err(error) => iter(vec![Err(to_status(&error))]),
             });
+        let node = self.0.clone();
         Ok(Response::new(Box::pin(
-            responses.chain(once(async { Err(goodbye()) })),
+            responses.chain(once(async move { Err(goodbye(&node)) })),
         )))
     }
 }

@@ -92,7 +92,8 @@ impl pb::election_server::Election for Election {
             Ok(Some((response, observer)))
         })
         .boxed();
-        let last = futures_util::stream::once(async { Err(goodbye()) });
+        let node = self.0.clone();
+        let last = futures_util::stream::once(async move { Err(goodbye(&node)) });
         let until = draining(self.0.health());
         Ok(Response::new(Box::pin(seen.take_until(until).chain(last))))
     }

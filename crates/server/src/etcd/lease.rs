@@ -81,8 +81,9 @@ impl pb::lease_server::Lease for Lease {
             .map(move |request| keep_alive(calls.clone(), request))
             .buffered(KEEP_ALIVES_AT_ONCE);
         // A client that said all gets a plain end; one that is cut off is told why.
-        let last = once(async move { health.borrow().draining })
-            .filter_map(|is_draining| async move { is_draining.then(|| Err(goodbye())) });
+        let node = self.0.node.clone();
+        let last = once(async move { health.borrow().draining.then(|| Err(goodbye(&node))) })
+            .filter_map(std::future::ready);
         Ok(Response::new(Box::pin(answers.chain(last))))
     }
 

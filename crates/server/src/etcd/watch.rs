@@ -163,7 +163,7 @@ impl Session {
                 Turn::Said((id, serial, said)) => self.said(id, serial, said),
                 Turn::Draining => {
                     self.ended = true;
-                    return Some(Err(goodbye()));
+                    return Some(Err(goodbye(&self.node)));
                 }
             }
             self.answer_progress();
