@@ -23,7 +23,7 @@ pub async fn etcd(
     let bar = progress(None, "keys");
     let copying = import::copy(&source, &args.file, |keys| bar.set_position(keys));
     let copied = tokio::select! {
-        copied = copying => copied?,
+        revision = copying => revision?,
         exit = stop.exit() => return Ok(exit),
     };
     bar.finish_and_clear();
@@ -32,7 +32,7 @@ pub async fn etcd(
         exit = stop.exit() => return Ok(exit),
     };
     if !args.follow {
-        return finished(printer, copied.revision);
+        return finished(printer, copied);
     }
     printer.flush()?;
     let bar = progress(None, "revisions");
@@ -44,7 +44,7 @@ pub async fn etcd(
         });
     };
     let ended = stop.requested();
-    let here = import::follow(&source, client, copied.revision, ended, level).await?;
+    let here = import::follow(&source, client, copied, ended, level).await?;
     bar.finish_and_clear();
     finished(printer, here)
 }

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use podkv_api::{ClusterId, Error, Incarnation, Reason, Result, Retention, Revision};
 use podkv_client::TlsOptions;
-use podkv_core::{BackupBuilder, BackupEnd, BackupHeader, BackupRecord};
+use podkv_core::{BackupBuilder, BackupHeader, BackupRecord};
 
 pub(crate) use self::follow::{Progress, follow};
 pub(crate) use self::source::Source;
@@ -43,16 +43,7 @@ pub(crate) struct From {
     pub user: Option<(String, String)>,
 }
 
-/// A copy of etcd's data, as a backup.
-#[derive(Clone, Debug)]
-pub(crate) struct Copied {
-    pub end: BackupEnd,
-    /// etcd's, to follow from.
-    pub revision: Revision,
-    pub bytes: u64,
-}
-
-/// Writes everything that etcd holds at one revision into a file.
+/// Writes everything that etcd holds at one revision into a file, as a backup of podkv. Returns the revision.
 ///
 /// # Errors
 /// Those of etcd, [`Reason::Compacted`] if it compacts the revision meanwhile, and those of the file.
@@ -60,7 +51,7 @@ pub(crate) async fn copy(
     source: &Source,
     file: &Path,
     mut progress: impl FnMut(u64),
-) -> Result<Copied> {
+) -> Result<Revision> {
     let (cluster, revision) = source.position().await?;
     // After the position: whoever is attached at that revision is among them, or has expired since.
     let leases = source.leases().await?;
@@ -94,20 +85,15 @@ pub(crate) async fn copy(
         let Some(next) = page.next else { break };
         page = source.page(next, revision).await?;
     }
-    let (last, end) = builder.finish();
+    let (last, _) = builder.finish();
     spool.write(Some(last)).await?;
-    Ok(Copied {
-        end,
-        revision,
-        bytes: spool.bytes,
-    })
+    Ok(revision)
 }
 
 /// A backup on its way into a file, written off the async threads.
 struct Spool {
     file: Option<std::fs::File>,
     path: PathBuf,
-    bytes: u64,
 }
 
 impl Spool {
@@ -117,7 +103,6 @@ impl Spool {
         let mut spool = Self {
             file: Some(file.map_err(|error| unwritable(&path, error))?),
             path,
-            bytes: 0,
         };
         spool.write(Some(first)).await?;
         Ok(spool)
@@ -126,7 +111,6 @@ impl Spool {
     /// Nothing, if there is nothing yet.
     async fn write(&mut self, data: Option<Bytes>) -> Result<()> {
         let Some(data) = data else { return Ok(()) };
-        self.bytes += data.len() as u64;
         let Some(mut file) = self.file.take() else {
             return Err(Error::internal("the file was lost in an earlier failure"));
         };
