@@ -477,7 +477,7 @@ fn port_of(address: &str) -> u16 {
 }
 
 /// What others are told to dial where only a port is known. "Every address" is none: it is this machine.
-fn advertised(listen: &str) -> String {
+pub(crate) fn advertised(listen: &str) -> String {
     match listen.rsplit_once(':') {
         Some(("[::]" | "0.0.0.0", port)) => format!("localhost:{port}"),
         _ => listen.to_string(),

@@ -143,46 +143,45 @@ async fn check_survivor(cluster: &mut ProcessCluster, revision: u64) {
     client.close().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_old_majority_comes_back_and_is_refused() {
-    let (mut cluster, revision) = lose_the_majority().await;
-    cluster.restart(2);
-    put_refused(&cluster, 2).await;
-
-    // Not while the node runs, not without a word on the others, not if they are better.
-    let running = recover(&cluster, 2, &[]);
+/// Not while the node runs, not without a word on the others, not if they are better, not with another word.
+fn check_refusals(cluster: &mut ProcessCluster, lost: &[&str]) {
+    let running = recover(cluster, 2, &[]);
     assert!(
         text(&running).contains("in use by another process"),
         "{}",
         text(&running)
     );
     cluster.kill(2);
-    let silent = recover(&cluster, 2, &[]);
+    let silent = recover(cluster, 2, &[]);
     assert!(
         text(&silent).contains("podkv-0, podkv-1"),
         "{}",
         text(&silent)
     );
-    let others = [survivor(&cluster, 0), survivor(&cluster, 1)];
-    let better = recover(
-        &cluster,
-        2,
-        &["--survivor", &others[0], "--lost", "podkv-1"],
-    );
+    let others = [survivor(cluster, 0), survivor(cluster, 1)];
+    let better = recover(cluster, 2, &["--survivor", &others[0], "--lost", "podkv-1"]);
     assert!(
         text(&better).contains("better survivor") || text(&better).contains("a majority"),
         "{}",
         text(&better)
     );
     assert!(!better.status.success());
-    let lost = ["--lost", "podkv-0", "--lost", "podkv-1"];
     let wrong = recover(
-        &cluster,
+        cluster,
         2,
-        &[&lost[..], &["--confirm", "recover-00000000"]].concat(),
+        &[lost, &["--confirm", "recover-00000000"]].concat(),
     );
     assert_eq!(wrong.status.code(), Some(4), "{}", text(&wrong));
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_old_majority_comes_back_and_is_refused() {
+    let (mut cluster, revision) = lose_the_majority().await;
+    cluster.restart(2);
+    put_refused(&cluster, 2).await;
+
+    let lost = ["--lost", "podkv-0", "--lost", "podkv-1"];
+    check_refusals(&mut cluster, &lost);
     let done = recover_confirmed(&cluster, 2, &lost);
     assert!(done.contains("incarnation 2"), "{done}");
     let again = recover(&cluster, 2, &lost);

@@ -245,10 +245,10 @@ async fn look_out(identity: &Arc<Identity>, storage: &Storage, peers: &PeerPool)
     if identity.membership().is_none() {
         return Ok(());
     }
-    let state = storage.state.clone();
-    let members = tokio::task::spawn_blocking(move || raft::last_members(&*state))
+    let storage = storage.clone();
+    let members = tokio::task::spawn_blocking(move || raft::newest_members(&storage))
         .await
-        .map_err(|_| Error::internal("reading the state did not come to an end"))??;
+        .map_err(|_| Error::internal("reading the membership did not come to an end"))??;
     Lookout::new(identity.clone(), peers.clone())
         .before_start(&members)
         .await

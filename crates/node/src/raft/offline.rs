@@ -23,7 +23,7 @@ use super::types::{
     EntryPayload, LogEntry, Payload, StoredMembership, Vote, log_id, members, position,
 };
 use crate::membership::{LogPosition, Members, PeerAddress};
-use crate::storage::{LogWrite, StateStore, Storage};
+use crate::storage::{LogWrite, Storage};
 
 /// Read and applied at once.
 const BATCH_BYTES: usize = 4 << 20;
@@ -63,14 +63,7 @@ pub(crate) fn look(storage: &Storage) -> Result<Held, Error> {
                 Error::new(Reason::Corrupt, text).with_source(error)
             })?;
         }
-        if let EntryPayload::Membership(membership) = entry.payload
-            && newest
-                .position
-                .is_none_or(|at| at.index < entry.log_id.index)
-        {
-            let stored = StoredMembership::new(Some(entry.log_id), membership);
-            newest = members(&stored);
-        }
+        keep_newer(&mut newest, entry);
         Ok(())
     })?;
     Ok(Held {
@@ -85,9 +78,28 @@ pub(crate) fn look(storage: &Storage) -> Result<Held, Error> {
     })
 }
 
-/// The last membership that the state has seen; none before the first.
-pub(crate) fn last_members(state: &dyn StateStore) -> Result<Members, Error> {
-    Ok(Reached::read(&*state.view()).map_err(unreadable)?.members)
+/// The newest membership that a node holds, committed or not; none before the first. The state may be as old as its
+/// last flush, so the log behind it is read too.
+pub(crate) fn newest_members(storage: &Storage) -> Result<Members, Error> {
+    let ends = Ends::read(&*storage.log)?;
+    let reached = Reached::read(&*storage.state.view()).map_err(unreadable)?;
+    let mut newest = reached.members;
+    let behind = reached.position.map_or(0, |applied| applied.index + 1);
+    for_each_entry(storage, ends.first.max(behind), ends.last, |entry| {
+        keep_newer(&mut newest, entry);
+        Ok(())
+    })?;
+    Ok(newest)
+}
+
+fn keep_newer(newest: &mut Members, entry: LogEntry) {
+    if let EntryPayload::Membership(membership) = entry.payload
+        && newest
+            .position
+            .is_none_or(|at| at.index < entry.log_id.index)
+    {
+        *newest = members(&StoredMembership::new(Some(entry.log_id), membership));
+    }
 }
 
 fn unreadable(error: podkv_core::ViewError) -> Error {
@@ -283,6 +295,14 @@ mod tests {
         assert_eq!(held.vote_term, 5);
         assert_eq!(held.members.voters, [BTreeSet::from([MemberId(1)])]);
         assert_eq!(held.members.nodes.len(), 1);
+    }
+
+    #[test]
+    fn members_are_known_from_the_log_where_the_state_is_older() {
+        let storage = storage(&[entry(1, 0, three_voters()), put(1, 1)]);
+        assert_eq!(newest_members(&storage).unwrap().nodes.len(), 3);
+        apply_all(&storage, LogPosition { term: 1, index: 1 }).unwrap();
+        assert_eq!(newest_members(&storage).unwrap().nodes.len(), 3);
     }
 
     #[test]

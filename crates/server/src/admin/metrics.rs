@@ -153,10 +153,18 @@ impl Page {
             self.family(name, help, "counter");
             self.sample(name, "", value);
         }
+        self.latencies(stats);
+        self.peers(stats);
+    }
+
+    fn latencies(&mut self, stats: &NodeStats) {
         let help = "One write of a batch of the log with its fsync";
         self.histogram("log_write_seconds", help, &stats.log_write_latency);
         let help = "One batch of committed entries, applied to the state";
         self.histogram("apply_seconds", help, &stats.apply_latency);
+    }
+
+    fn peers(&mut self, stats: &NodeStats) {
         let help = "Entries that another member lacks, as the leader sees it";
         self.family("peer_lag_entries", help, "gauge");
         for (peer, behind) in &stats.peers_behind {

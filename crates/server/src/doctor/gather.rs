@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use podkv_api::{Reason, Store as _};
-use podkv_client::Client;
 use podkv_node::config::{StorageConfig, TlsMode};
 use podkv_node::dns::{Dns, DnsFailure, DnsSettings};
 use podkv_node::open_tls;
@@ -19,7 +18,7 @@ use super::observed::{
     Lookup, NodeSeen, Observed, OwnNode, PeerSeen, PortSeen, ServiceSeen, Settings, SizeSeen,
     TlsSeen,
 };
-use crate::settings::{HEADLESS_SERVICE, NAME, PEERS, ServeConfig, Values};
+use crate::settings::{HEADLESS_SERVICE, NAME, PEERS, ServeConfig, Values, advertised};
 use podkv_pod::Surroundings;
 
 /// For a connection, and for a page of the admin port. Within a cluster both take milliseconds.
@@ -86,7 +85,7 @@ pub(crate) async fn gather(sources: Sources) -> Observed {
         );
         (seen.peers, seen.service, seen.own) = (peers, service, Some(own));
     }
-    nodes(&mut seen, client.endpoints(endpoints)).await;
+    nodes(&mut seen, client, endpoints).await;
     seen
 }
 
@@ -276,8 +275,7 @@ async fn speak(stream: TcpStream, name: &str, tls: Option<&Tls>) -> PortSeen {
 }
 
 async fn own(config: &ServeConfig) -> OwnNode {
-    let port = config.admin_listen.rsplit_once(':');
-    let address = format!("localhost:{}", port.map_or("", |(_, port)| port));
+    let address = advertised(&config.admin_listen);
     let (ready, metrics) = tokio::join!(page(&address, "/readyz"), page(&address, "/metrics"));
     OwnNode {
         ready: ready.map(|(status, body)| (status == 200, body.trim().to_owned())),
@@ -313,22 +311,68 @@ async fn page(address: &str, path: &str) -> Result<(u16, String), String> {
 }
 
 /// Every member that is known, and every endpoint that was given, for its own view.
-async fn nodes(seen: &mut Observed, client: podkv_client::Builder) {
-    let client: Client = match client.build() {
-        Ok(client) => client,
-        Err(error) => {
-            seen.members = Err(error.text().to_owned());
-            return;
+async fn nodes(seen: &mut Observed, builder: podkv_client::Builder, endpoints: Vec<String>) {
+    seen.members = match builder.clone().endpoints(endpoints.clone()).build() {
+        Ok(client) => {
+            let members = client.members().await;
+            client.close().await;
+            members.map_err(|error| error.text().to_owned())
         }
+        Err(error) => Err(error.text().to_owned()),
     };
-    let (members, statuses) = tokio::join!(client.members(), client.statuses());
-    seen.members = members.map_err(|error| error.text().to_owned());
-    seen.nodes = statuses
-        .into_iter()
-        .map(|(address, status)| NodeSeen {
-            address,
-            status: status.map_err(|error| error.text().to_owned()),
-        })
+    let members = seen.members.as_deref().unwrap_or_default();
+    let mut addresses: Vec<String> = members
+        .iter()
+        .map(|member| member.client_address.clone())
         .collect();
-    client.close().await;
+    let known = addresses.len();
+    for endpoint in endpoints {
+        if !addresses.contains(&endpoint) {
+            addresses.push(endpoint);
+        }
+    }
+    let asked = addresses
+        .into_iter()
+        .map(|address| status(&builder, address));
+    let mut nodes: Vec<NodeSeen> = join_all(asked).await;
+    // What was given may be another way to a member. In a node's container most of it was guessed here, and a pod that
+    // is no member is spoken of as a peer.
+    let by_hand = matches!(seen.settings, Settings::Absent);
+    let given = nodes.split_off(known.min(nodes.len()));
+    for node in given {
+        let is_new = match &node.status {
+            Ok(status) => !nodes.iter().any(|other| {
+                let other = other.status.as_ref().map(|other| other.header);
+                other.is_ok_and(|other| {
+                    (other.cluster, other.member) == (status.header.cluster, status.header.member)
+                })
+            }),
+            Err(_) => known == 0 || by_hand,
+        };
+        if is_new {
+            nodes.push(node);
+        }
+    }
+    seen.nodes = nodes;
+}
+
+/// Asks one node, with a client of its own: what one says of its cluster must not keep another from being heard.
+async fn status(builder: &podkv_client::Builder, address: String) -> NodeSeen {
+    let status = match builder
+        .clone()
+        .endpoints([address.clone()])
+        .fixed(true)
+        .build()
+    {
+        Ok(client) => {
+            let status = client.status().await;
+            client.close().await;
+            status
+        }
+        Err(error) => Err(error),
+    };
+    NodeSeen {
+        address,
+        status: status.map_err(|error| error.text().to_owned()),
+    }
 }

@@ -350,7 +350,11 @@ fn silent(node: &NodeSeen, why: &str, members: &[Member]) -> Finding {
         || node.address.clone(),
         |member| format!("{} ({})", member.name, node.address),
     );
-    let votes = member.is_none_or(|member| member.role == MemberRole::Voter);
+    let votes = match member {
+        Some(member) => member.role == MemberRole::Voter,
+        // An address that nobody has: a mistake of who asks, unless nothing at all is known.
+        None => members.is_empty(),
+    };
     Finding::new(
         if votes {
             Level::Problem

@@ -250,6 +250,13 @@ const SCENARIOS: &[(&str, Change)] = &[
         seen.nodes[2].status = Err("it cannot be reached".into());
         seen.members.as_mut().unwrap()[2].role = MemberRole::Learner;
     }),
+    ("an endpoint that is no member's", |seen| {
+        let status = Err("it cannot be reached".into());
+        seen.nodes.push(NodeSeen {
+            address: "10.9.9.9:2379".into(),
+            status,
+        });
+    }),
     ("nobody answers", |seen| {
         for node in &mut seen.nodes {
             node.status = Err("it cannot be reached".into());
