@@ -9,13 +9,14 @@ IMAGE ?= podkv:$(VERSION)
 FLAGS_IMAGE ?= podkv-flags:$(VERSION)
 IMAGE_FLAGS ?=
 
-.PHONY: help setup build try demo flags test bench-checkpoint verify fix audit image image-flags manifests
+.PHONY: help setup build try demo flags test compat bench-checkpoint verify fix audit image image-flags manifests
 
 help:
 	@echo "make try      the tour on memory storage: no C++, nothing durable"
 	@echo "make demo     three nodes, real data, a killed leader, nothing lost"
 	@echo "make flags    an example: feature flags in a web service of three replicas"
 	@echo "make test     all tests"
+	@echo "make compat   the etcd API against a real etcd: SEEDS=300 random programs, planted slips, etcdctl"
 	@echo "make bench-checkpoint  the longest gap in apply while a snapshot of 2 GB is built"
 	@echo "make verify   what CI checks: format, lints, dependencies, layout"
 	@echo "make fix      format, and apply what the lints can mend"
@@ -43,9 +44,16 @@ flags: setup
 
 # The tests wait for fsyncs: what the compiler wrote goes to the disk first, or they wait for that.
 test: build
+	@.ci/etcd
 	$(CARGO) test --locked --workspace --no-run
 	sync
 	$(CARGO) test --locked --workspace
+
+# Some of it is in `make test` already, for a few seeds.
+SEEDS ?= 300
+compat: setup
+	@.ci/etcd
+	SEEDS=$(SEEDS) $(CARGO) test --locked -p podkv-compat
 
 # Needs about three times as much free space: `make bench-checkpoint GIGABYTES=0.5` needs less.
 GIGABYTES ?= 2
