@@ -1,4 +1,5 @@
-//! The port for clients: gRPC over HTTP/2, over TLS if the node's settings say so, and how it ends.
+//! The port for clients: gRPC over HTTP/2, JSON over either HTTP, over TLS if the node's settings say so; and how it
+//! ends.
 //!
 //! Ending takes three steps, so that no client sees more than a call to repeat elsewhere:
 //!
@@ -39,6 +40,9 @@ pub struct ServerSettings {
     pub keep_alive_interval: Duration,
     /// A ping that has no answer by then means that the client is gone.
     pub keep_alive_timeout: Duration,
+    /// An HTTP/1.1 client that has not sent the head of a request by then never will; nor does it keep a connection for
+    /// longer without asking. Above the minute for which HTTP libraries keep theirs.
+    pub http1_header_timeout: Duration,
     /// How long a drain waits for calls under way. Below the 30 seconds that Kubernetes grants.
     pub drain_grace: Duration,
 }
@@ -52,6 +56,7 @@ impl Default for ServerSettings {
             connection_window_bytes: 16 << 20,
             keep_alive_interval: Duration::from_secs(30),
             keep_alive_timeout: Duration::from_secs(10),
+            http1_header_timeout: Duration::from_secs(90),
             drain_grace: Duration::from_secs(15),
         }
     }
@@ -96,8 +101,10 @@ impl ServerBuilder {
         let settings = self.settings;
         let routes = api::routes(self.node.clone(), self.api).prepare();
         let service = TowerToHyperService::new(routes);
-        let speak_http2 = |http: &mut Http| {
-            *http = http.clone().http2_only();
+        let speak_http = |http: &mut Http| {
+            // HTTP/1.1 is for JSON; gRPC is HTTP/2.
+            http.http1()
+                .header_read_timeout(settings.http1_header_timeout);
             http.http2()
                 .max_concurrent_streams(settings.max_streams)
                 .initial_stream_window_size(settings.stream_window_bytes)
@@ -106,7 +113,7 @@ impl ServerBuilder {
                 .keep_alive_timeout(settings.keep_alive_timeout);
         };
         let connections =
-            Connections::serve(listener, service, settings.max_connections, speak_http2);
+            Connections::serve(listener, service, settings.max_connections, speak_http);
         Server {
             node: self.node,
             settings,

@@ -25,6 +25,8 @@ pub(crate) const CA: &str = "tls-ca";
 
 /// gRPC is HTTP/2.
 pub(crate) const ALPN: &[u8] = b"h2";
+/// Clients without gRPC speak JSON over it.
+pub(crate) const ALPN_HTTP1: &[u8] = b"http/1.1";
 
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())

@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::certificate::{Certificate, span};
 use crate::files::{
-    ALPN, CERT, Pair, bad, check_own, client_verifier, not_named, provider, read_pair, read_roots,
+    ALPN, ALPN_HTTP1, CERT, Pair, bad, check_own, client_verifier, not_named, provider, read_pair,
+    read_roots,
 };
 use crate::names::{host_of, name_pod, pod_domain};
 use crate::reload::{Refreshed, Reloading};
@@ -210,6 +211,8 @@ impl Material {
             ClientAuth::None => server(&pair, None),
             ClientAuth::Require => server(&pair, Some(verifier.clone())),
         };
+        let mut clients = clients.map_err(wrong)?;
+        clients.alpn_protocols.push(ALPN_HTTP1.to_vec());
         let mut dial = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(wrong)?
@@ -219,7 +222,7 @@ impl Material {
         dial.resumption = Resumption::disabled();
         Ok(Self {
             peers: Arc::new(server(&pair, Some(verifier)).map_err(wrong)?),
-            clients: Arc::new(clients.map_err(wrong)?),
+            clients: Arc::new(clients),
             dial: Arc::new(dial),
             certificate: pair.certificate,
         })

@@ -128,11 +128,12 @@ pub fn routes(node: Node, settings: ApiSettings) -> Routes {
     routes
         .add_service(cluster)
         .add_service(snapshot)
-        .add_service(health::service(node));
+        .add_service(health::service(node.clone()));
     etcd::add_services(&mut routes, &calls, max_request);
     add_reflection(&mut routes);
     let typed = MapResponseLayer::new(move |response| oversized::typed(response, max_request));
-    Routes::from(routes.routes().into_axum_router().layer(typed))
+    let grpc = routes.routes().into_axum_router().layer(typed);
+    Routes::from(etcd::add_gateway(grpc, &node, max_request))
 }
 
 /// Lets tools like grpcurl ask what there is, in the protocol's current and its former version.

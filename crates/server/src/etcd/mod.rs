@@ -11,6 +11,7 @@
 //! | `txn` | transactions, there and back |
 //! | `watch` | many watches in one stream |
 //! | `lock`, `election` | recipes on the server's side |
+//! | `gateway` | JSON over HTTP, and what else is beside gRPC on etcd's port |
 //!
 //! # Where a node answers otherwise than etcd, on purpose
 //!
@@ -32,14 +33,13 @@ mod cluster;
 mod convert;
 mod election;
 mod error;
+mod gateway;
 mod kv;
 mod lease;
 mod lock;
 mod maintenance;
 mod range;
 mod recipe;
-#[cfg(test)]
-mod tests;
 mod txn;
 mod watch;
 
@@ -49,6 +49,8 @@ use podkv_proto::etcd::v3electionpb::election_server::ElectionServer;
 use podkv_proto::etcd::v3lockpb::lock_server::LockServer;
 use tonic::service::RoutesBuilder;
 use tonic::{Status, metadata::MetadataMap};
+
+pub(crate) use self::gateway::add as add_gateway;
 
 use self::error::status;
 use crate::api::calls::Calls;

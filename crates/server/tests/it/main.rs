@@ -3,6 +3,7 @@
 mod admin;
 mod calls;
 mod drain;
+mod etcd;
 mod harness;
 mod malformed;
 mod pipe;
