@@ -9,7 +9,7 @@ IMAGE ?= podkv:$(VERSION)
 FLAGS_IMAGE ?= podkv-flags:$(VERSION)
 IMAGE_FLAGS ?=
 
-.PHONY: help setup build try demo flags test rehearse bench-checkpoint verify fix audit image image-flags manifests
+.PHONY: help setup build try demo flags test compat rehearse bench-checkpoint verify fix audit image image-flags manifests
 
 help:
 	@echo "make try      the tour on memory storage: no C++, nothing durable"
@@ -17,6 +17,7 @@ help:
 	@echo "make flags    an example: feature flags in a web service of three replicas"
 	@echo "make test     all tests"
 	@echo "make rehearse all scenarios of the rehearsal of Kubernetes: real nodes as pods (root, Linux, an hour)"
+	@echo "make compat   the etcd API against a real etcd: SEEDS=300 random programs, planted slips, etcdctl"
 	@echo "make bench-checkpoint  the longest gap in apply while a snapshot of 2 GB is built"
 	@echo "make verify   what CI checks: format, lints, dependencies, layout"
 	@echo "make fix      format, and apply what the lints can mend"
@@ -44,6 +45,7 @@ flags: setup
 
 # The tests wait for fsyncs: what the compiler wrote goes to the disk first, or they wait for that.
 test: build
+	@.ci/etcd
 	$(CARGO) test --locked --workspace --no-run
 	sync
 	$(CARGO) test --locked --workspace
@@ -52,6 +54,12 @@ test: build
 REHEARSE ?=
 rehearse: build
 	$(CARGO) run --locked --quiet --workspace --bin podkv-rehearse -- $(REHEARSE)
+
+# Some of it is in `make test` already, for a few seeds.
+SEEDS ?= 300
+compat: setup
+	@.ci/etcd
+	SEEDS=$(SEEDS) $(CARGO) test --locked -p podkv-compat
 
 # Needs about three times as much free space: `make bench-checkpoint GIGABYTES=0.5` needs less.
 GIGABYTES ?= 2

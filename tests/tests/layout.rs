@@ -140,6 +140,7 @@ fn without_its_feature_the_node_needs_no_cplusplus() {
         &["--no-default-features"],
         &["rocksdb", "librocksdb-sys"],
     );
+    assert_without("podkv-compat", &[], &["rocksdb", "librocksdb-sys"]);
 }
 
 #[test]

@@ -174,6 +174,11 @@ impl Run<'_> {
     async fn call(&mut self, request: Request) -> String {
         if matches!(request, Request::Compact(_)) {
             self.catch_up("before a compaction").await;
+            let events = events_of(&self.history.seen.borrow());
+            let mut lives = self.streams.values().flat_map(|run| &run.lives);
+            if lives.any(|life| life.is_on_its_way_unseen(&events)) {
+                return "not asked: a watch may not have come so far".into();
+            }
         }
         if request.is_local() {
             self.link.settle(self.turn).await;

@@ -88,6 +88,13 @@ impl Watched {
                 .is_some_and(|kv| kv.mod_revision <= self.compacted)
     }
 
+    /// Whether nobody can see if it has come past the compactions that are to come: it began in the past, and has
+    /// nothing to report yet.
+    pub fn is_on_its_way_unseen(&self, history: &[Event]) -> bool {
+        let begins_in_the_past = (1..=self.created_at).contains(&self.request.start_revision);
+        !self.ended && begins_in_the_past && !history.iter().any(|event| self.selects(event))
+    }
+
     /// Whether the stream has all that is to come until now.
     fn is_caught_up(&self, seen: &[Seen], history: &[Event]) -> bool {
         let after = &seen[self.index.min(seen.len())..];

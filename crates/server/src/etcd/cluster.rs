@@ -1,6 +1,6 @@
 //! Cluster: who is a member. Adding and moving members is Kubernetes' business: a pod joins by itself.
 
-use podkv_api::{Header, Member, MemberId, MemberRole, Result as PodkvResult, Store};
+use podkv_api::{Error, Header, Member, MemberId, MemberRole, Reason, Result as PodkvResult, Store};
 use podkv_node::Node;
 use podkv_proto::etcd::etcdserverpb as pb;
 use podkv_tls::TlsMode;
@@ -26,10 +26,14 @@ impl pb::cluster_server::Cluster for Cluster {
         &self,
         request: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
-        let removed = self
-            .0
-            .remove_member(MemberId(request.into_inner().id))
-            .await;
+        let id = MemberId(request.into_inner().id);
+        // To podkv, a member that is gone is removed. etcd's clients are told that there was none.
+        let known = self.0.members().await.map_err(|error| status(&error))?;
+        if !known.iter().any(|member| member.id == id) {
+            let error = Error::new(Reason::MemberNotFound, format!("no member {id}"));
+            return Err(status(&error));
+        }
+        let removed = self.0.remove_member(id).await;
         let (header, members) = self.members(removed)?;
         Ok(Response::new(pb::MemberRemoveResponse { header, members }))
     }

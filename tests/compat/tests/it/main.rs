@@ -1,4 +1,6 @@
 //! podkv against etcd, etcd against itself with planted slips, and the scripts.
 
+mod etcdctl;
 mod plants;
+mod scripts;
 mod seeds;

@@ -1,6 +1,7 @@
 //! Random programs: first etcd against etcd, or nothing else here means anything.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use podkv_compat::compare::{differ, shrink};
 use podkv_compat::generate;
@@ -16,6 +17,8 @@ fn seeds() -> u64 {
 /// Long enough for operations to meet, short enough to be shrunk soon.
 const LENGTH: usize = 150;
 
+/// What does not come within this is missing, while a failing program is made smaller.
+const SHRINKING: Duration = Duration::from_secs(2);
 /// Different failures that are worth reading at once.
 const MAX_FAILURES: usize = 8;
 
@@ -24,7 +27,7 @@ async fn compare(stores: [Link; 2]) {
     for seed in 0..seeds() {
         let program = generate::program(seed, LENGTH);
         if let Some(difference) = differ(&stores, &program, PATIENCE).await.unwrap() {
-            let (program, smaller) = shrink(&stores, program, PATIENCE, 300).await;
+            let (program, smaller) = shrink(&stores, program, SHRINKING, 200).await;
             let smaller = smaller.unwrap_or(difference);
             failures.insert(program.to_string(), format!("seed {seed}\n{smaller}"));
         }
