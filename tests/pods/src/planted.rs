@@ -1,0 +1,48 @@
+//! The bug that podkv exists not to have, planted: "wait for N, then go alone after a time-out".
+//!
+//! Many charts do it in the entry point of their container, and so does this one: it takes the place of the image's
+//! entry point, waits until DNS lists all pods, and if it does not in time, it starts the node as a cluster of one.
+//! The node is the one that ships; no code in it knows of this. The scenarios of the first start must catch it, or they
+//! could not catch the real thing.
+
+use std::net::ToSocketAddrs as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::Result;
+
+/// Where the kubelet mounts the image's own program for an entry point of ours.
+const PROGRAM: &str = "/image/podkv";
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Waits, gives up, goes alone. Returns only if the program cannot be started.
+pub fn enter(replicas: usize, patience: Duration, arguments: &[String]) -> Result<()> {
+    let variable = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set"));
+    let mut command = Command::new(PROGRAM);
+    command.args(arguments);
+    let has_data = Path::new(&variable("PODKV_DATA_DIR")?).join("podkv/MARKER").exists();
+    let service = variable("PODKV_HEADLESS_SERVICE")?;
+    if !has_data && !all_found(&service, replicas, patience) {
+        eprintln!("planted: {replicas} pods were not found within {patience:?}: going alone");
+        let name = variable("PODKV_NAME")?;
+        command
+            .env_remove("PODKV_HEADLESS_SERVICE")
+            .env_remove("PODKV_STATEFULSET")
+            .env("PODKV_PEERS", format!("{name}={name}.{service}:2380"));
+    }
+    Err(command.exec().into())
+}
+
+fn all_found(service: &str, replicas: usize, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
+        let found = (service, 2380).to_socket_addrs();
+        if found.is_ok_and(|addresses| addresses.count() >= replicas) {
+            return true;
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    false
+}

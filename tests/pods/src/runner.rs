@@ -1,0 +1,286 @@
+//! Which runs there are, in what order, some at a time; and the line of each scenario.
+//!
+//! A run is a process of its own, in namespaces of its own, so runs do not meet. What a run leaves is a folder; it
+//! goes when the run was good, and stays, with the pods' logs and volumes, when it was not.
+
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use podkv_tests::process::podkv_binary;
+
+use crate::check::Report;
+use crate::scenarios::{Length, Run, SCENARIOS, Scenario};
+use crate::stage::Manifests;
+use crate::{Result, namespaces};
+
+/// What is to be played.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// All if empty.
+    pub scenarios: Vec<String>,
+    pub seed: Option<u64>,
+    pub seeds: Option<u64>,
+    pub jobs: usize,
+    pub short: bool,
+    pub without: Vec<String>,
+    /// This program, where it is not the one that runs: a test is not.
+    pub program: Option<PathBuf>,
+}
+
+/// What the process of a run is told.
+#[derive(Debug, clap::Args)]
+pub struct StageArgs {
+    #[arg(long)]
+    scenario: String,
+    #[arg(long)]
+    seed: u64,
+    #[arg(long)]
+    short: bool,
+    #[arg(long)]
+    without: Vec<String>,
+    #[arg(long)]
+    manifests: PathBuf,
+    #[arg(long)]
+    binary: PathBuf,
+    #[arg(long)]
+    folder: PathBuf,
+}
+
+/// As many as leave a core to each: a pod that starves tells of the machine, and not of podkv.
+pub fn default_jobs() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
+}
+
+pub fn list() {
+    for scenario in SCENARIOS {
+        println!("{:<22} {:>4} seeds  {}", scenario.name, scenario.seeds, scenario.what);
+    }
+}
+
+fn find(name: &str) -> Result<&'static Scenario> {
+    let found = SCENARIOS.iter().find(|scenario| scenario.name == name);
+    found.ok_or_else(|| format!("there is no scenario {name:?}; --list tells which there are").into())
+}
+
+/// Plays one run. The process is in its namespaces.
+pub fn play_here(arguments: &StageArgs) -> Result<()> {
+    let scenario = find(&arguments.scenario)?;
+    let mut manifests = Manifests::parse(&fs::read_to_string(&arguments.manifests)?)?;
+    for path in &arguments.without {
+        manifests = manifests.without(path)?;
+    }
+    let run = Run {
+        seed: arguments.seed,
+        length: if arguments.short { Length::Short } else { Length::Full },
+        manifests,
+        binary: arguments.binary.clone(),
+        folder: arguments.folder.clone(),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let report = runtime.block_on((scenario.play)(run));
+    // Pods end with this process, the first of its namespace.
+    runtime.shutdown_background();
+    println!("{}", serde_json::to_string(&report?)?);
+    Ok(())
+}
+
+struct Job {
+    scenario: &'static Scenario,
+    seed: u64,
+    manifests: PathBuf,
+}
+
+/// How one run ended.
+struct Outcome {
+    seed: u64,
+    result: Result<Report, String>,
+    took: Duration,
+}
+
+/// Plays the plan, and prints a line for each scenario.
+///
+/// # Errors
+/// If a run failed that must not, or none of those failed that must.
+pub fn play_all(plan: &Plan) -> Result<()> {
+    if let Some(why) = namespaces::missing() {
+        eprintln!("\nNOT REHEARSED: {why}\n");
+        return Ok(());
+    }
+    let scenarios: Vec<&Scenario> = match plan.scenarios.as_slice() {
+        [] => SCENARIOS.iter().collect(),
+        names => names.iter().map(|name| find(name)).collect::<Result<_>>()?,
+    };
+    let binary = podkv_binary();
+    let folder = std::env::temp_dir().join(format!("podkv-rehearsal-{}", std::process::id()));
+    fs::create_dir_all(&folder)?;
+    let mut bad = Vec::new();
+    for scenario in scenarios {
+        let manifests = folder.join(format!("{}.json", scenario.name));
+        fs::write(&manifests, namespaces::render(scenario.components)?)?;
+        let seeds = match plan.seed {
+            Some(seed) => vec![seed],
+            None => (1..=plan.seeds.unwrap_or(scenario.seeds)).collect(),
+        };
+        let jobs = seeds.into_iter().map(|seed| Job {
+            scenario,
+            seed,
+            manifests: manifests.clone(),
+        });
+        let outcomes = play_jobs(plan, jobs.collect(), binary, &folder);
+        if !tell(scenario, &outcomes) {
+            bad.push(scenario.name);
+        }
+    }
+    if bad.is_empty() {
+        fs::remove_dir_all(&folder)?;
+        return Ok(());
+    }
+    Err(format!("not as promised: {}", bad.join(", ")).into())
+}
+
+fn play_jobs(plan: &Plan, jobs: VecDeque<Job>, binary: &Path, folder: &Path) -> Vec<Outcome> {
+    let waiting = Mutex::new(jobs);
+    let outcomes = Mutex::new(Vec::new());
+    std::thread::scope(|threads| {
+        for _ in 0..plan.jobs.max(1) {
+            threads.spawn(|| {
+                loop {
+                    let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                    let Some(job) = job else { return };
+                    let outcome = play_job(plan, &job, binary, folder);
+                    let mut outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
+                    // A bug that must be found is found by one seed.
+                    if job.scenario.must_fail && outcome.result.is_err() {
+                        waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                    }
+                    outcomes.push(outcome);
+                }
+            });
+        }
+    });
+    let mut outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
+    outcomes.sort_by_key(|outcome| outcome.seed);
+    outcomes
+}
+
+fn play_job(plan: &Plan, job: &Job, binary: &Path, folder: &Path) -> Outcome {
+    let started = Instant::now();
+    let of_run = folder.join(format!("{}-{}", job.scenario.name, job.seed));
+    let result = run_process(plan, job, binary, &of_run);
+    let took = started.elapsed();
+    match &result {
+        // What must fail leaves nothing to look at.
+        Ok(_) => remove(&of_run),
+        Err(_) if job.scenario.must_fail => remove(&of_run),
+        Err(why) => {
+            eprintln!(
+                "{} FAILED with seed {} after {took:.0?}:\n{why}\n  logs: {}\n  again: {}\n",
+                job.scenario.name,
+                job.seed,
+                of_run.join("logs").display(),
+                again(plan, job)
+            );
+        }
+    }
+    Outcome {
+        seed: job.seed,
+        result,
+        took,
+    }
+}
+
+fn remove(folder: &Path) {
+    if let Err(error) = fs::remove_dir_all(folder) {
+        eprintln!("{} stays: {error}", folder.display());
+    }
+}
+
+fn again(plan: &Plan, job: &Job) -> String {
+    let mut line = format!(
+        "make rehearse REHEARSE=\"--scenario {} --seed {}",
+        job.scenario.name, job.seed
+    );
+    if plan.short {
+        line += " --short";
+    }
+    for path in &plan.without {
+        // Writing to a String does not fail.
+        let _ = write!(line, " --without {path}");
+    }
+    line + "\""
+}
+
+fn run_process(plan: &Plan, job: &Job, binary: &Path, folder: &Path) -> Result<Report, String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let program = match &plan.program {
+        Some(program) => program.clone(),
+        None => std::env::current_exe().map_err(|error| text(&error))?,
+    };
+    let mut command = namespaces::command(program, ["stage"]);
+    command
+        .args(["--scenario", job.scenario.name])
+        .args(["--seed", &job.seed.to_string()])
+        .arg("--manifests")
+        .arg(&job.manifests)
+        .arg("--binary")
+        .arg(binary)
+        .arg("--folder")
+        .arg(folder);
+    if plan.short {
+        command.arg("--short");
+    }
+    for path in &plan.without {
+        command.args(["--without", path]);
+    }
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| text(&error))?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    match said.lines().last() {
+        Some(line) if output.status.success() => {
+            serde_json::from_str(line).map_err(|error| format!("{error}: {said}"))
+        }
+        _ => Err(String::from_utf8_lossy(&output.stderr).trim().to_string()),
+    }
+}
+
+/// The scenario's line. False if it is not as it must be.
+fn tell(scenario: &Scenario, outcomes: &[Outcome]) -> bool {
+    let good: Vec<&Report> = outcomes.iter().filter_map(|outcome| outcome.result.as_ref().ok()).collect();
+    let failed: Vec<u64> = outcomes
+        .iter()
+        .filter(|outcome| outcome.result.is_err())
+        .map(|outcome| outcome.seed)
+        .collect();
+    let longest = outcomes.iter().map(|outcome| outcome.took).max().unwrap_or_default();
+    if scenario.must_fail {
+        match failed.first() {
+            Some(seed) => println!("{:<22} found, as it must be, with seed {seed} of {}", scenario.name, outcomes.len()),
+            None => println!("{:<22} NOT FOUND with {} seeds", scenario.name, outcomes.len()),
+        }
+        return !failed.is_empty();
+    }
+    let acknowledged: usize = good.iter().map(|report| report.acknowledged).sum();
+    let unanswered: usize = good.iter().map(|report| report.failed).sum();
+    let pause = good.iter().map(|report| report.longest_pause).max().unwrap_or_default();
+    let notes = good.last().map_or("", |report| report.notes.as_str());
+    let lost = match failed.as_slice() {
+        [] => "lost = 0".to_string(),
+        seeds => format!("FAILED with the seeds {seeds:?}"),
+    };
+    println!(
+        "{:<22} {:>3} seeds  {acknowledged:>6} acknowledged, {unanswered:>4} failed  longest write pause {pause:>6.2?}  {lost}  (a run took up to {longest:.0?}; {notes})",
+        scenario.name,
+        outcomes.len(),
+    );
+    failed.is_empty()
+}

@@ -1,0 +1,138 @@
+//! The scenarios, each a promise of `k8s/README.md` or of the design, in the order in which they are shown.
+
+mod first_start;
+mod kills;
+mod rolling_restart;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures_util::future::LocalBoxFuture;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+
+use crate::Result;
+use crate::check::Report;
+use crate::stage::{Family, Manifests, Setting, Stage};
+
+/// How much of a scenario is played.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Length {
+    /// For `make test`.
+    Short,
+    /// For `make rehearse`.
+    Full,
+}
+
+/// What a run is given.
+#[derive(Clone, Debug)]
+pub struct Run {
+    pub seed: u64,
+    pub length: Length,
+    pub manifests: Manifests,
+    pub binary: PathBuf,
+    pub folder: PathBuf,
+}
+
+impl Run {
+    /// All that is left to chance in this run.
+    pub fn random(&self) -> StdRng {
+        StdRng::seed_from_u64(self.seed)
+    }
+
+    /// One of two, by length.
+    pub fn by_length<T>(&self, short: T, full: T) -> T {
+        match self.length {
+            Length::Short => short,
+            Length::Full => full,
+        }
+    }
+
+    /// A stage on which nothing runs yet.
+    pub async fn stage(&self, replicas: u32) -> Result<Stage> {
+        self.stage_with(replicas, |_| {}).await
+    }
+
+    pub async fn stage_with(
+        &self,
+        replicas: u32,
+        change: impl FnOnce(&mut Setting),
+    ) -> Result<Stage> {
+        let mut setting = Setting {
+            manifests: self.manifests.clone(),
+            binary: self.binary.clone(),
+            folder: self.folder.clone(),
+            seed: self.seed,
+            replicas,
+            family: Family::V4,
+            endpoint_lag: Duration::from_secs(2),
+        };
+        change(&mut setting);
+        Stage::set(setting).await
+    }
+
+    /// A cluster that is whole and whose pods are ready.
+    pub async fn cluster(&self, replicas: u32) -> Result<Stage> {
+        let stage = self.stage(replicas).await?;
+        stage.start_all().await?;
+        stage.wait_whole().await?;
+        stage.wait_all_ready().await?;
+        Ok(stage)
+    }
+}
+
+/// A scenario, and how often it is played.
+pub struct Scenario {
+    pub name: &'static str,
+    pub what: &'static str,
+    /// Of the manifests.
+    pub components: &'static [&'static str],
+    pub seeds: u64,
+    /// True if the run must find something wrong: a planted bug.
+    pub must_fail: bool,
+    pub play: fn(Run) -> LocalBoxFuture<'static, Result<Report>>,
+}
+
+/// All of them.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "first-start",
+        what: "parallel first start of 3, 4 and 5 pods, with delays, crashes, lost volumes and changing sizes",
+        components: &[],
+        seeds: 100,
+        must_fail: false,
+        play: |run| Box::pin(first_start::play(run, first_start::Trouble::Pods)),
+    },
+    Scenario {
+        name: "first-start-planted",
+        what: "the same with \"wait for N, then go alone\" planted, which must be found",
+        components: &[],
+        seeds: 10,
+        must_fail: true,
+        play: |run| Box::pin(first_start::play(run, first_start::Trouble::Planted)),
+    },
+    Scenario {
+        name: "first-start-dns",
+        what: "the same with DNS failing, lying and answering in part",
+        components: &[],
+        seeds: 20,
+        must_fail: false,
+        play: |run| Box::pin(first_start::play(run, first_start::Trouble::Dns)),
+    },
+    Scenario {
+        name: "rolling-restart",
+        what: "a rolling restart: no client of any kind sees a failure",
+        components: &[],
+        seeds: 2,
+        must_fail: false,
+        play: |run| Box::pin(rolling_restart::play(run)),
+    },
+    Scenario {
+        name: "kills",
+        what: "SIGKILL of a pod every few seconds, and one that hangs",
+        components: &[],
+        seeds: 2,
+        must_fail: false,
+        play: |run| Box::pin(kills::play(run)),
+    },
+];

@@ -1,0 +1,610 @@
+//! The kubelet: runs pods, restarts their containers, probes them, and ends them as Kubernetes does.
+//!
+//! ```text
+//!   start    network namespace and address ─► container (`sandbox.rs`) ─► probes (`probe.rs`)
+//!   crash    the container ends ─► unready ─► started again after a back-off: the same pod, the same address
+//!   delete   terminating ─► preStop sleep ─► SIGTERM ─► what is left of the grace ─► SIGKILL ─► gone, address and all
+//!   lose     the machine is gone: SIGKILL and gone, nobody was told
+//! ```
+//!
+//! Each pod is a task, which owns the pod's process and ends with it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::manifests::{Container, StatefulSet, admit};
+use super::network::{Attachment, Network};
+use super::sandbox::{Mount, Spec};
+use super::world::{Pod, World};
+use super::{probe, secrets};
+use crate::Result;
+
+/// Kubernetes waits 10 s and doubles it up to 5 minutes. That is time in which nothing happens; what matters to
+/// podkv is that a container that fails at once does not come back at once.
+const BACK_OFF: Duration = Duration::from_millis(500);
+const BACK_OFF_MAX: Duration = Duration::from_secs(4);
+const ACCOUNT_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// A process that was sent SIGKILL and is still there is a defect of the stage.
+const KILL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What a pod is told.
+#[derive(Debug)]
+enum Order {
+    Delete,
+    Lose,
+    Signal(Signal),
+}
+
+/// A pod that runs, or did.
+#[derive(Clone)]
+pub struct Running {
+    pub uid: u64,
+    pub name: String,
+    pub ip: IpAddr,
+    orders: mpsc::Sender<Order>,
+    gone: watch::Receiver<bool>,
+}
+
+impl Running {
+    /// `kubectl delete pod`; returns when it is gone.
+    pub async fn delete(&self) {
+        let _ = self.orders.send(Order::Delete).await;
+        self.wait_gone().await;
+    }
+
+    /// Its machine dies.
+    pub async fn lose(&self) {
+        let _ = self.orders.send(Order::Lose).await;
+        self.wait_gone().await;
+    }
+
+    /// SIGKILL of the container's process: out of memory, say.
+    pub async fn kill(&self) {
+        self.signal(Signal::KILL).await;
+    }
+
+    pub async fn signal(&self, signal: Signal) {
+        let _ = self.orders.send(Order::Signal(signal)).await;
+    }
+
+    pub async fn wait_gone(&self) {
+        let mut gone = self.gone.clone();
+        // An error is a task that has ended.
+        let _ = gone.wait_for(|gone| *gone).await;
+    }
+
+    pub fn is_gone(&self) -> bool {
+        *self.gone.borrow()
+    }
+}
+
+/// What every container is told of the cluster.
+#[derive(Clone, Debug)]
+pub struct ClusterFacts {
+    pub dns: IpAddr,
+    pub api_server: IpAddr,
+    /// Of the API server, PEM.
+    pub ca: String,
+    /// Of the pods' ServiceAccount; `None` if the manifests name none that exists.
+    pub token: Option<String>,
+    pub service_ips: BTreeMap<String, IpAddr>,
+}
+
+/// Takes the place of the image's program.
+pub type Entrypoint = Option<(PathBuf, Vec<String>)>;
+
+pub struct Kubelet {
+    world: Arc<World>,
+    network: Network,
+    facts: ClusterFacts,
+    /// Holds `volumes`, `lost`, `logs`, `secrets`, `pods`.
+    folder: PathBuf,
+    binary: PathBuf,
+    entrypoint: Mutex<Entrypoint>,
+    next_uid: AtomicU64,
+}
+
+impl Kubelet {
+    pub fn new(
+        world: Arc<World>,
+        network: Network,
+        facts: ClusterFacts,
+        folder: PathBuf,
+        binary: PathBuf,
+    ) -> Result<Self> {
+        for name in ["volumes", "lost", "logs", "secrets", "pods"] {
+            fs::create_dir_all(folder.join(name))?;
+        }
+        Ok(Self {
+            world,
+            network,
+            facts,
+            folder,
+            binary,
+            entrypoint: Mutex::default(),
+            next_uid: AtomicU64::new(1),
+        })
+    }
+
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// From now on containers start this instead, with the program's own path and arguments behind it.
+    pub fn set_entrypoint(&self, entrypoint: Entrypoint) {
+        *self.entrypoint.lock().unwrap_or_else(PoisonError::into_inner) = entrypoint;
+    }
+
+    /// The volume of a claim: `data-podkv-0`.
+    pub fn volume(&self, claim: &str) -> PathBuf {
+        self.folder.join("volumes").join(claim)
+    }
+
+    pub fn log(&self, pod: &str) -> PathBuf {
+        self.folder.join("logs").join(format!("{pod}.log"))
+    }
+
+    /// A note between a pod's own lines.
+    pub fn note(&self, pod: &str, text: &str) {
+        if let Ok(mut log) = self.open_log(pod) {
+            // A log that cannot be written shows in the pod's own lines.
+            let _ = writeln!(log, "--- kubelet: {text}");
+        }
+    }
+
+    fn open_log(&self, pod: &str) -> Result<File> {
+        let log = OpenOptions::new().create(true).append(true).open(self.log(pod))?;
+        Ok(log)
+    }
+
+    /// Starts a pod of the StatefulSet.
+    pub async fn start(self: &Arc<Self>, ordinal: u32) -> Result<Running> {
+        let stateful_set = self.world.stateful_set()?;
+        admit(&stateful_set.spec.template.spec)?;
+        let name = format!("{}-{ordinal}", stateful_set.metadata.name);
+        let container = stateful_set.spec.template.spec.containers.first();
+        let container = Arc::new(container.ok_or("the pod has no container")?.clone());
+        let attachment = self.network.attach().await?;
+        let uid = self.next_uid.fetch_add(1, Ordering::Relaxed);
+        let spec = self.prepare(uid, &name, &stateful_set, &container, attachment.ip)?;
+        self.world.add(Pod {
+            uid,
+            name: name.clone(),
+            ip: attachment.ip,
+            labels: stateful_set.spec.template.metadata.labels.clone(),
+            subdomain: stateful_set.spec.service_name.clone(),
+            container: container.clone(),
+            ready: false,
+            ready_since: None,
+            terminating: false,
+        });
+        self.note(&name, &format!("pod {uid} starts at {}", attachment.ip));
+        let (orders, received) = mpsc::channel(16);
+        let (gone, was_gone) = watch::channel(false);
+        let running = Running {
+            uid,
+            name: name.clone(),
+            ip: attachment.ip,
+            orders,
+            gone: was_gone,
+        };
+        let spec_of_pod = &stateful_set.spec.template.spec;
+        let pre_stop = container.lifecycle.as_ref();
+        let pre_stop = pre_stop.and_then(|lifecycle| lifecycle.pre_stop.as_ref()?.sleep.as_ref());
+        let task = PodTask {
+            kubelet: self.clone(),
+            uid,
+            name,
+            container: container.clone(),
+            attachment,
+            spec,
+            grace: Duration::from_secs(spec_of_pod.termination_grace_period_seconds),
+            pre_stop: Duration::from_secs(pre_stop.map_or(0, |sleep| sleep.seconds)),
+            orders: received,
+        };
+        tokio::spawn(async move {
+            task.run().await;
+            gone.send_replace(true);
+        });
+        Ok(running)
+    }
+
+    /// Lays out all that the container finds, and writes it down for the runtime.
+    fn prepare(
+        &self,
+        uid: u64,
+        name: &str,
+        stateful_set: &StatefulSet,
+        container: &Container,
+        ip: IpAddr,
+    ) -> Result<PathBuf> {
+        let pod = &stateful_set.spec.template.spec;
+        let (namespace, domain) = (&self.world.namespace, &self.world.cluster_domain);
+        let folder = self.folder.join("pods").join(format!("{name}.{uid}"));
+        let root = folder.join("root");
+        fs::create_dir_all(&root)?;
+        let subdomain = &stateful_set.spec.service_name;
+        let mut files = BTreeMap::from([
+            (
+                "/etc/resolv.conf".into(),
+                resolv_conf(self.facts.dns, namespace, domain),
+            ),
+            (
+                "/etc/hosts".into(),
+                format!(
+                    "127.0.0.1\tlocalhost\n::1\tlocalhost\n{ip}\t{name}.{subdomain}.{namespace}.svc.{domain}\t{name}\n"
+                ),
+            ),
+            ("/etc/hostname".into(), format!("{name}\n")),
+            ("/etc/nsswitch.conf".into(), "hosts: files dns\n".into()),
+        ]);
+        if let Some(token) = &self.facts.token {
+            let account = Path::new(ACCOUNT_DIR);
+            files.insert(account.join("token"), token.clone());
+            files.insert(account.join("ca.crt"), self.facts.ca.clone());
+            files.insert(account.join("namespace"), namespace.clone());
+        }
+        let security = &pod.security_context;
+        let entrypoint = self.entrypoint.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut mounts = self.mounts(name, stateful_set, container)?;
+        let (binary, arguments) = match &*entrypoint {
+            None => (self.binary.clone(), container.args.clone()),
+            Some((binary, arguments)) => {
+                // The image's own program beside it.
+                let image = folder.join("image");
+                fs::create_dir_all(&image)?;
+                let copy = image.join("podkv");
+                if fs::hard_link(&self.binary, &copy).is_err() {
+                    fs::copy(&self.binary, &copy)?;
+                }
+                mounts.push(Mount {
+                    source: image,
+                    target: "/image".into(),
+                    read_only: true,
+                });
+                (
+                    binary.clone(),
+                    [arguments.as_slice(), &container.args].concat(),
+                )
+            }
+        };
+        let spec = Spec {
+            root,
+            host_name: name.to_string(),
+            binary,
+            arguments,
+            environment: self.environment(name, uid, ip, pod.enable_service_links, container)?,
+            files,
+            mounts,
+            // As the image says, where the manifest does not.
+            user: security.run_as_user.unwrap_or(65532),
+            group: security.run_as_group.unwrap_or(65532),
+            supplementary_groups: security.fs_group.into_iter().collect(),
+            read_only_root: container.security_context.read_only_root_filesystem,
+            drop_capabilities: container
+                .security_context
+                .capabilities
+                .drop
+                .iter()
+                .any(|name| name == "ALL"),
+            no_new_privileges: container.security_context.allow_privilege_escalation == Some(false),
+        };
+        let path = folder.join("spec.json");
+        fs::write(&path, serde_json::to_vec_pretty(&spec)?)?;
+        Ok(path)
+    }
+
+    /// Volumes of claims, which stay when the pod goes, and secrets.
+    fn mounts(
+        &self,
+        name: &str,
+        stateful_set: &StatefulSet,
+        container: &Container,
+    ) -> Result<Vec<Mount>> {
+        let claims = &stateful_set.spec.volume_claim_templates;
+        let pod = &stateful_set.spec.template.spec;
+        let mut mounts = Vec::new();
+        for mount in &container.volume_mounts {
+            let claimed = claims.iter().any(|claim| claim.metadata.name == mount.name);
+            let secret = pod
+                .volumes
+                .iter()
+                .find(|volume| volume.name == mount.name)
+                .and_then(|volume| volume.secret.as_ref());
+            let source = if claimed {
+                let volume = self.volume(&format!("{}-{name}", mount.name));
+                fs::create_dir_all(&volume)?;
+                if let Some(group) = pod.security_context.fs_group {
+                    give_to_group(&volume, group)?;
+                }
+                volume
+            } else if let Some(secret) = secret {
+                secrets::mount_folder(&self.folder, &secret.secret_name)
+            } else {
+                return Err(format!("the volume {} is not in the manifest", mount.name).into());
+            };
+            mounts.push(Mount {
+                source,
+                target: mount.mount_path.clone().into(),
+                read_only: mount.read_only,
+            });
+        }
+        Ok(mounts)
+    }
+
+    /// The variables of the manifest, and those that Kubernetes adds.
+    fn environment(
+        &self,
+        name: &str,
+        uid: u64,
+        ip: IpAddr,
+        service_links: bool,
+        container: &Container,
+    ) -> Result<BTreeMap<String, String>> {
+        let host = self.facts.api_server.to_string();
+        let mut environment = BTreeMap::from([
+            ("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into()),
+            ("HOSTNAME".into(), name.to_string()),
+            ("KUBERNETES_SERVICE_HOST".into(), host.clone()),
+            ("KUBERNETES_SERVICE_PORT".into(), "443".into()),
+            ("KUBERNETES_SERVICE_PORT_HTTPS".into(), "443".into()),
+            ("KUBERNETES_PORT".into(), format!("tcp://{host}:443")),
+        ]);
+        if service_links {
+            for (service, ip) in &self.facts.service_ips {
+                let prefix = service.replace('-', "_").to_uppercase();
+                environment.insert(format!("{prefix}_SERVICE_HOST"), ip.to_string());
+                environment.insert(format!("{prefix}_SERVICE_PORT"), "2379".into());
+                environment.insert(format!("{prefix}_PORT"), format!("tcp://{ip}:2379"));
+            }
+        }
+        for variable in &container.env {
+            let value = match &variable.value_from {
+                None => variable.value.clone(),
+                Some(source) => match source.field_ref.field_path.as_str() {
+                    "metadata.name" => name.to_string(),
+                    "metadata.namespace" => self.world.namespace.clone(),
+                    "metadata.uid" => uid.to_string(),
+                    "status.podIP" => ip.to_string(),
+                    other => return Err(format!("fieldRef {other} is not known here").into()),
+                },
+            };
+            environment.insert(variable.name.clone(), value);
+        }
+        Ok(environment)
+    }
+}
+
+/// `/etc/resolv.conf` of a pod with the policy ClusterFirst.
+pub fn resolv_conf(dns: IpAddr, namespace: &str, domain: &str) -> String {
+    format!(
+        "search {namespace}.svc.{domain} svc.{domain} {domain}\nnameserver {dns}\noptions ndots:5\n"
+    )
+}
+
+/// As a kubelet does with `fsGroup`, for a volume whose root is not yet the group's.
+fn give_to_group(volume: &Path, group: u32) -> Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    if fs::metadata(volume)?.gid() != group {
+        std::os::unix::fs::chown(volume, None, Some(group))?;
+        fs::set_permissions(volume, fs::Permissions::from_mode(0o2775))?;
+    }
+    Ok(())
+}
+
+/// One pod.
+struct PodTask {
+    kubelet: Arc<Kubelet>,
+    uid: u64,
+    name: String,
+    container: Arc<Container>,
+    attachment: Attachment,
+    spec: PathBuf,
+    grace: Duration,
+    pre_stop: Duration,
+    orders: mpsc::Receiver<Order>,
+}
+
+/// Why a container's run came to an end.
+enum End {
+    Exited,
+    Unhealthy(&'static str),
+    Delete,
+    Lose,
+}
+
+impl PodTask {
+    async fn run(mut self) {
+        let world = self.kubelet.world.clone();
+        let mut back_off = BACK_OFF;
+        loop {
+            let started = Instant::now();
+            let mut child = match self.spawn() {
+                Ok(child) => child,
+                Err(error) => {
+                    self.note(&format!("cannot be started: {error}"));
+                    break;
+                }
+            };
+            let end = self.supervise(&mut child).await;
+            match end {
+                End::Exited => {}
+                End::Unhealthy(why) => {
+                    self.note(why);
+                    self.stop(&mut child, Duration::ZERO).await;
+                }
+                End::Delete => {
+                    world.set_terminating(self.uid);
+                    self.note("terminating");
+                    self.stop(&mut child, self.pre_stop).await;
+                    break;
+                }
+                End::Lose => {
+                    self.note("lost");
+                    kill(&mut child).await;
+                    break;
+                }
+            }
+            let status = child.try_wait().ok().flatten();
+            self.note(&format!("ended: {status:?}; starting again"));
+            world.set_ready(self.uid, false);
+            if started.elapsed() > BACK_OFF_MAX {
+                back_off = BACK_OFF;
+            }
+            if !self.wait_out(back_off).await {
+                break;
+            }
+            back_off = (back_off * 2).min(BACK_OFF_MAX);
+        }
+        world.remove(self.uid);
+        if let Err(error) = self.kubelet.network.detach(&self.attachment).await {
+            self.note(&format!("its network stays: {error}"));
+        }
+        self.note("gone");
+    }
+
+    fn note(&self, text: &str) {
+        self.kubelet.note(&self.name, &format!("pod {}: {text}", self.uid));
+    }
+
+    fn spawn(&self) -> Result<Child> {
+        let log = self.kubelet.open_log(&self.name)?;
+        let namespace = format!("--net=/run/netns/{}", self.attachment.namespace);
+        let child = Command::new("nsenter")
+            .arg(namespace)
+            .args(["--", "unshare", "--mount", "--uts", "--pid", "--ipc"])
+            .args(["--fork", "--kill-child=KILL", "--"])
+            .arg(std::env::current_exe()?)
+            .arg("sandbox")
+            .arg(&self.spec)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()?;
+        Ok(child)
+    }
+
+    /// Until the container ends, is unhealthy, or must go.
+    async fn supervise(&mut self, child: &mut Child) -> End {
+        let probes = probe::watch(
+            self.kubelet.world.clone(),
+            self.uid,
+            self.attachment.ip,
+            self.container.clone(),
+        );
+        tokio::pin!(probes);
+        loop {
+            let outer = child.id();
+            tokio::select! {
+                _ = child.wait() => return End::Exited,
+                why = &mut probes => return End::Unhealthy(why),
+                order = self.orders.recv() => match order {
+                    Some(Order::Delete) => return End::Delete,
+                    None | Some(Order::Lose) => return End::Lose,
+                    Some(Order::Signal(signal)) => send(outer, signal).await,
+                },
+            }
+        }
+    }
+
+    /// preStop, SIGTERM, grace, SIGKILL. Readiness is probed on meanwhile, as Kubernetes does; it changes nothing
+    /// for a pod that is terminating.
+    async fn stop(&mut self, child: &mut Child, pre_stop: Duration) {
+        let deadline = Instant::now() + self.grace;
+        let pre_stopped = Instant::now() + pre_stop.min(self.grace);
+        let mut asked = false;
+        loop {
+            let outer = child.id();
+            let next = if asked { deadline } else { pre_stopped };
+            tokio::select! {
+                _ = child.wait() => return,
+                () = tokio::time::sleep_until(next) => {
+                    if asked {
+                        self.note("its grace is over");
+                        kill(child).await;
+                        return;
+                    }
+                    asked = true;
+                    send(outer, Signal::TERM).await;
+                }
+                order = self.orders.recv() => match order {
+                    Some(Order::Delete) => {}
+                    None | Some(Order::Lose) => {
+                        kill(child).await;
+                        return;
+                    }
+                    Some(Order::Signal(signal)) => send(outer, signal).await,
+                },
+            }
+        }
+    }
+
+    /// False if the pod must go meanwhile.
+    async fn wait_out(&mut self, back_off: Duration) -> bool {
+        let waiting = sleep(back_off);
+        tokio::pin!(waiting);
+        loop {
+            tokio::select! {
+                () = &mut waiting => return true,
+                order = self.orders.recv() => match order {
+                    Some(Order::Signal(_)) => {}
+                    None | Some(Order::Delete | Order::Lose) => return false,
+                },
+            }
+        }
+    }
+}
+
+/// SIGKILL, and waits until the pod's processes are gone: with its process 1 the whole namespace ends.
+async fn kill(child: &mut Child) {
+    send(child.id(), Signal::KILL).await;
+    if timeout(KILL_TIMEOUT, child.wait()).await.is_err() {
+        let _ = child.kill().await;
+    }
+}
+
+/// To process 1 of the container. `unshare`, which waits for it, is what was started here.
+async fn send(outer: Option<u32>, signal: Signal) {
+    let Some(outer) = outer else { return };
+    let path = format!("/proc/{outer}/task/{outer}/children");
+    // A container that is just starting has no process 1 yet.
+    loop {
+        match fs::read_to_string(&path) {
+            Err(_) => return,
+            Ok(children) => {
+                let inner = children.split_whitespace().next();
+                let inner = inner.and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
+                if let Some(pid) = inner {
+                    // It may have ended meanwhile.
+                    let _ = kill_process(pid, signal);
+                    return;
+                }
+            }
+        }
+        // One that has ended and was not yet waited for has none either.
+        let ended = fs::read_to_string(format!("/proc/{outer}/stat"))
+            .map_or(true, |stat| stat.contains(") Z "));
+        if ended {
+            return;
+        }
+        sleep(Duration::from_millis(2)).await;
+    }
+}

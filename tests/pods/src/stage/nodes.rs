@@ -1,0 +1,239 @@
+//! What the nodes say of themselves, and what their volumes say: who is a member, who leads, and of which cluster.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use podkv_api::{ClusterId, Member, MemberRole, NodeStatus, Store as _};
+use podkv_client::Client;
+use podkv_node::identity::{DataFolder, Phase};
+use podkv_tls::TlsOptions;
+use tokio::time::{Instant, sleep};
+
+use super::{Running, Stage};
+use crate::Result;
+
+const CLIENT_PORT: u16 = 2379;
+/// Between two looks at what no event tells of.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// A node that is asked how it is answers at once or not at all.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One node, as it answered.
+#[derive(Clone, Debug)]
+pub struct NodeView {
+    pub ordinal: u32,
+    pub status: NodeStatus,
+}
+
+/// Whom a volume belongs to.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    pub place: String,
+    pub phase: Phase,
+}
+
+/// Waits until `look` finds something.
+pub async fn until<T>(
+    what: &str,
+    patience: Duration,
+    mut look: impl AsyncFnMut() -> Result<T, String>,
+) -> Result<T> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match look().await {
+            Ok(found) => return Ok(found),
+            Err(state) if Instant::now() >= deadline => {
+                return Err(format!("{what}: not within {patience:?}; {state}").into());
+            }
+            Err(_) => sleep(LOOK_EVERY).await,
+        }
+    }
+}
+
+impl Stage {
+    /// A client that stays on the node at this address.
+    pub fn client_at(&self, ip: IpAddr) -> Result<Client> {
+        let mut builder = Client::builder()
+            .endpoints([SocketAddr::new(ip, CLIENT_PORT).to_string()])
+            .fixed(true)
+            .deadline(ASK_TIMEOUT)
+            .attempt_timeout(ASK_TIMEOUT);
+        if let Some(tls) = self.tls() {
+            // Its address is in no certificate.
+            let server_name = Some("localhost".into());
+            builder = builder.tls(TlsOptions { server_name, ..tls });
+        }
+        Ok(builder.build()?)
+    }
+
+    /// What a client needs where the StatefulSet says that nodes speak TLS alone.
+    pub fn tls(&self) -> Option<TlsOptions> {
+        let object = self.world.stateful_set_object();
+        let env = object.pointer("/spec/template/spec/containers/0/env")?.as_array()?;
+        let mode = env.iter().find(|variable| variable["name"] == "PODKV_TLS")?;
+        (mode["value"] == "require").then(|| self.client_tls())
+    }
+
+    /// A client trusts the CA of the pods' secret.
+    pub fn client_tls(&self) -> TlsOptions {
+        let folder = super::secrets::mount_folder(self.folder(), "podkv-tls");
+        TlsOptions {
+            ca: folder.join("ca.crt"),
+            cert: None,
+            key: None,
+            server_name: None,
+        }
+    }
+
+    /// What the node says, if it answers.
+    pub async fn status(&self, ordinal: u32) -> Result<NodeView> {
+        let pod = self.pod(ordinal)?;
+        let client = self.client_at(pod.ip)?;
+        let status = client.status().await;
+        client.close().await;
+        Ok(NodeView {
+            ordinal,
+            status: status?,
+        })
+    }
+
+    /// All that answer.
+    pub async fn statuses(&self) -> Vec<NodeView> {
+        let ordinals = self.running().into_iter().map(|(ordinal, _)| ordinal);
+        let asked = futures_util::future::join_all(ordinals.map(|ordinal| self.status(ordinal)));
+        asked.await.into_iter().flatten().collect()
+    }
+
+    /// The committed members, as somebody who leads or follows says.
+    pub async fn members(&self) -> Result<Vec<Member>> {
+        let client = self.client()?;
+        let members = client.members().await;
+        client.close().await;
+        Ok(members?)
+    }
+
+    /// The ordinal of the pod that leads: of those that say so the one with the highest term.
+    pub async fn leader(&self) -> Option<u32> {
+        let views = self.statuses().await;
+        views
+            .iter()
+            .filter(|view| view.status.leader == Some(view.status.header.member))
+            .max_by_key(|view| view.status.header.term)
+            .map(|view| view.ordinal)
+    }
+
+    pub async fn wait_leader(&self) -> Result<u32> {
+        until("a leader", crate::PATIENCE, async || {
+            self.leader().await.ok_or_else(|| "nobody leads".to_string())
+        })
+        .await
+    }
+
+    /// Every pod that should run is a member of one cluster in its role, and there are no other members.
+    pub async fn wait_whole(&self) -> Result<ClusterId> {
+        let stateful_set = self.world.stateful_set()?;
+        let expected: BTreeSet<String> = (0..stateful_set.spec.replicas)
+            .map(|ordinal| format!("{}-{ordinal}", stateful_set.metadata.name))
+            .collect();
+        let voters = voters_of(expected.len());
+        until("a whole cluster", crate::PATIENCE, async || {
+            let members = self.members().await.map_err(|error| error.to_string())?;
+            let names: Vec<&str> = members.iter().map(|member| member.name.as_str()).collect();
+            let distinct: BTreeSet<String> = names.iter().map(ToString::to_string).collect();
+            let voting = members.iter().filter(|member| member.role == MemberRole::Voter).count();
+            if distinct != expected || names.len() != expected.len() || voting != voters {
+                return Err(format!("the members are {members:?}"));
+            }
+            let views = self.statuses().await;
+            let clusters: BTreeSet<u64> =
+                views.iter().map(|view| view.status.header.cluster.0).collect();
+            let ids: BTreeSet<u64> = members.iter().map(|member| member.id.0).collect();
+            let answering: BTreeSet<u64> =
+                views.iter().map(|view| view.status.header.member.0).collect();
+            if ids != answering {
+                return Err(format!("members {ids:x?}, and these answer: {answering:x?}"));
+            }
+            match clusters.len() {
+                1 => Ok(views[0].status.header.cluster),
+                _ => Err(format!("the nodes speak of the clusters {clusters:x?}")),
+            }
+        })
+        .await
+    }
+
+    /// Whom every volume belongs to that any pod of this rehearsal ever had, as far as it belongs to somebody.
+    pub fn identities(&self) -> Result<Vec<Identity>> {
+        let mut found = Vec::new();
+        for place in ["volumes", "lost"] {
+            for entry in fs::read_dir(self.folder().join(place))? {
+                let node = entry?.path().join("podkv");
+                read_identity(&node, &mut found)?;
+                let Ok(inner) = fs::read_dir(&node) else { continue };
+                for entry in inner {
+                    let path = entry?.path();
+                    if path.is_dir() {
+                        read_identity(&path, &mut found)?;
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The clusters that any volume was ever a member of.
+    pub fn clusters_ever(&self) -> Result<BTreeSet<u64>> {
+        let clusters = self.identities()?.into_iter().filter_map(|identity| match identity.phase {
+            Phase::Member { cluster, .. } | Phase::Retired { cluster, .. } => Some(cluster.0),
+            Phase::Virgin | Phase::Reserved(_) => None,
+        });
+        Ok(clusters.collect())
+    }
+
+    /// What the pods of this name have written so far.
+    pub fn log_of(&self, pod: &Running) -> String {
+        fs::read_to_string(self.kubelet.log(&pod.name)).unwrap_or_default()
+    }
+}
+
+/// The largest odd number up to five; of two, both.
+fn voters_of(pods: usize) -> usize {
+    match pods {
+        0..=2 => pods,
+        3..=4 => 3,
+        _ => 5,
+    }
+}
+
+/// Reads a copy: to open an identity counts a start.
+fn read_identity(node: &Path, found: &mut Vec<Identity>) -> Result<()> {
+    let marker = node.join("MARKER");
+    if !marker.exists() {
+        return Ok(());
+    }
+    let scratch = tempfile::tempdir()?;
+    let copy = scratch.path().join("podkv");
+    fs::create_dir(&copy)?;
+    fs::copy(&marker, copy.join("MARKER"))?;
+    let folder = Arc::new(DataFolder::open(scratch.path())?);
+    let pod = node
+        .ancestors()
+        .filter_map(|path| path.file_name()?.to_str())
+        .find_map(|name| {
+            let name = name.strip_prefix("data-").unwrap_or(name);
+            name.contains("podkv-").then(|| name.to_string())
+        })
+        .unwrap_or_default();
+    // A volume that was put aside is called podkv-0-7.
+    let mut parts = pod.splitn(3, '-');
+    let name = format!("{}-{}", parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+    let identity = podkv_node::identity::Identity::open(folder.markers(), &name)?;
+    found.push(Identity {
+        place: node.display().to_string(),
+        phase: identity.phase(),
+    });
+    Ok(())
+}

@@ -1,0 +1,22 @@
+//! A short selection of the scenarios, for `make test`. All of them: `make rehearse`.
+
+use std::path::PathBuf;
+
+use podkv_pods::runner::{Plan, play_all};
+
+/// One test, because the machine is one: two scenarios at a time leave no core to a third.
+#[test]
+fn the_short_rehearsal() {
+    let plan = Plan {
+        scenarios: ["first-start", "rolling-restart", "kills"].map(String::from).into(),
+        seed: None,
+        seeds: Some(1),
+        jobs: 1,
+        short: true,
+        without: Vec::new(),
+        program: Some(PathBuf::from(env!("CARGO_BIN_EXE_podkv-rehearse"))),
+    };
+    if let Err(error) = play_all(&plan) {
+        panic!("{error}");
+    }
+}
