@@ -92,6 +92,12 @@ pub fn play_here(arguments: &StageArgs) -> Result<()> {
     Ok(())
 }
 
+/// This program, and podkv's.
+struct StageProgram {
+    program: PathBuf,
+    binary: PathBuf,
+}
+
 struct Job {
     scenario: &'static Scenario,
     seed: u64,
@@ -118,7 +124,15 @@ pub fn play_all(plan: &Plan) -> Result<()> {
         [] => SCENARIOS.iter().collect(),
         names => names.iter().map(|name| find(name)).collect::<Result<_>>()?,
     };
-    let binary = podkv_binary();
+    // Before the build, which may put a new one in its place.
+    let program = match &plan.program {
+        Some(program) => program.clone(),
+        None => std::env::current_exe()?,
+    };
+    let stage = StageProgram {
+        program,
+        binary: podkv_binary().to_path_buf(),
+    };
     let folder = std::env::temp_dir().join(format!("podkv-rehearsal-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
     let mut bad = Vec::new();
@@ -134,7 +148,7 @@ pub fn play_all(plan: &Plan) -> Result<()> {
             seed,
             manifests: manifests.clone(),
         });
-        let outcomes = play_jobs(plan, jobs.collect(), binary, &folder);
+        let outcomes = play_jobs(plan, jobs.collect(), &stage, &folder);
         if !tell(scenario, &outcomes) {
             bad.push(scenario.name);
         }
@@ -146,7 +160,7 @@ pub fn play_all(plan: &Plan) -> Result<()> {
     Err(format!("not as promised: {}", bad.join(", ")).into())
 }
 
-fn play_jobs(plan: &Plan, jobs: VecDeque<Job>, binary: &Path, folder: &Path) -> Vec<Outcome> {
+fn play_jobs(plan: &Plan, jobs: VecDeque<Job>, stage: &StageProgram, folder: &Path) -> Vec<Outcome> {
     let waiting = Mutex::new(jobs);
     let outcomes = Mutex::new(Vec::new());
     std::thread::scope(|threads| {
@@ -155,7 +169,7 @@ fn play_jobs(plan: &Plan, jobs: VecDeque<Job>, binary: &Path, folder: &Path) -> 
                 loop {
                     let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
                     let Some(job) = job else { return };
-                    let outcome = play_job(plan, &job, binary, folder);
+                    let outcome = play_job(plan, &job, stage, folder);
                     let mut outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
                     // A bug that must be found is found by one seed.
                     if job.scenario.must_fail && outcome.result.is_err() {
@@ -171,10 +185,10 @@ fn play_jobs(plan: &Plan, jobs: VecDeque<Job>, binary: &Path, folder: &Path) -> 
     outcomes
 }
 
-fn play_job(plan: &Plan, job: &Job, binary: &Path, folder: &Path) -> Outcome {
+fn play_job(plan: &Plan, job: &Job, stage: &StageProgram, folder: &Path) -> Outcome {
     let started = Instant::now();
     let of_run = folder.join(format!("{}-{}", job.scenario.name, job.seed));
-    let result = run_process(plan, job, binary, &of_run);
+    let result = run_process(plan, job, stage, &of_run);
     let took = started.elapsed();
     match &result {
         // What must fail leaves nothing to look at.
@@ -218,20 +232,20 @@ fn again(plan: &Plan, job: &Job) -> String {
     line + "\""
 }
 
-fn run_process(plan: &Plan, job: &Job, binary: &Path, folder: &Path) -> Result<Report, String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let program = match &plan.program {
-        Some(program) => program.clone(),
-        None => std::env::current_exe().map_err(|error| text(&error))?,
-    };
-    let mut command = namespaces::command(program, ["stage"]);
+fn run_process(
+    plan: &Plan,
+    job: &Job,
+    stage: &StageProgram,
+    folder: &Path,
+) -> Result<Report, String> {
+    let mut command = namespaces::command(&stage.program, ["stage"]);
     command
         .args(["--scenario", job.scenario.name])
         .args(["--seed", &job.seed.to_string()])
         .arg("--manifests")
         .arg(&job.manifests)
         .arg("--binary")
-        .arg(binary)
+        .arg(&stage.binary)
         .arg("--folder")
         .arg(folder);
     if plan.short {
@@ -243,7 +257,7 @@ fn run_process(plan: &Plan, job: &Job, binary: &Path, folder: &Path) -> Result<R
     let output = command
         .stdin(Stdio::null())
         .output()
-        .map_err(|error| text(&error))?;
+        .map_err(|error| error.to_string())?;
     let said = String::from_utf8_lossy(&output.stdout);
     match said.lines().last() {
         Some(line) if output.status.success() => {

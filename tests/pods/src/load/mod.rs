@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use podkv_tls::TlsOptions;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -139,6 +140,16 @@ pub struct Load {
 impl Load {
     /// Starts writing. `name` begins every key, so that loads after one another do not meet.
     pub fn start(stage: &Stage, name: &str, writers: Writers) -> Result<Self> {
+        Self::start_with(stage, name, writers, stage.tls())
+    }
+
+    /// Clients with a session speak TLS as told; the others as the StatefulSet says.
+    pub fn start_with(
+        stage: &Stage,
+        name: &str,
+        writers: Writers,
+        tls: Option<TlsOptions>,
+    ) -> Result<Self> {
         let (stop, stopped) = watch::channel(false);
         let notes = Notes {
             ledger: Arc::new(Mutex::new(Ledger {
@@ -149,7 +160,7 @@ impl Load {
         };
         let mut tasks = JoinSet::new();
         for writer in 0..writers.sessions {
-            let client = stage.client()?;
+            let client = stage.client_with(tls.clone())?;
             let prefix = format!("{name}/session-{writer}");
             tasks.spawn(session::write(client, prefix, notes.clone()));
         }

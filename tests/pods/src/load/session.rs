@@ -2,6 +2,7 @@
 
 use podkv_api::{Put, Store as _};
 use podkv_client::{Builder, Client};
+use podkv_tls::TlsOptions;
 
 use super::{Notes, PACE};
 use crate::Result;
@@ -13,9 +14,19 @@ impl Stage {
         Ok(self.client_builder().build()?)
     }
 
+    /// It speaks TLS if the nodes require it.
     pub fn client_builder(&self) -> Builder {
-        let builder = Client::builder().service(format!("{}.:2379", self.service_name("podkv-headless")));
-        match self.tls() {
+        self.builder(self.tls())
+    }
+
+    pub(super) fn client_with(&self, tls: Option<TlsOptions>) -> Result<Client> {
+        Ok(self.builder(tls).build()?)
+    }
+
+    fn builder(&self, tls: Option<TlsOptions>) -> Builder {
+        let service = format!("{}.:2379", self.service_name("podkv-headless"));
+        let builder = Client::builder().service(service);
+        match tls {
             Some(tls) => builder.tls(tls),
             None => builder,
         }

@@ -2,7 +2,14 @@
 
 mod first_start;
 mod kills;
+mod lost_volumes;
+mod majority;
+mod moves;
 mod rolling_restart;
+mod scaling;
+mod tls;
+mod two_claimants;
+mod wrong_volumes;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -77,6 +84,7 @@ impl Run {
         stage.start_all().await?;
         stage.wait_whole().await?;
         stage.wait_all_ready().await?;
+        stage.wait_virtual_addresses().await?;
         Ok(stage)
     }
 }
@@ -128,11 +136,67 @@ pub const SCENARIOS: &[Scenario] = &[
         play: |run| Box::pin(rolling_restart::play(run)),
     },
     Scenario {
+        name: "new-addresses",
+        what: "every pod gets a new address, one by one and all at once; odd seeds have IPv6 alone",
+        components: &[],
+        seeds: 2,
+        must_fail: false,
+        play: |run| Box::pin(moves::play(run)),
+    },
+    Scenario {
+        name: "lost-volumes",
+        what: "a pod loses its volume, every ordinal and the leader, 30 times in a row",
+        components: &[],
+        seeds: 1,
+        must_fail: false,
+        play: |run| Box::pin(lost_volumes::play(run)),
+    },
+    Scenario {
+        name: "two-claimants",
+        what: "two pods that live claim one name: no ping-pong",
+        components: &[],
+        seeds: 1,
+        must_fail: false,
+        play: |run| Box::pin(two_claimants::play(run)),
+    },
+    Scenario {
+        name: "scaling",
+        what: "3-5-3-1-3, 5-1, 3-0-3, with all excess pods ended at once and old volumes coming back; 20 pods",
+        components: &[],
+        seeds: 1,
+        must_fail: false,
+        play: |run| Box::pin(scaling::play(run)),
+    },
+    Scenario {
+        name: "wrong-volumes",
+        what: "a foreign volume, another pod's, and a pod's own as it was before: refused, or joined anew",
+        components: &[],
+        seeds: 1,
+        must_fail: false,
+        play: |run| Box::pin(wrong_volumes::play(run)),
+    },
+    Scenario {
         name: "kills",
         what: "SIGKILL of a pod every few seconds, and one that hangs",
         components: &[],
         seeds: 2,
         must_fail: false,
         play: |run| Box::pin(kills::play(run)),
+    },
+    Scenario {
+        name: "lost-majority",
+        what: "writes are refused with the reason, local reads go on; pods come back, and so do writes",
+        components: &[],
+        seeds: 1,
+        must_fail: false,
+        play: |run| Box::pin(majority::play(run)),
+    },
+    Scenario {
+        name: "tls",
+        what: "TLS off, allow, require, and new certificates, all under load",
+        components: &["tls"],
+        seeds: 1,
+        must_fail: false,
+        play: |run| Box::pin(tls::play(run)),
     },
 ];

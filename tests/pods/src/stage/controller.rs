@@ -182,4 +182,16 @@ impl Stage {
             }
         }
     }
+
+    /// Each virtual address leads somewhere: endpoints lag behind readiness.
+    pub async fn wait_virtual_addresses(&self) -> Result<()> {
+        for (name, ip) in &self.service_ips {
+            super::until(&format!("service {name}"), crate::PATIENCE, async || {
+                let connected = tokio::net::TcpStream::connect((*ip, 2379)).await;
+                connected.map(drop).map_err(|error| error.to_string())
+            })
+            .await?;
+        }
+        Ok(())
+    }
 }

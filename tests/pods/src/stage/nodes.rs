@@ -17,6 +17,7 @@ use super::{Running, Stage};
 use crate::Result;
 
 const CLIENT_PORT: u16 = 2379;
+const ADMIN_PORT: u16 = 2381;
 /// Between two looks at what no event tells of.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A node that is asked how it is answers at once or not at all.
@@ -87,6 +88,11 @@ impl Stage {
             key: None,
             server_name: None,
         }
+    }
+
+    /// The page that Prometheus reads.
+    pub async fn metrics(&self, ip: IpAddr) -> Result<String> {
+        Ok(super::probe::page(SocketAddr::new(ip, ADMIN_PORT), "/metrics").await?)
     }
 
     /// What the node says, if it answers.

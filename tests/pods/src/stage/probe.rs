@@ -115,6 +115,13 @@ async fn succeeds(probe: &Probe, ip: IpAddr, container: &Container) -> bool {
 
 /// The status of a page.
 async fn get(address: SocketAddr, path: &str) -> std::io::Result<u16> {
+    let answer = page(address, path).await?;
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok(status.unwrap_or(0))
+}
+
+/// A whole answer, head and all.
+pub(super) async fn page(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: kube-probe/1.34\r\nConnection: close\r\n\r\n"
@@ -122,7 +129,5 @@ async fn get(address: SocketAddr, path: &str) -> std::io::Result<u16> {
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;
-    let answer = String::from_utf8_lossy(&answer);
-    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
-    Ok(status.unwrap_or(0))
+    Ok(String::from_utf8_lossy(&answer).into_owned())
 }

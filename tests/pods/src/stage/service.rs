@@ -96,6 +96,6 @@ fn rules(
         }
     }
     format!(
-        "table inet services\ndelete table inet services\ntable inet services {{\n  chain nat {{\n    type nat hook output priority -100;\n{nat}  }}\n  chain reject {{\n    type filter hook output priority 0;\n{reject}  }}\n}}"
+        "table inet services\ndelete table inet services\ntable inet services {{\n  chain translate {{\n    type nat hook output priority -100;\n{nat}  }}\n  chain refuse {{\n    type filter hook output priority 0;\n{reject}  }}\n}}"
     )
 }
