@@ -168,7 +168,7 @@ impl Node {
             Change::Promote(id) => self.0.group.promote(id).await?,
             Change::Remove(id) => self.0.group.remove(id).await?,
             Change::Replace { old, new } => self.0.group.replace(old, new).await?,
-            Change::Transfer(to) => return self.0.group.transfer_leadership(to).await,
+            Change::Transfer(to) => return self.hand_over(to).await,
         };
         Ok(self.id())
     }

@@ -348,6 +348,27 @@ impl Node {
         error.with_leader(Some(hint))
     }
 
+    /// Hands leadership to a voter. No write is left in doubt by it: see [`crate::write`].
+    async fn hand_over(&self, to: Option<MemberId>) -> Result<MemberId> {
+        let hold = self.0.writer.handover().hold();
+        // What does not get through in time may not at all: there is no majority, perhaps, and then no transfer.
+        let patience = 3 * self.0.config.timing.election_max;
+        if tokio::time::timeout(patience, hold.settled()).await.is_err() {
+            tracing::warn!(?patience, "writes are under way that do not end");
+        }
+        self.0.group.transfer_leadership(to).await
+    }
+
+    /// Waits until the other nodes have their answers and send their writes elsewhere. A node that cannot be
+    /// reached does not learn who leads now, and is not waited for beyond an election.
+    async fn say_farewell(&self) {
+        let patience = self.0.config.timing.election_max;
+        let farewell = self.0.writer.handover().farewell();
+        if tokio::time::timeout(patience, farewell).await.is_err() {
+            tracing::info!(?patience, "a node still sends its writes here");
+        }
+    }
+
     /// Prepares to stop: unready at once, hands over leadership if it leads. Calls are still served.
     pub async fn drain(&self) {
         self.0.health.send_replace(Health::draining());
@@ -362,8 +383,11 @@ impl Node {
                 .iter()
                 .any(|set| set.len() > 1)
         {
-            match self.0.group.transfer_leadership(None).await {
-                Ok(to) => tracing::info!(%to, "handed over leadership"),
+            match self.hand_over(None).await {
+                Ok(to) => {
+                    tracing::info!(%to, "handed over leadership");
+                    self.say_farewell().await;
+                }
                 Err(error) => {
                     tracing::warn!(
                         why = error.text(),

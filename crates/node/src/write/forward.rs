@@ -290,7 +290,9 @@ pub(crate) fn serve_forward(
     stop: CancellationToken,
 ) -> ReplyStream<wire::ForwardResponse> {
     let (answers, outgoing) = mpsc::channel(MESSAGES);
+    let served = writer.handover().serve();
     tasks.spawn(async move {
+        let _served = served;
         let mut running = FuturesUnordered::new();
         accept(&writer, first, &mut running);
         let mut ready = Vec::new();

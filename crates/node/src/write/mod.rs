@@ -17,6 +17,7 @@
 
 mod admission;
 mod forward;
+mod handover;
 mod router;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use self::admission::Admission;
 pub(crate) use self::forward::serve_forward;
+pub(crate) use self::handover::Handover;
 pub(crate) use self::router::RouterParts;
 
 use self::admission::Permit;
@@ -125,6 +127,7 @@ pub(crate) struct Writer {
     admission: Admission,
     limits: Arc<Limits>,
     state: tokio::sync::watch::Receiver<crate::raft::GroupState>,
+    handover: Handover,
 }
 
 impl Writer {
@@ -138,13 +141,26 @@ impl Writer {
     ) -> Self {
         let (inbox, receiver) = mpsc::channel(admission.max_proposals());
         let state = parts.group.state();
-        tasks.spawn(router::run(parts, receiver, tasks.clone(), stop));
+        let handover = Handover::default();
+        tasks.spawn(router::run(
+            parts,
+            receiver,
+            handover.clone(),
+            tasks.clone(),
+            stop,
+        ));
         Self {
             inbox,
             admission,
             limits,
             state,
+            handover,
         }
+    }
+
+    /// How leadership is let go of.
+    pub fn handover(&self) -> &Handover {
+        &self.handover
     }
 
     /// Writes that were admitted and have no answer yet.

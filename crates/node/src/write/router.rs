@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::forward::ForwardStream;
+use super::handover::Handover;
 use super::{Decided, Origin, Pending};
 use crate::clock::LeaderClock;
 use crate::peer::pool::PeerPool;
@@ -49,6 +50,7 @@ struct Router {
     returns: mpsc::Sender<Pending>,
     /// Do not send before this instant: the last attempt found that our view of the leader is stale.
     hold_until: Option<Instant>,
+    handover: Handover,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -56,10 +58,12 @@ struct Router {
 pub(crate) async fn run(
     parts: RouterParts,
     mut inbox: mpsc::Receiver<Pending>,
+    handover: Handover,
     tasks: TaskTracker,
     stop: CancellationToken,
 ) {
     let mut state = parts.group.state();
+    let mut held = handover.changes();
     let (returns, mut returned) = mpsc::channel(inbox.max_capacity());
     let mut router = Router {
         parts,
@@ -68,18 +72,25 @@ pub(crate) async fn run(
         forward: None,
         returns,
         hold_until: None,
+        handover,
         tasks,
         stop: stop.clone(),
     };
     let mut batch = Vec::new();
     loop {
+        held.mark_unchanged();
         router.send(&state.borrow_and_update().clone());
+        if router.in_flight.is_empty() {
+            router.handover.nothing_in_flight();
+        }
         let room = MAX_ENTRY_PROPOSALS.saturating_sub(router.queue.len());
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
             Some((result, pendings)) = router.in_flight.next() => router.complete(result, pendings),
             changed = state.changed() => if changed.is_err() { break },
+            // The router holds a sender of it.
+            _ = held.changed() => {}
             Some(pending) = returned.recv() => router.queue.push_back(pending),
             taken = inbox.recv_many(&mut batch, room), if room > 0 => {
                 if taken == 0 {
@@ -130,6 +141,9 @@ impl Router {
         // measured.
         let applied = self.parts.group.applied().borrow().clone();
         if applied.position.term < state.term {
+            return;
+        }
+        if self.handover.is_held() {
             return;
         }
         let clock = self.leader_clock(state.term, applied.clock_ms);
@@ -211,13 +225,22 @@ impl Router {
 
     fn forward_to(&mut self, leader: MemberId, state: &GroupState) {
         self.refuse_forwarded(Some(leader));
+        // A stream to another one ends when all in it is answered. It is let go of now and not when there is
+        // something to send: a leader that has handed over waits for that.
+        if self
+            .forward
+            .as_ref()
+            .is_some_and(|stream| stream.leader() != leader)
+        {
+            self.forward = None;
+        }
         if self.queue.is_empty() {
             return;
         }
         if self
             .forward
             .as_ref()
-            .is_none_or(|stream| stream.leader() != leader || stream.is_closed())
+            .is_none_or(ForwardStream::is_closed)
         {
             let Some(address) = state.members.nodes.get(&leader) else {
                 return;

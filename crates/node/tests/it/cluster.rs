@@ -6,6 +6,7 @@ use std::time::Duration;
 use podkv_api::{
     Compare, Consistency, KeyRange, Op, Put, Range, Reason, Store as _, Txn, Watch, WatchMessage,
 };
+use podkv_core::{Command, Proposal};
 use podkv_node::config::StorageConfig;
 use podkv_node::testing::cluster;
 use podkv_node::transport::memory::Hub;
@@ -66,6 +67,53 @@ async fn nothing_is_lost_or_doubled_when_the_leader_is_killed() {
             .unwrap();
         assert_eq!(all.count, 500);
         assert!(all.kvs.iter().all(|kv| kv.version == 1));
+    }
+    cluster.shutdown().await;
+}
+
+/// Without sessions a write that is in doubt cannot be repeated, so a leader that goes in peace leaves none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_drains_and_stops_leaves_no_write_in_doubt() {
+    const WRITERS: usize = 16;
+    let mut cluster = cluster(3).await;
+    let leader = cluster.leader().await;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let written = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..WRITERS {
+        // The leader's own callers leave while it drains; those of the others stay.
+        let node = cluster.node((leader + 1 + writer % 2) % 3);
+        let (stopped, written) = (stopped.clone(), written.clone());
+        writers.spawn(async move {
+            for number in 0.. {
+                if *stopped.borrow() {
+                    return;
+                }
+                let put = Put::new(format!("{writer}/{number}"), "");
+                let proposal = Proposal {
+                    stamp: None,
+                    command: Command::Put(put),
+                };
+                let answer = node.propose(proposal, None).await;
+                answer.unwrap_or_else(|error| panic!("{error:?}"));
+                written.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+        });
+    }
+    let more = async |count: usize| {
+        let until = written.load(std::sync::atomic::Ordering::Relaxed) + count;
+        while written.load(std::sync::atomic::Ordering::Relaxed) < until {
+            tokio::task::yield_now().await;
+        }
+    };
+    more(200).await;
+    cluster.node(leader).drain().await;
+    assert!(!cluster.node(leader).is_leader(), "it has handed over");
+    cluster.kill(leader).await;
+    more(200).await;
+    stop.send_replace(true);
+    while let Some(writer) = writers.join_next().await {
+        writer.unwrap();
     }
     cluster.shutdown().await;
 }

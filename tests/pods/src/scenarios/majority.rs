@@ -1,19 +1,22 @@
 //! Promise: without a majority writes are refused with a reason that reaches the caller, `local` reads go on through
 //! their service, and everything returns when pods return.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use podkv_api::{Consistency, KeyRange, Put, Range, Store as _};
+use podkv_api::{Consistency, KeyRange, Put, Range, Reason, Store as _};
 use podkv_client::Client;
 
 use super::Run;
 use crate::check::Report;
-use crate::load::{Load, Writers};
+use crate::load::{Failed, Load, Writers};
 use crate::stage::until;
 use crate::{PATIENCE, Result, ensure};
 
 const PODS: u32 = 3;
 const SURVIVOR: u32 = 0;
+/// Longer than a node takes to say why it refuses (5 s).
+const PATIENT: Duration = Duration::from_secs(15);
 
 pub async fn play(run: Run) -> Result<Report> {
     let stage = run.cluster(PODS).await?;
@@ -25,12 +28,28 @@ pub async fn play(run: Run) -> Result<Report> {
         stage.pod(ordinal)?.lose().await;
     }
     let survivor = stage.pod(SURVIVOR)?;
-    let client = stage.client_at(survivor.ip)?;
-    let refused = client.put(Put::new("refused", "")).await;
+    let client = Client::builder()
+        .endpoints([SocketAddr::new(survivor.ip, 2379).to_string()])
+        .fixed(true)
+        .deadline(PATIENT)
+        .attempt_timeout(PATIENT)
+        .build()?;
+    // Until the leader, if it survived, has noticed, the outcome is unknown; then there is no leader, and it is not.
+    let mut doubtful = Vec::new();
+    let error = until("writes are refused with the reason", PATIENCE, async || {
+        let key = format!("refused-{}", doubtful.len());
+        match client.put(Put::new(key.clone(), "")).await {
+            Ok(_) => Err("a write was acknowledged without a majority".to_string()),
+            Err(error) if error.reason() == Reason::NoLeader && !error.outcome_unknown() => Ok(error),
+            Err(error) => {
+                doubtful.push(key);
+                Err(format!("{:?}: {error}", error.reason()))
+            }
+        }
+    })
+    .await;
     client.close().await;
-    let Err(error) = refused else {
-        return Err("a write was acknowledged without a majority".into());
-    };
+    let error = error?;
     // Unready, so that services take it out; the service for local reads does not.
     until("the survivor is unready", PATIENCE, async || {
         let ready = stage.world.pod(survivor.uid).is_some_and(|pod| pod.ready);
@@ -58,13 +77,13 @@ pub async fn play(run: Run) -> Result<Report> {
     let load = Load::start(&stage, "after", Writers::SESSIONS)?;
     load.wait_for(30).await?;
     ledger.extend(load.stop().await);
-    // Of unknown outcome: it may be there.
-    ledger.failed.push(crate::load::Failed {
-        key: "refused".into(),
+    // Of unknown outcome: they may be there.
+    ledger.failed.extend(doubtful.into_iter().map(|key| Failed {
+        key,
         value: String::new(),
         why: error.to_string(),
         after: Duration::ZERO,
-    });
+    }));
     stage.check(&ledger).await?;
     Ok(Report::of(&ledger, format!("meanwhile: {:?}", error.reason())))
 }

@@ -28,7 +28,7 @@ pub async fn play(run: Run) -> Result<Report> {
     rewound(&stage, &mut ledger).await?;
     copied(&stage).await?;
     ledger.extend(write(&stage, "between").await?);
-    foreign_volume(&stage, &foreign).await?;
+    foreign_volume(&stage, &foreign, &mut ledger).await?;
     ledger.extend(write(&stage, "after").await?);
 
     stage.wait_whole().await?;
@@ -111,14 +111,14 @@ async fn copied(stage: &Stage) -> Result<()> {
 }
 
 /// A member of another cluster, under the right name.
-async fn foreign_volume(stage: &Stage, foreign: &Path) -> Result<()> {
+async fn foreign_volume(stage: &Stage, foreign: &Path, ledger: &mut Ledger) -> Result<()> {
     stage.pod(VICTIM)?.delete().await;
     stage.put_aside(VICTIM)?;
     copy(foreign, &volume(stage)?).await?;
     let pod = stage.start(VICTIM).await?;
     says(stage, &pod, "cluster").await?;
     // It is nobody here, and its peers go on without it.
-    write(stage, "meanwhile").await.map(drop)?;
+    ledger.extend(write(stage, "meanwhile").await?);
     let client = stage.client_at(pod.ip)?;
     let status = client.status().await;
     client.close().await;
