@@ -9,13 +9,14 @@ IMAGE ?= podkv:$(VERSION)
 FLAGS_IMAGE ?= podkv-flags:$(VERSION)
 IMAGE_FLAGS ?=
 
-.PHONY: help setup build try demo flags test bench-checkpoint verify fix audit image image-flags manifests
+.PHONY: help setup build try demo flags test rehearse bench-checkpoint verify fix audit image image-flags manifests
 
 help:
 	@echo "make try      the tour on memory storage: no C++, nothing durable"
 	@echo "make demo     three nodes, real data, a killed leader, nothing lost"
 	@echo "make flags    an example: feature flags in a web service of three replicas"
 	@echo "make test     all tests"
+	@echo "make rehearse all scenarios of the rehearsal of Kubernetes: real nodes as pods (root, Linux, an hour)"
 	@echo "make bench-checkpoint  the longest gap in apply while a snapshot of 2 GB is built"
 	@echo "make verify   what CI checks: format, lints, dependencies, layout"
 	@echo "make fix      format, and apply what the lints can mend"
@@ -46,6 +47,11 @@ test: build
 	$(CARGO) test --locked --workspace --no-run
 	sync
 	$(CARGO) test --locked --workspace
+
+# For one: make rehearse REHEARSE="--scenario kills --seed 7"; --list tells which there are.
+REHEARSE ?=
+rehearse: build
+	$(CARGO) run --locked --quiet --workspace --bin podkv-rehearse -- $(REHEARSE)
 
 # Needs about three times as much free space: `make bench-checkpoint GIGABYTES=0.5` needs less.
 GIGABYTES ?= 2

@@ -1,5 +1,6 @@
 //! The scenarios, each a promise of `k8s/README.md` or of the design, in the order in which they are shown.
 
+mod bad_input;
 mod first_start;
 mod kills;
 mod lost_volumes;
@@ -96,8 +97,8 @@ pub struct Scenario {
     /// Of the manifests.
     pub components: &'static [&'static str],
     pub seeds: u64,
-    /// True if the run must find something wrong: a planted bug.
-    pub must_fail: bool,
+    /// Of a planted bug: what the run must say that it found.
+    pub must_find: Option<&'static str>,
     pub play: fn(Run) -> LocalBoxFuture<'static, Result<Report>>,
 }
 
@@ -108,15 +109,15 @@ pub const SCENARIOS: &[Scenario] = &[
         what: "parallel first start of 3, 4 and 5 pods, with delays, crashes, lost volumes and changing sizes",
         components: &[],
         seeds: 100,
-        must_fail: false,
+        must_find: None,
         play: |run| Box::pin(first_start::play(run, first_start::Trouble::Pods)),
     },
     Scenario {
         name: "first-start-planted",
         what: "the same with \"wait for N, then go alone\" planted, which must be found",
         components: &[],
-        seeds: 10,
-        must_fail: true,
+        seeds: 5,
+        must_find: Some("CLUSTERS"),
         play: |run| Box::pin(first_start::play(run, first_start::Trouble::Planted)),
     },
     Scenario {
@@ -124,7 +125,7 @@ pub const SCENARIOS: &[Scenario] = &[
         what: "the same with DNS failing, lying and answering in part",
         components: &[],
         seeds: 20,
-        must_fail: false,
+        must_find: None,
         play: |run| Box::pin(first_start::play(run, first_start::Trouble::Dns)),
     },
     Scenario {
@@ -132,7 +133,7 @@ pub const SCENARIOS: &[Scenario] = &[
         what: "a rolling restart: no client of any kind sees a failure",
         components: &[],
         seeds: 2,
-        must_fail: false,
+        must_find: None,
         play: |run| Box::pin(rolling_restart::play(run)),
     },
     Scenario {
@@ -140,7 +141,7 @@ pub const SCENARIOS: &[Scenario] = &[
         what: "every pod gets a new address, one by one and all at once; odd seeds have IPv6 alone",
         components: &[],
         seeds: 2,
-        must_fail: false,
+        must_find: None,
         play: |run| Box::pin(moves::play(run)),
     },
     Scenario {
@@ -148,7 +149,7 @@ pub const SCENARIOS: &[Scenario] = &[
         what: "a pod loses its volume, every ordinal and the leader, 30 times in a row",
         components: &[],
         seeds: 1,
-        must_fail: false,
+        must_find: None,
         play: |run| Box::pin(lost_volumes::play(run)),
     },
     Scenario {
@@ -156,7 +157,7 @@ pub const SCENARIOS: &[Scenario] = &[
         what: "two pods that live claim one name: no ping-pong",
         components: &[],
         seeds: 1,
-        must_fail: false,
+        must_find: None,
         play: |run| Box::pin(two_claimants::play(run)),
     },
     Scenario {
@@ -164,7 +165,7 @@ pub const SCENARIOS: &[Scenario] = &[
         what: "3-5-3-1-3, 5-1, 3-0-3, with all excess pods ended at once and old volumes coming back; 20 pods",
         components: &[],
         seeds: 1,
-        must_fail: false,
+        must_find: None,
         play: |run| Box::pin(scaling::play(run)),
     },
     Scenario {
@@ -172,7 +173,7 @@ pub const SCENARIOS: &[Scenario] = &[
         what: "a foreign volume, another pod's, and a pod's own as it was before: refused, or joined anew",
         components: &[],
         seeds: 1,
-        must_fail: false,
+        must_find: None,
         play: |run| Box::pin(wrong_volumes::play(run)),
     },
     Scenario {
@@ -180,7 +181,7 @@ pub const SCENARIOS: &[Scenario] = &[
         what: "SIGKILL of a pod every few seconds, and one that hangs",
         components: &[],
         seeds: 2,
-        must_fail: false,
+        must_find: None,
         play: |run| Box::pin(kills::play(run)),
     },
     Scenario {
@@ -188,15 +189,23 @@ pub const SCENARIOS: &[Scenario] = &[
         what: "writes are refused with the reason, local reads go on; pods come back, and so do writes",
         components: &[],
         seeds: 1,
-        must_fail: false,
+        must_find: None,
         play: |run| Box::pin(majority::play(run)),
+    },
+    Scenario {
+        name: "bad-input",
+        what: "names, services, domains, Roles and sizes that are wrong: a clear error, never a guess",
+        components: &[],
+        seeds: 1,
+        must_find: None,
+        play: |run| Box::pin(bad_input::play(run)),
     },
     Scenario {
         name: "tls",
         what: "TLS off, allow, require, and new certificates, all under load",
         components: &["tls"],
         seeds: 1,
-        must_fail: false,
+        must_find: None,
         play: |run| Box::pin(tls::play(run)),
     },
 ];

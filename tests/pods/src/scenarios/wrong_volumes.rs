@@ -101,7 +101,7 @@ async fn copied(stage: &Stage) -> Result<()> {
     let original = stage.volumes(VICTIM - 1)?;
     copy(original.first().ok_or("the pod has no volume")?, &volume(stage)?).await?;
     let pod = stage.start(VICTIM).await?;
-    says(stage, &pod, "belongs to pod").await?;
+    stage.wait_said(&pod, "belongs to pod").await?;
     ensure(stage.world.pod(pod.uid).is_some_and(|pod| !pod.ready), || {
         "it is ready with another pod's volume".into()
     })?;
@@ -116,7 +116,7 @@ async fn foreign_volume(stage: &Stage, foreign: &Path, ledger: &mut Ledger) -> R
     stage.put_aside(VICTIM)?;
     copy(foreign, &volume(stage)?).await?;
     let pod = stage.start(VICTIM).await?;
-    says(stage, &pod, "cluster").await?;
+    stage.wait_said(&pod, "cluster").await?;
     // It is nobody here, and its peers go on without it.
     ledger.extend(write(stage, "meanwhile").await?);
     let client = stage.client_at(pod.ip)?;
@@ -128,21 +128,6 @@ async fn foreign_volume(stage: &Stage, foreign: &Path, ledger: &mut Ledger) -> R
     stage.lose(VICTIM, VolumeFate::Lost).await?;
     stage.wait_whole().await?;
     Ok(())
-}
-
-/// The pod's log says so, in what it wrote since it was started.
-async fn says(stage: &Stage, pod: &crate::stage::Running, what: &str) -> Result<()> {
-    let start = format!("--- kubelet: pod {} starts", pod.uid);
-    until("the pod says what is wrong", PATIENCE, async || {
-        let log = stage.log_of(pod);
-        let own = log.split(&start).nth(1).unwrap_or("").to_string();
-        let told = own.lines().any(|line| {
-            (line.contains("WARN") || line.contains("ERROR") || line.starts_with("podkv"))
-                && line.contains(what)
-        });
-        told.then_some(()).ok_or(own)
-    })
-    .await
 }
 
 /// All of a volume, with its owners.

@@ -173,18 +173,26 @@ impl Stage {
 
     /// Whom every volume belongs to that any pod of this rehearsal ever had, as far as it belongs to somebody.
     pub fn identities(&self) -> Result<Vec<Identity>> {
-        let mut found = Vec::new();
+        let mut volumes = Vec::new();
         for place in ["volumes", "lost"] {
             for entry in fs::read_dir(self.folder().join(place))? {
-                let node = entry?.path().join("podkv");
-                read_identity(&node, &mut found)?;
-                let Ok(inner) = fs::read_dir(&node) else { continue };
-                for entry in inner {
-                    let path = entry?.path();
-                    if path.is_dir() {
-                        read_identity(&path, &mut found)?;
-                    }
-                }
+                volumes.push(entry?.path());
+            }
+        }
+        let ordinals = 0..u32::try_from(volumes.len())?;
+        let pods: Vec<String> = ordinals
+            .map(|ordinal| self.pod_name(ordinal))
+            .collect::<Result<_>>()?;
+        let mut found = Vec::new();
+        for volume in volumes {
+            let node = volume.join("podkv");
+            found.extend(read_identity(&node, &pods)?);
+            let Ok(inner) = fs::read_dir(&node) else {
+                continue;
+            };
+            // What was put aside when an id had ended.
+            for entry in inner {
+                found.extend(read_identity(&entry?.path(), &pods)?);
             }
         }
         Ok(found)
@@ -197,6 +205,22 @@ impl Stage {
             Phase::Virgin | Phase::Reserved(_) => None,
         });
         Ok(clusters.collect())
+    }
+
+    /// Waits until the pod has complained of this: a warning, an error, or what it says when it does not start.
+    pub async fn wait_said(&self, pod: &Running, what: &str) -> Result<()> {
+        let start = format!("--- kubelet: pod {} starts", pod.uid);
+        let told = format!("{} says {what:?}", pod.name);
+        until(&told, crate::PATIENCE, async || {
+            let log = self.log_of(pod);
+            let own = log.split(&start).nth(1).unwrap_or("").to_string();
+            let said = own.lines().any(|line| {
+                let complaint = ["WARN", "ERROR"].iter().any(|level| line.contains(level));
+                (complaint || line.starts_with("podkv")) && line.contains(what)
+            });
+            said.then_some(()).ok_or(own)
+        })
+        .await
     }
 
     /// What the pods of this name have written so far.
@@ -214,32 +238,23 @@ fn voters_of(pods: usize) -> usize {
     }
 }
 
-/// Reads a copy: to open an identity counts a start.
-fn read_identity(node: &Path, found: &mut Vec<Identity>) -> Result<()> {
-    let marker = node.join("MARKER");
-    if !marker.exists() {
-        return Ok(());
-    }
+/// Reads a copy: to open an identity counts a start. It opens under its own pod's name alone.
+fn read_identity(node: &Path, pods: &[String]) -> Result<Option<Identity>> {
     let scratch = tempfile::tempdir()?;
     let copy = scratch.path().join("podkv");
     fs::create_dir(&copy)?;
-    fs::copy(&marker, copy.join("MARKER"))?;
+    // A volume on which nothing was started has none; and a pod that starts may replace it at this moment.
+    if fs::copy(node.join("MARKER"), copy.join("MARKER")).is_err() {
+        return Ok(None);
+    }
     let folder = Arc::new(DataFolder::open(scratch.path())?);
-    let pod = node
-        .ancestors()
-        .filter_map(|path| path.file_name()?.to_str())
-        .find_map(|name| {
-            let name = name.strip_prefix("data-").unwrap_or(name);
-            name.contains("podkv-").then(|| name.to_string())
-        })
-        .unwrap_or_default();
-    // A volume that was put aside is called podkv-0-7.
-    let mut parts = pod.splitn(3, '-');
-    let name = format!("{}-{}", parts.next().unwrap_or(""), parts.next().unwrap_or(""));
-    let identity = podkv_node::identity::Identity::open(folder.markers(), &name)?;
-    found.push(Identity {
+    let opened = pods
+        .iter()
+        .map(|pod| podkv_node::identity::Identity::open(folder.markers(), pod))
+        .find_map(Result::ok);
+    let identity = opened.ok_or_else(|| format!("{} is no pod's volume", node.display()))?;
+    Ok(Some(Identity {
         place: node.display().to_string(),
         phase: identity.phase(),
-    });
-    Ok(())
+    }))
 }
