@@ -90,6 +90,8 @@ pub enum FrameKind {
     BackupBlock = 16,
     /// The end of a backup file.
     BackupEnd = 17,
+    /// A recovery from a lost majority that has begun on this volume.
+    Recovery = 18,
 }
 
 impl FrameKind {
@@ -116,6 +118,7 @@ impl FrameKind {
             FrameKind::PeerBoots => "record of peer starts",
             FrameKind::BackupBlock => "block of a backup",
             FrameKind::BackupEnd => "end of a backup",
+            FrameKind::Recovery => "recovery",
         }
     }
 }

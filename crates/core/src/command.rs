@@ -125,9 +125,9 @@ pub enum Command {
     SetRetention(Retention),
     /// Allows what only newer releases understand. Never falls.
     SetFeatureLevel(u32),
-    /// For recovery and restore: raises the revision to at least this one and compacts to it, so
-    /// that no client mistakes the restored past for the present it saw; leases and sessions
-    /// start again at their full TTL.
+    /// For recovery from a lost majority: raises the revision to at least this one and compacts to it,
+    /// so that no client mistakes the recovered past for the present it saw. Leases start again at
+    /// their full TTL; sessions are closed, because what was answered in them may be lost.
     RaiseRevision {
         revision: Revision,
     },

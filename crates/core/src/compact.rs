@@ -59,13 +59,14 @@ impl State<'_> {
         Ok(Answer::Sweep { more })
     }
 
-    /// For recovery and restore. No revision below the new one is readable afterwards, so whoever
-    /// remembers one of the lost future is told so instead of reading something else.
+    /// For recovery from a lost majority. No revision below the new one is readable afterwards, so whoever
+    /// remembers one of the lost future is told so instead of reading something else. Sessions end: see
+    /// `close_sessions`.
     pub(crate) fn raise_revision(&mut self, revision: Revision) -> Result<Answer, ViewError> {
         self.meta.revision = self.meta.revision.max(revision);
         self.meta.compacted_revision = self.meta.revision;
         self.restart_leases()?;
-        self.restart_sessions()?;
+        self.close_sessions()?;
         Ok(Answer::Done)
     }
 }

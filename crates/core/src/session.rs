@@ -18,6 +18,9 @@
 //!
 //! A session that was closed is remembered until its deadline, so that a late copy of the message
 //! that opened it cannot bring it back, empty, for late copies of its writes.
+//!
+//! A recovery from a lost majority closes every session. A session promises that what was answered was
+//! applied, and a recovery may have lost some of that.
 
 use podkv_api::{Limits, Reason, SessionId};
 use sha2::{Digest, Sha256};
@@ -271,8 +274,12 @@ impl State<'_> {
         Ok(1)
     }
 
-    /// Gives every session its full TTL again.
-    pub(crate) fn restart_sessions(&mut self) -> Result<(), ViewError> {
+    /// Closes every session: what was answered in it may be lost, and a session promises that it is not.
+    ///
+    /// Nothing that was stamped before is executed or answered afterwards. A sender whose write was under
+    /// way is told that its session is gone, and cannot know the outcome, which is the truth. The closed
+    /// sessions are remembered for a full TTL, for late copies of the messages that opened them.
+    pub(crate) fn close_sessions(&mut self) -> Result<(), ViewError> {
         let (start, end) = schema::session_bounds();
         let ids = self
             .overlay
@@ -280,6 +287,8 @@ impl State<'_> {
             .map(|item| schema::read_session_key(&item?.0))
             .collect::<Result<Vec<_>, _>>()?;
         for id in ids {
+            // It may be closed already.
+            let _ = self.session_close(id)?;
             if let Some(session) = self.session(id)? {
                 self.restart_session(id, session);
             }

@@ -20,6 +20,7 @@ mod query;
 mod raft;
 mod read;
 mod reconcile;
+pub mod recovery;
 mod renew;
 #[cfg(test)]
 mod script;

@@ -6,6 +6,7 @@ mod group_commit;
 mod kills;
 mod majority;
 mod proxy;
+mod recover;
 mod snapshots;
 
 use podkv_api::{Consistency, KeyRange, KeyValue, Range, Store};

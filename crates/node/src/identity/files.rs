@@ -1,7 +1,9 @@
 //! Where the identity is kept: two small files, each replaced whole.
 
+use std::path::PathBuf;
+
 use bytes::Bytes;
-use podkv_api::MemberId;
+use podkv_api::{Incarnation, MemberId};
 
 use crate::storage::StorageError;
 
@@ -12,6 +14,8 @@ pub enum IdentityFile {
     Marker,
     /// The starts of other nodes that this one has seen.
     Peers,
+    /// A recovery from a lost majority that has begun and not ended. There is none in a node's normal life.
+    Recovery,
 }
 
 impl IdentityFile {
@@ -19,6 +23,7 @@ impl IdentityFile {
         match self {
             Self::Marker => "MARKER",
             Self::Peers => "peers",
+            Self::Recovery => "RECOVERY",
         }
     }
 
@@ -27,8 +32,17 @@ impl IdentityFile {
         match self {
             Self::Marker => 1 << 20,
             Self::Peers => 1 << 20,
+            Self::Recovery => 1 << 10,
         }
     }
+}
+
+/// What a node that was retired left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aside {
+    pub path: PathBuf,
+    /// The incarnation that it was a member of; `None` if it cannot be read any more.
+    pub incarnation: Option<Incarnation>,
 }
 
 /// Keeps the identity files. All calls block.
@@ -39,6 +53,9 @@ pub trait MarkerStore: Send + Sync + 'static {
     /// Replaces the file, atomically and durably. After an error it may be either.
     fn save(&self, file: IdentityFile, bytes: &[u8]) -> Result<(), StorageError>;
 
+    /// Removes the file, durably; one that is not there is fine.
+    fn remove(&self, file: IdentityFile) -> Result<(), StorageError>;
+
     /// True if a log or a state lies beside the files. Then a missing marker is damage: the node that
     /// wrote them may have promised its vote to somebody.
     fn holds_data(&self) -> Result<bool, StorageError>;
@@ -47,8 +64,13 @@ pub trait MarkerStore: Send + Sync + 'static {
     /// pod can begin anew. Interrupted, it is called again: the marker goes last.
     fn set_aside(&self, retired: MemberId) -> Result<(), StorageError>;
 
-    /// Removes what was put aside.
-    fn remove_aside(&self) -> Result<(), StorageError>;
+    /// What was put aside and is still there.
+    fn aside(&self) -> Result<Vec<Aside>, StorageError>;
+
+    /// Removes what was put aside by nodes of this incarnation and later ones. What is of an earlier one stays: a
+    /// recovery from a lost majority lies in between, and there may be acknowledged writes in it that nobody else
+    /// holds. [`Incarnation`] 0 removes everything.
+    fn remove_aside(&self, since: Incarnation) -> Result<(), StorageError>;
 
     /// The file's place, for messages.
     fn describe(&self, file: IdentityFile) -> String;

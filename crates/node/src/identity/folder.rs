@@ -6,12 +6,14 @@
 //!     LOCK               flock'ed while a process uses the folder
 //!     MARKER             who the volume belongs to: see `marker`
 //!     peers              the starts of other nodes that were seen: see `peers`
+//!     RECOVERY           a recovery from a lost majority that has begun: see `recovery`
 //!     log/               the Raft log
 //!     CURRENT-STATE      which of the following is the state
 //!     state-<n>/         the state
 //!     checkpoint-<n>/    a copy of it, while it is being sent
 //!     staged-<id>/       a copy of another node's, while it is being received
-//!     retired-<id>/      all of this from a node that was removed, until its successor holds everything
+//!     retired-<id>/      all of this from a node that was removed, until its successor holds everything; from a node
+//!                        of an earlier incarnation, until a person removes it
 //! ```
 //!
 //! MARKER is the first file that a node makes. So data without a marker is never "new": it is damaged,
@@ -23,10 +25,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use podkv_api::{Error, MemberId, Reason};
+use podkv_api::{Error, Incarnation, MemberId, Reason};
 use rustix::fs::{FlockOperation, flock};
 
-use super::{IdentityFile, MarkerStore};
+use super::marker::{Marker, Phase};
+use super::{Aside, IdentityFile, MarkerStore};
 use crate::storage::{StorageError, sync_folder, write_durably};
 
 const NODE_FOLDER: &str = "podkv";
@@ -60,6 +63,22 @@ impl DataFolder {
         let folder = Self { path, _lock: lock };
         folder.refuse_foreign_files()?;
         Ok(folder)
+    }
+
+    /// Takes `<data_dir>/podkv` as [`DataFolder::open`] does, but only if a node's data is there: makes nothing.
+    pub fn open_existing(data_dir: &Path) -> Result<Self, Error> {
+        let path = data_dir.join(NODE_FOLDER);
+        if !path.join(IdentityFile::Marker.name()).exists() {
+            return Err(Error::new(
+                Reason::DataFolder,
+                format!(
+                    "{} holds no data of a node: {} is missing. Nothing was changed",
+                    data_dir.display(),
+                    path.join(IdentityFile::Marker.name()).display()
+                ),
+            ));
+        }
+        Self::open(data_dir)
     }
 
     /// The node's own folder, `<data_dir>/podkv`.
@@ -183,6 +202,23 @@ fn unusable(path: &Path, error: &io::Error) -> Error {
     .with_source(kind)
 }
 
+/// Of a folder that was put aside. A marker that cannot be read is no reason to fail, and none to delete.
+fn incarnation_of(aside: &Path) -> Result<Option<Incarnation>, StorageError> {
+    let file = IdentityFile::Marker;
+    let place = aside.join(file.name());
+    let Some(bytes) = crate::storage::read_small(&place, file.max_bytes())? else {
+        return Ok(None);
+    };
+    Ok(Marker::decode(&bytes, &place.display().to_string())
+        .ok()
+        .and_then(|marker| match marker.phase {
+            Phase::Member { incarnation, .. } | Phase::Retired { incarnation, .. } => {
+                Some(incarnation)
+            }
+            Phase::Virgin | Phase::Reserved(_) => None,
+        }))
+}
+
 struct FileMarkers(Arc<DataFolder>);
 
 impl MarkerStore for FileMarkers {
@@ -192,6 +228,17 @@ impl MarkerStore for FileMarkers {
 
     fn save(&self, file: IdentityFile, bytes: &[u8]) -> Result<(), StorageError> {
         write_durably(&self.0.path, file.name(), bytes)
+    }
+
+    fn remove(&self, file: IdentityFile) -> Result<(), StorageError> {
+        let path = self.0.path.join(file.name());
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StorageError::io(
+                format!("removing {}", path.display()),
+                error,
+            )),
+            _ => sync_folder(&self.0.path),
+        }
     }
 
     fn holds_data(&self) -> Result<bool, StorageError> {
@@ -225,13 +272,35 @@ impl MarkerStore for FileMarkers {
         sync_folder(root)
     }
 
-    fn remove_aside(&self) -> Result<(), StorageError> {
+    fn aside(&self) -> Result<Vec<Aside>, StorageError> {
         let root = &self.0.path;
-        let failed = |error| StorageError::io(format!("clearing {}", root.display()), error);
-        for name in self.0.names().map_err(failed)? {
-            if name.starts_with(RETIRED_PREFIX) {
-                fs::remove_dir_all(root.join(name)).map_err(failed)?;
+        let failed = |error| StorageError::io(format!("listing {}", root.display()), error);
+        let mut names = self.0.names().map_err(failed)?;
+        names.retain(|name| name.starts_with(RETIRED_PREFIX));
+        names.sort();
+        names
+            .into_iter()
+            .map(|name| {
+                let path = root.join(name);
+                let incarnation = incarnation_of(&path)?;
+                Ok(Aside { path, incarnation })
+            })
+            .collect()
+    }
+
+    fn remove_aside(&self, since: Incarnation) -> Result<(), StorageError> {
+        for Aside { path, incarnation } in self.aside()? {
+            let keep = incarnation.unwrap_or_default() < since;
+            if keep {
+                tracing::warn!(
+                    folder = %path.display(),
+                    "the data from before the recovery stays: it may hold writes that were lost. \
+                     `podkv recover --discard-old` removes it"
+                );
+                continue;
             }
+            fs::remove_dir_all(&path)
+                .map_err(|error| StorageError::io(format!("removing {}", path.display()), error))?;
         }
         Ok(())
     }
@@ -354,7 +423,30 @@ mod tests {
         let new = super::super::Identity::open(markers.clone(), "podkv-3").unwrap();
         assert_ne!(new.node_id(), old_id);
         assert!(aside.exists(), "until the new node holds everything");
-        markers.remove_aside().unwrap();
+        // It is of the same incarnation: the new node holds all that it held.
+        markers.remove_aside(podkv_api::Incarnation(1)).unwrap();
         assert!(!aside.exists());
+    }
+
+    #[test]
+    fn what_an_earlier_incarnation_left_stays_until_a_person_removes_it() {
+        let data_dir = tempfile::tempdir().unwrap();
+        let folder = Arc::new(DataFolder::open(data_dir.path()).unwrap());
+        let markers = folder.markers();
+        let old = super::super::Identity::open(markers.clone(), "podkv-3").unwrap();
+        old.become_member(podkv_api::ClusterId(7), podkv_api::Incarnation(1))
+            .unwrap();
+        old.retire().unwrap();
+        markers.set_aside(old.node_id()).unwrap();
+        markers.remove_aside(podkv_api::Incarnation(2)).unwrap();
+        let aside = markers.aside().unwrap();
+        assert_eq!(aside.len(), 1);
+        assert_eq!(aside[0].incarnation, Some(podkv_api::Incarnation(1)));
+        // Nobody can tell any more what it is of: that is no reason to delete it.
+        fs::write(aside[0].path.join("MARKER"), "damaged").unwrap();
+        markers.remove_aside(podkv_api::Incarnation(1)).unwrap();
+        assert_eq!(markers.aside().unwrap()[0].incarnation, None);
+        markers.remove_aside(podkv_api::Incarnation(0)).unwrap();
+        assert!(markers.aside().unwrap().is_empty());
     }
 }

@@ -12,6 +12,8 @@
 //! have voted never becomes somebody else's under the same id. Released clusters are refused for
 //! ever: their proposer may have counted the acceptance.
 //!
+//! One hand reaches in from outside: `recovery`, which moves a stopped member on to the next incarnation.
+//!
 //! Node ids are random, never an ordinal, never used twice: an empty volume under an old id would
 //! have forgotten its votes, and nobody would notice.
 //!
@@ -22,19 +24,21 @@ mod files;
 mod folder;
 mod marker;
 mod peers;
+mod recovery;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use podkv_api::{ClusterId, Error, Incarnation, MemberId, Reason};
 
-pub use files::{IdentityFile, MarkerStore};
+pub use files::{Aside, IdentityFile, MarkerStore};
 pub use folder::DataFolder;
 #[cfg(feature = "rocksdb")]
 pub(crate) use folder::{CHECKPOINT_PREFIX, LOG_FOLDER, STATE_POINTER, STATE_PREFIX};
 use marker::Marker;
 pub use marker::{FOLDER_FORMAT, Founder, Phase, Proposal};
 use peers::{Observation, PeerBoots};
+pub(crate) use recovery::{Recovery, Resident};
 
 /// Founders of one cluster, at most.
 pub const MAX_FOUNDERS: usize = 256;
@@ -101,6 +105,7 @@ impl Identity {
                 ),
             ));
         }
+        recovery::refuse_unfinished(&*markers)?;
         let peers = match markers.load(IdentityFile::Peers)? {
             Some(bytes) => PeerBoots::decode(&bytes, &markers.describe(IdentityFile::Peers))?,
             None => PeerBoots::default(),

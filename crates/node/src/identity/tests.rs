@@ -251,7 +251,13 @@ impl MarkerStore for Lost {
     fn set_aside(&self, _: MemberId) -> Result<(), StorageError> {
         panic!("nothing may be moved")
     }
-    fn remove_aside(&self) -> Result<(), StorageError> {
+    fn remove(&self, _: IdentityFile) -> Result<(), StorageError> {
+        panic!("nothing may be removed")
+    }
+    fn aside(&self) -> Result<Vec<Aside>, StorageError> {
+        self.0.aside()
+    }
+    fn remove_aside(&self, _: Incarnation) -> Result<(), StorageError> {
         panic!("nothing may be removed")
     }
     fn describe(&self, file: IdentityFile) -> String {
@@ -286,8 +292,14 @@ impl MarkerStore for Failing {
     fn set_aside(&self, retired: MemberId) -> Result<(), StorageError> {
         self.inner.set_aside(retired)
     }
-    fn remove_aside(&self) -> Result<(), StorageError> {
-        self.inner.remove_aside()
+    fn remove(&self, file: IdentityFile) -> Result<(), StorageError> {
+        self.inner.remove(file)
+    }
+    fn aside(&self) -> Result<Vec<Aside>, StorageError> {
+        self.inner.aside()
+    }
+    fn remove_aside(&self, since: Incarnation) -> Result<(), StorageError> {
+        self.inner.remove_aside(since)
     }
     fn describe(&self, file: IdentityFile) -> String {
         self.inner.describe(file)

@@ -2,7 +2,7 @@
 
 use std::sync::Weak;
 
-use podkv_api::{Error, MemberId, Reason};
+use podkv_api::{Error, Incarnation, MemberId, Reason};
 use podkv_proto::peer as wire;
 use tonic::{Status, Streaming};
 
@@ -71,8 +71,10 @@ impl NodeCalls for Calls {
         Box::pin(async move {
             let node = self.node()?;
             // The gate has checked that there is one.
-            let sender = MemberId(request.header.map_or(0, |header| header.sender_id));
-            let found = node.is_member(sender).await;
+            let header = request.header.unwrap_or_default();
+            let (sender, incarnation) =
+                (MemberId(header.sender_id), Incarnation(header.incarnation));
+            let found = node.is_member(sender, incarnation).await;
             Ok(wire::StandingResponse {
                 refusal: found.as_ref().err().map(refusal),
                 // Who cannot be told is not told that it is gone.
@@ -110,15 +112,17 @@ impl NodeCalls for Calls {
 }
 
 impl Node {
-    /// Whether `id` is a member, beyond doubt; as the leader.
-    async fn is_member(&self, id: MemberId) -> Result<bool, Error> {
+    /// Whether `id` is a member, beyond doubt; as the leader. Of an earlier incarnation nobody is, whatever its id:
+    /// it is the volume of a member from before the recovery, or a copy of one.
+    async fn is_member(&self, id: MemberId, incarnation: Incarnation) -> Result<bool, Error> {
         self.confirmed_position().await?;
         let state = self.0.group.state().borrow().clone();
         if !state.members_committed {
             let text = "a membership change is not committed yet: ask again";
             return Err(Error::new(Reason::NodeNotReady, text));
         }
-        Ok(state.members.contains(id))
+        let (_, mine) = self.cluster();
+        Ok(incarnation == mine && state.members.contains(id))
     }
 
     /// A position that holds everything committed when this was called; as the leader. Followers' readers

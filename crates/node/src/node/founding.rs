@@ -10,6 +10,7 @@ use podkv_api::{Error, MemberId, Reason, Result};
 use tokio::sync::watch;
 
 use super::admin::Change;
+use super::lookout::Lookout;
 use super::{Inner, Node};
 use crate::bootstrap::decide::Me;
 use crate::bootstrap::founders::{Founding, PodName};
@@ -179,6 +180,7 @@ impl Node {
         inner.tasks.spawn(super::standing::run(
             Arc::downgrade(inner),
             bootstrap.clone(),
+            Lookout::new(inner.identity.clone(), inner.peers.clone()),
             inner.stop.clone(),
         ));
         let pool = keep_pool(inner.group.state(), inner.peers.clone());

@@ -21,6 +21,7 @@
 mod admin;
 mod calls;
 mod founding;
+mod lookout;
 mod readiness;
 mod restore;
 mod size;

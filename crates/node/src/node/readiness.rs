@@ -67,10 +67,12 @@ async fn watch(node: Weak<Inner>) {
 }
 
 impl Node {
-    /// This node holds everything: what its retired predecessor left is of no use to anybody.
+    /// This node holds everything: what its retired predecessor left is of no use to anybody, unless a recovery
+    /// lies in between.
     async fn remove_aside(&self) {
         let markers = self.0.storage.markers.clone();
-        let removed = tokio::task::spawn_blocking(move || markers.remove_aside()).await;
+        let (_, incarnation) = self.cluster();
+        let removed = tokio::task::spawn_blocking(move || markers.remove_aside(incarnation)).await;
         if let Ok(Err(error)) = removed {
             tracing::warn!(%error, "the data of a retired node stays for now");
         }

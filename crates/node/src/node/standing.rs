@@ -5,6 +5,8 @@
 //! an answer either: only a leader that has made sure that it leads can say "removed". A volume that was rewound or
 //! copied is noticed by any peer that has seen a later start of it; its id must never vote again.
 //!
+//! And the whole cluster may have been recovered from a lost majority without this node: see [`super::lookout`].
+//!
 //! Either way the id ends here, durably. Started again, the pod puts the old data aside and joins anew.
 
 use std::sync::{Arc, Weak};
@@ -14,6 +16,7 @@ use podkv_api::{Error, Reason};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::lookout::Lookout;
 use super::{Inner, Node};
 use crate::bootstrap::Bootstrap;
 use crate::health::Health;
@@ -23,11 +26,17 @@ const LOOK: Duration = Duration::from_secs(1);
 /// An election takes a second or two. A node that hears of no leader for longer asks around.
 const SUSPICIOUS_AFTER: Duration = Duration::from_secs(5);
 
-pub(super) async fn run(node: Weak<Inner>, bootstrap: Arc<Bootstrap>, stop: CancellationToken) {
-    stop.run_until_cancelled(watch(node, bootstrap)).await;
+pub(super) async fn run(
+    node: Weak<Inner>,
+    bootstrap: Arc<Bootstrap>,
+    lookout: Lookout,
+    stop: CancellationToken,
+) {
+    stop.run_until_cancelled(watch(node, bootstrap, lookout))
+        .await;
 }
 
-async fn watch(node: Weak<Inner>, bootstrap: Arc<Bootstrap>) {
+async fn watch(node: Weak<Inner>, bootstrap: Arc<Bootstrap>, lookout: Lookout) {
     let mut leader_seen = Instant::now();
     loop {
         tokio::time::sleep(LOOK).await;
@@ -41,11 +50,17 @@ async fn watch(node: Weak<Inner>, bootstrap: Arc<Bootstrap>) {
             let why = "a later start of it was seen: its volume was rewound, or is a copy";
             return node.retire(why).await;
         }
+        let state = node.0.group.state().borrow().clone();
+        // A leader of the past may well be there: whoever refuses this node may know better.
+        if node.0.peers.take_fenced()
+            && let Some(why) = lookout.look(&state.members).await.ended()
+        {
+            return node.retire(&why).await;
+        }
         // Not whether a leader is known: the one of the last vote is, however long it has been silent.
         if node.0.group.confirm_within(SUSPICIOUS_AFTER).is_ok() {
             leader_seen = Instant::now();
         }
-        let state = node.0.group.state().borrow().clone();
         let left_out = state.members_committed
             && !state.members.nodes.is_empty()
             && !state.members.contains(node.id());
@@ -55,7 +70,12 @@ async fn watch(node: Weak<Inner>, bootstrap: Arc<Bootstrap>) {
         match bootstrap.standing().await {
             Ok(true) => {}
             Ok(false) => return node.retire("it was removed from its cluster").await,
-            Err(error) => tracing::debug!(%error, "nobody can say whether this node is a member"),
+            Err(error) => {
+                tracing::debug!(%error, "nobody can say whether this node is a member");
+                if let Some(why) = lookout.look(&state.members).await.ended() {
+                    return node.retire(&why).await;
+                }
+            }
         }
     }
 }

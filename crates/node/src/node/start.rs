@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::lookout::Lookout;
 use super::{Inner, Node, readiness};
 use crate::config::NodeConfig;
 use crate::discovery::{Discovery, FixedDiscovery};
@@ -27,7 +28,7 @@ use crate::peer::server::PeerServer;
 use crate::peer::service::{PeerService, Slots};
 use crate::peer::settings::PeerSettings;
 use crate::query::Query;
-use crate::raft::{Group, GroupParts, GroupState};
+use crate::raft::{self, Group, GroupParts, GroupState};
 use crate::read::{ReadIndex, ReadIndexParts};
 use crate::reconcile::Reconciler;
 use crate::renew::Renewals;
@@ -135,6 +136,10 @@ impl NodeBuilder {
         let server = PeerServer::start(listener, service, &peer_settings);
         let peers = PeerPool::new(transport, PeerHeaders::new(identity.clone()), peer_settings);
 
+        if let Err(error) = look_out(&identity, &storage, &peers).await {
+            server.shutdown().await;
+            return Err(error);
+        }
         let parts = Parts {
             config: self.config,
             identity,
@@ -231,6 +236,21 @@ async fn open_volume(
     opening
         .await
         .unwrap_or_else(|_| Err(Error::internal("opening the volume did not come to an end")))
+}
+
+/// Makes sure that the cluster was not recovered from a lost majority without this node. Before Raft is there: a
+/// majority of the past that comes back must not elect anybody.
+async fn look_out(identity: &Arc<Identity>, storage: &Storage, peers: &PeerPool) -> Result<()> {
+    if identity.membership().is_none() {
+        return Ok(());
+    }
+    let state = storage.state.clone();
+    let members = tokio::task::spawn_blocking(move || raft::last_members(&*state))
+        .await
+        .map_err(|_| Error::internal("reading the state did not come to an end"))??;
+    Lookout::new(identity.clone(), peers.clone())
+        .before_start(&members)
+        .await
 }
 
 pub(super) fn storage_failed(error: crate::storage::StorageError) -> Error {

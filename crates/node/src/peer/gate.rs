@@ -9,7 +9,7 @@
 //! | group | a group that this node does not hold | `Unsupported` |
 //! | target | a call that reached a pod which took over the address of another | `WrongTarget` |
 //! | cluster | another cluster, reached through a reused name | `WrongCluster` |
-//! | incarnation | a survivor of before a recovery from a lost majority, or the reverse | `WrongIncarnation` |
+//! | incarnation | a survivor of before a recovery from a lost majority, or the reverse; see [`Scope`] | `WrongIncarnation` |
 //! | boot counter and nonce | a sender whose volume was rewound, or is a copy of another's, mine included | `RewoundVolume` |
 //!
 //! A certificate must name the pod that the header gives as the sender. The id in the header must be that pod's, if
@@ -34,10 +34,13 @@ use crate::raft::GroupState;
 /// Which calls are allowed to what kind of sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// Who are you? The target need not be known, nor a cluster.
+    /// Who are you? The target need not be known, nor a cluster. Answered across a recovery of the cluster as well: so
+    /// who missed it hears of it.
     Hello,
     /// Reserve, join: to a known target, from a node that need not belong to anything.
     Founding,
+    /// Am I still a member? From a member of this incarnation or an earlier one, which is told that it is not.
+    Standing,
     /// Everything else: from a member, in the name of its cluster.
     Cluster,
 }
@@ -175,7 +178,7 @@ impl Gate {
         if theirs.0 == ClusterId(0) {
             return match scope {
                 Scope::Hello | Scope::Founding => Ok(None),
-                Scope::Cluster => Err(Error::new(
+                Scope::Standing | Scope::Cluster => Err(Error::new(
                     Reason::WrongCluster,
                     "the sender belongs to no cluster; only hello, reserve and join may come from it",
                 )),
@@ -191,7 +194,12 @@ impl Gate {
             );
             return Err(Error::new(Reason::WrongCluster, text));
         }
-        if theirs.1 != mine.1 {
+        let in_time = match scope {
+            Scope::Hello => true,
+            Scope::Standing => theirs.1 <= mine.1,
+            Scope::Founding | Scope::Cluster => theirs.1 == mine.1,
+        };
+        if !in_time {
             let text = format!(
                 "the sender is in incarnation {} of cluster {}, this node in {}",
                 theirs.1, mine.0, mine.1

@@ -100,6 +100,8 @@ struct Shared {
     /// A peer has seen a later start of this node, or another one under the same number: this volume was
     /// rewound, or is a copy.
     rewound: watch::Sender<bool>,
+    /// A peer has refused this node as one of another incarnation: the cluster may have been recovered without it.
+    fenced: AtomicBool,
     /// Numbers the channels, so that one who reports a broken channel cannot drop its successor.
     next_channel: AtomicU64,
 }
@@ -139,6 +141,7 @@ impl PeerPool {
             settings,
             members: Mutex::default(),
             rewound: watch::Sender::new(false),
+            fenced: AtomicBool::new(false),
             next_channel: AtomicU64::new(1),
         };
         Self {
@@ -185,6 +188,11 @@ impl PeerPool {
         self.shared.rewound.subscribe()
     }
 
+    /// Whether a peer has refused this node as one of another incarnation since this was asked last.
+    pub(crate) fn take_fenced(&self) -> bool {
+        self.shared.fenced.swap(false, Ordering::Relaxed)
+    }
+
     /// What a call to `target` carries; [`MemberId`] 0 where it is not known yet.
     pub(crate) fn header(&self, target: MemberId) -> wire::PeerHeader {
         self.shared.headers.to(target)
@@ -215,8 +223,10 @@ impl Shared {
         };
         let answer = greeted.map_err(|status| {
             let refusal = from_status(&status, Call::Read);
-            if refusal.reason() == Reason::RewoundVolume {
-                self.rewound.send_replace(true);
+            match refusal.reason() {
+                Reason::RewoundVolume => drop(self.rewound.send_replace(true)),
+                Reason::WrongIncarnation => self.fenced.store(true, Ordering::Relaxed),
+                _ => {}
             }
             failed(refusal)
         })?;

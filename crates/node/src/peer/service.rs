@@ -328,7 +328,9 @@ impl wire::peer_server::Peer for PeerService {
         request: Request<wire::StandingRequest>,
     ) -> Result<Response<wire::StandingResponse>, Status> {
         let (caller, request) = open(request);
-        let calls = self.node(&caller, request.header.as_ref()).await?;
+        self.check(&caller, request.header.as_ref(), Scope::Standing)
+            .await?;
+        let calls = bound(&self.slots.node, "the node")?;
         calls.standing(request).await.map(Response::new)
     }
 }

@@ -255,8 +255,8 @@ async fn refusal(scope: Scope, change: impl FnOnce(&mut wire::PeerHeader)) -> Op
 
 #[tokio::test]
 async fn the_gate_refuses_what_comes_from_elsewhere() {
-    use Scope::{Cluster, Founding, Hello};
-    for scope in [Hello, Founding, Cluster] {
+    use Scope::{Cluster, Founding, Hello, Standing};
+    for scope in [Hello, Founding, Standing, Cluster] {
         // A sender that is in no membership known here is let in.
         assert_eq!(refusal(scope, |_| ()).await, None);
         assert_eq!(
@@ -275,10 +275,6 @@ async fn the_gate_refuses_what_comes_from_elsewhere() {
             Some(Reason::WrongCluster)
         );
         assert_eq!(
-            refusal(scope, |h| h.incarnation = 2).await,
-            Some(Reason::WrongIncarnation)
-        );
-        assert_eq!(
             refusal(scope, |h| h.target_id ^= 1).await,
             Some(Reason::WrongTarget)
         );
@@ -286,6 +282,17 @@ async fn the_gate_refuses_what_comes_from_elsewhere() {
             refusal(scope, |h| h.sender_id = 0).await,
             Some(Reason::InvalidArgument)
         );
+    }
+    // Across a recovery from a lost majority: who are you, and, of the past, am I still a member.
+    let fenced = Some(Reason::WrongIncarnation);
+    for (scope, earlier, later) in [
+        (Hello, None, None),
+        (Founding, fenced, fenced),
+        (Standing, None, fenced),
+        (Cluster, fenced, fenced),
+    ] {
+        assert_eq!(refusal(scope, |h| h.incarnation = 0).await, earlier);
+        assert_eq!(refusal(scope, |h| h.incarnation = 2).await, later);
     }
     let nowhere = |h: &mut wire::PeerHeader| (h.cluster_id, h.incarnation) = (0, 0);
     assert_eq!(refusal(Hello, nowhere).await, None);

@@ -33,6 +33,7 @@ use self::cache::Cache;
 use self::counters::Counters;
 pub(crate) use self::counters::HistogramSnapshot;
 use self::read::Reader;
+pub(super) use self::read::read_disk;
 use self::sizes::Sizes;
 use self::writer::{Job, QUEUE_BYTES, QUEUE_JOBS};
 use super::record;
@@ -69,6 +70,36 @@ struct State {
     sizes: Sizes,
     /// Counts truncations: a read that saw one happen begins again.
     truncations: u64,
+}
+
+/// What the log of a stopped node says of itself.
+#[derive(Clone, Debug)]
+pub(super) struct Ends {
+    pub vote: Option<Vote>,
+    /// The index of the first entry, or where it will be.
+    pub first: u64,
+    /// The last entry, or the last one that was purged if none is left.
+    pub last: Option<LogPosition>,
+    pub committed: Option<LogPosition>,
+}
+
+impl Ends {
+    /// Blocking.
+    pub fn read(store: &dyn LogStore) -> Result<Self, StorageError> {
+        let State {
+            vote,
+            first,
+            last,
+            committed,
+            ..
+        } = State::recover(store, 0)?;
+        Ok(Self {
+            vote,
+            first,
+            last,
+            committed,
+        })
+    }
 }
 
 /// Figures about the log.

@@ -30,6 +30,7 @@ use podkv_core::{View, ViewError, read_meta, schema};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::apply::Job;
+pub(super) use self::apply::apply_offline;
 pub(crate) use self::snapshot::SnapshotStats;
 pub(super) use self::snapshot::{Built, SnapshotCounters, SnapshotData};
 use super::log::Log;
@@ -58,13 +59,13 @@ fn membership_key() -> Bytes {
 
 /// What a state says of itself.
 #[derive(Clone, Debug, Default)]
-struct Reached {
-    position: Option<LogPosition>,
-    members: Members,
+pub(super) struct Reached {
+    pub position: Option<LogPosition>,
+    pub members: Members,
 }
 
 impl Reached {
-    fn read(view: &dyn View) -> Result<Self, ViewError> {
+    pub fn read(view: &dyn View) -> Result<Self, ViewError> {
         let position = view
             .get(&applied_key())?
             .map(|record| record::decode_applied(&record));

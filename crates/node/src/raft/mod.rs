@@ -21,6 +21,7 @@ mod log;
 mod machine;
 mod membership;
 mod network;
+mod offline;
 mod record;
 mod transfer;
 mod types;
@@ -37,6 +38,9 @@ use podkv_core::{Outcome, RevisionEvents};
 pub(crate) use self::group::{Group, GroupParts, GroupState, Role};
 pub(crate) use self::log::{HistogramSnapshot, LogStats};
 pub(crate) use self::machine::SnapshotStats;
+#[cfg(test)]
+pub(crate) use self::offline::testing;
+pub(crate) use self::offline::{Held, append_recovery, apply_all, last_members, look};
 pub(crate) use self::types::Payload;
 use crate::membership::LogPosition;
 

@@ -27,7 +27,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes};
-use podkv_api::MemberId;
+use podkv_api::{Incarnation, MemberId};
 use podkv_core::{Scan, View, ViewError};
 use rpds::RedBlackTreeMapSync;
 
@@ -36,7 +36,7 @@ use super::{
     Checkpoint, CheckpointFile, LogRecovery, LogStore, LogWrite, StagedCheckpoint, StateStore,
     StateView, StateWrites, Storage, StorageError, TransferError,
 };
-use crate::identity::{IdentityFile, MarkerStore};
+use crate::identity::{Aside, IdentityFile, MarkerStore};
 
 /// A persistent map: a copy costs nothing, and shares what does not change. Views are copies.
 type Records = RedBlackTreeMapSync<Bytes, Bytes>;
@@ -514,6 +514,11 @@ impl MarkerStore for MemoryMarkers {
         Ok(())
     }
 
+    fn remove(&self, file: IdentityFile) -> Result<(), StorageError> {
+        self.0.live()?.identity.remove(&file);
+        Ok(())
+    }
+
     fn holds_data(&self) -> Result<bool, StorageError> {
         let contents = self.0.live()?;
         let log = &contents.log;
@@ -531,7 +536,11 @@ impl MarkerStore for MemoryMarkers {
         Ok(())
     }
 
-    fn remove_aside(&self) -> Result<(), StorageError> {
+    fn aside(&self) -> Result<Vec<Aside>, StorageError> {
+        Ok(Vec::new())
+    }
+
+    fn remove_aside(&self, _: Incarnation) -> Result<(), StorageError> {
         Ok(())
     }
 

@@ -44,6 +44,21 @@ impl Volume {
         Ok(Self::Disk(Arc::new(DataFolder::open(data_dir)?)))
     }
 
+    /// Takes the folder `data_dir` of a node that is stopped. Makes nothing. Blocking.
+    ///
+    /// # Errors
+    /// [`DataFolder`](podkv_api::Reason::DataFolder) if no node's data is there, or a node runs on it.
+    #[cfg(feature = "rocksdb")]
+    pub fn existing_disk(data_dir: &Path) -> Result<Self, Error> {
+        Ok(Self::Disk(Arc::new(DataFolder::open_existing(data_dir)?)))
+    }
+
+    /// This build has no disk storage.
+    #[cfg(not(feature = "rocksdb"))]
+    pub fn existing_disk(data_dir: &Path) -> Result<Self, Error> {
+        Self::disk(data_dir)
+    }
+
     /// This build has no disk storage.
     #[cfg(not(feature = "rocksdb"))]
     pub fn disk(data_dir: &Path) -> Result<Self, Error> {
@@ -75,11 +90,17 @@ impl Volume {
         identity: &Identity,
         cache_bytes: usize,
     ) -> Result<Storage, StorageError> {
+        self.open_as(cache_bytes, matches!(identity.phase(), Phase::Virgin))
+    }
+
+    /// The same for a volume whose node is stopped; they must be there.
+    pub(crate) fn open_existing_stores(&self, cache_bytes: usize) -> Result<Storage, StorageError> {
+        self.open_as(cache_bytes, false)
+    }
+
+    fn open_as(&self, cache_bytes: usize, may_create: bool) -> Result<Storage, StorageError> {
         match self {
-            Self::Disk(folder) => {
-                let may_create = matches!(identity.phase(), Phase::Virgin);
-                open_disk(folder, cache_bytes, may_create)
-            }
+            Self::Disk(folder) => open_disk(folder, cache_bytes, may_create),
             Self::Memory(volume) => Ok(volume.open_stores()),
         }
     }

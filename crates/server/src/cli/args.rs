@@ -217,6 +217,9 @@ pub enum Command {
     /// Back up and restore
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// When a majority of volumes is lost for good: go on from the best one that is left. On the volume of a node that
+    /// is stopped; see "Recover" in k8s/README.md
+    Recover(RecoverArgs),
     /// Print a completion script
     Completion { shell: clap_complete::Shell },
 }
@@ -400,6 +403,31 @@ pub struct ServeArgs {
     pub config: Option<PathBuf>,
     #[command(flatten)]
     pub settings: SettingFlags,
+}
+
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    /// The folder of the volume, as for serve
+    #[arg(long, env = "PODKV_DATA_DIR", default_value = "/var/lib/podkv")]
+    pub data_dir: PathBuf,
+    /// Print what the volume holds, and change nothing
+    #[arg(long)]
+    pub inspect: bool,
+    /// Another volume that is left, as --inspect prints it: name/id/cluster/incarnation/term.index
+    #[arg(long = "survivor", value_name = "SURVIVOR", conflicts_with = "inspect")]
+    pub survivors: Vec<podkv_node::recovery::Survivor>,
+    /// More of them, one at the end of each line; - is standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "inspect")]
+    pub survivors_file: Option<PathBuf>,
+    /// A voter whose volume is gone for good, by pod name
+    #[arg(long, value_name = "NAME", conflicts_with = "inspect")]
+    pub lost: Vec<String>,
+    /// Do it: the word that is printed without this, together with what may be lost
+    #[arg(long, value_name = "WORD", conflicts_with = "inspect")]
+    pub confirm: Option<String>,
+    /// Remove what was put aside on this volume when its cluster was recovered without it
+    #[arg(long, conflicts_with_all = ["inspect", "survivors", "survivors_file", "lost", "confirm"])]
+    pub discard_old: bool,
 }
 
 #[derive(Debug, Args)]

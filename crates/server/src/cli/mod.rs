@@ -8,6 +8,7 @@ mod data;
 mod exit;
 mod hold;
 mod output;
+mod recover;
 mod restore;
 mod tls;
 mod txn;
@@ -67,6 +68,11 @@ pub async fn run(cli: Cli) -> Exit {
         }
         Command::Cert(command) => cert::run(command).await,
         Command::Dev(args) => crate::dev::run(args).await,
+        Command::Recover(args) => {
+            let mut printer = Printer::new(cli.client.output);
+            let done = recover::run(&mut printer, args).await;
+            printer.flush().map_err(Failure::from).and(done)
+        }
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "podkv", &mut std::io::stdout());
             Ok(Exit::Ok)
@@ -221,9 +227,11 @@ async fn dispatch(
         // It asks no cluster: `run` has taken it.
         Command::Snapshot(SnapshotCommand::Check { .. }) => Ok(Exit::Usage),
         // `run` has taken these.
-        Command::Serve(_) | Command::Dev(_) | Command::Cert(_) | Command::Completion { .. } => {
-            Ok(Exit::Usage)
-        }
+        Command::Serve(_)
+        | Command::Dev(_)
+        | Command::Cert(_)
+        | Command::Recover(_)
+        | Command::Completion { .. } => Ok(Exit::Usage),
     }
 }
 

@@ -221,6 +221,8 @@ impl Twin {
                 }
                 for session in self.sessions.values_mut() {
                     session.expires_at_ms = self.clock_ms + session.ttl_ms;
+                    session.closed = true;
+                    session.results.clear();
                 }
                 Answer::Done
             }

@@ -120,7 +120,8 @@ impl Shared {
     }
 }
 
-fn read_disk(
+/// The entries from `start` to before `end`, at most about `max_bytes` but at least one; each is checked. Blocking.
+pub(in crate::raft) fn read_disk(
     store: &dyn LogStore,
     start: u64,
     end: u64,

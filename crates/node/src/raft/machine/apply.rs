@@ -6,8 +6,11 @@ use openraft::storage::{ApplyResponder, EntryResponder};
 use podkv_core::{Applier, Effects, Outcome, View};
 use tokio::sync::{mpsc, oneshot};
 
-use super::super::types::{EntryPayload, StoredMembership, TypeConfig, members, position};
+use super::super::types::{
+    EntryPayload, LogEntry, StoredMembership, TypeConfig, members, position,
+};
 use super::{Reached, Shared, applied_key, membership_key, record};
+use crate::storage::{StateStore, StateWrites};
 
 /// Entries to apply as one batch, in the order of the log.
 pub(super) struct Job {
@@ -36,20 +39,12 @@ fn apply(shared: &Shared, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<
         run_core(&*view, batch, &mut reached)?
     };
     let Effects {
-        mut writes,
+        writes,
         events,
         restored,
         meta,
     } = effects;
-    if let Some(at) = reached.position {
-        writes.push((applied_key(), Some(record::encode_applied(at))));
-    }
-    if reached.members.position != shared.reached().members.position {
-        writes.push((
-            membership_key(),
-            Some(record::encode_members(&reached.members)),
-        ));
-    }
+    let writes = state_writes(writes, &shared.reached(), &reached);
     shared.state.commit(writes)?;
 
     let applied = super::Applied {
@@ -80,27 +75,68 @@ fn run_core(
     let mut applier = Applier::new(view).map_err(io::Error::other)?;
     let mut answers = Vec::new();
     for (entry, responder) in batch {
-        let at = position(&entry.log_id);
-        if reached
-            .position
-            .is_some_and(|reached| at.index <= reached.index)
-        {
-            let text = format!("entry {at} is in the state already");
-            return Err(io::Error::other(text));
-        }
-        let outcomes = match entry.payload {
-            EntryPayload::Blank => Vec::new(),
-            EntryPayload::Normal(payload) => {
-                let entry = payload.entry().map_err(io::Error::other)?;
-                applier.apply(entry).map_err(io::Error::other)?
-            }
-            EntryPayload::Membership(membership) => {
-                reached.members = members(&StoredMembership::new(Some(entry.log_id), membership));
-                Vec::new()
-            }
-        };
-        reached.position = Some(at);
+        let outcomes = run_entry(&mut applier, entry, reached)?;
         answers.extend(responder.map(|responder| (responder, outcomes)));
     }
     Ok((applier.finish(), answers))
+}
+
+/// Runs one entry, and notes that the state will have reached it.
+fn run_entry(
+    applier: &mut Applier<'_>,
+    entry: LogEntry,
+    reached: &mut Reached,
+) -> io::Result<Vec<Outcome>> {
+    let at = position(&entry.log_id);
+    if reached
+        .position
+        .is_some_and(|reached| at.index <= reached.index)
+    {
+        let text = format!("entry {at} is in the state already");
+        return Err(io::Error::other(text));
+    }
+    let outcomes = match entry.payload {
+        EntryPayload::Blank => Vec::new(),
+        EntryPayload::Normal(payload) => {
+            let entry = payload.entry().map_err(io::Error::other)?;
+            applier.apply(entry).map_err(io::Error::other)?
+        }
+        EntryPayload::Membership(membership) => {
+            reached.members = members(&StoredMembership::new(Some(entry.log_id), membership));
+            Vec::new()
+        }
+    };
+    reached.position = Some(at);
+    Ok(outcomes)
+}
+
+/// What one batch writes to the state: the data, how far it has come, and who belongs to the group then.
+fn state_writes(writes: StateWrites, before: &Reached, reached: &Reached) -> StateWrites {
+    let mut writes = writes;
+    if let Some(at) = reached.position {
+        writes.push((applied_key(), Some(record::encode_applied(at))));
+    }
+    if reached.members.position != before.members.position {
+        writes.push((
+            membership_key(),
+            Some(record::encode_members(&reached.members)),
+        ));
+    }
+    writes
+}
+
+/// Applies entries of a stopped node's log, as one batch. Nobody waits for an answer and nobody watches. Blocking.
+pub(in crate::raft) fn apply_offline(
+    state: &dyn StateStore,
+    entries: Vec<LogEntry>,
+) -> io::Result<()> {
+    let view = state.view();
+    let before = Reached::read(&*view).map_err(io::Error::other)?;
+    let mut reached = before.clone();
+    let mut applier = Applier::new(&*view).map_err(io::Error::other)?;
+    for entry in entries {
+        run_entry(&mut applier, entry, &mut reached)?;
+    }
+    let writes = applier.finish().writes;
+    Ok(state.commit(state_writes(writes, &before, &reached))?)
 }
