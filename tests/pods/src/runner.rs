@@ -131,12 +131,16 @@ pub fn play_all(plan: &Plan) -> Result<()> {
         Some(program) => program.clone(),
         None => std::env::current_exe()?,
     };
-    let stage = StageProgram {
-        program,
-        binary: podkv_binary().to_path_buf(),
-    };
+    let built = podkv_binary();
     let folder = std::env::temp_dir().join(format!("podkv-rehearsal-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
+    // Of its own: what is built meanwhile is for the next rehearsal.
+    let stage = StageProgram {
+        program: folder.join("podkv-rehearse"),
+        binary: folder.join("podkv"),
+    };
+    fs::copy(program, &stage.program)?;
+    fs::copy(built, &stage.binary)?;
     let mut bad = Vec::new();
     for scenario in scenarios {
         let manifests = folder.join(format!("{}.json", scenario.name));

@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::lookout::Lookout;
-use super::{Inner, Node, readiness};
+use super::readiness::{self, LEADERLESS};
+use super::{Inner, Node};
 use crate::config::NodeConfig;
 use crate::discovery::{Discovery, FixedDiscovery};
 use crate::duties::{LeaderDuties, LogKeeper};
@@ -305,6 +306,7 @@ impl Parts {
                 peers: peers.clone(),
                 me: identity.node_id(),
                 clock: clock_sender,
+                leaderless: LEADERLESS,
             },
             Admission::new(config.max_inflight_proposals, config.max_inflight_bytes),
             limits,

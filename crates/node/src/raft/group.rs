@@ -298,6 +298,11 @@ impl Group {
         }
     }
 
+    /// How long ago a majority followed a leader, as far as this node knows; `None` if it never heard of that.
+    pub fn majority_age(&self) -> Option<Duration> {
+        self.0.freshness.majority_age()
+    }
+
     /// How the group is, and how that changes.
     pub fn state(&self) -> watch::Receiver<GroupState> {
         self.0.state.clone()

@@ -6,7 +6,8 @@
 //! - on the **leader**, as one log entry, with a few entries in flight. While they are on their way to
 //!   disk and followers, the queue grows, and the next entry carries it: group commit without a timer;
 //! - on a **follower**, over the kept stream to the leader ([`forward`]);
-//! - with **no leader**, it parks what it has until there is one.
+//! - with **no leader**, it parks what it has until there is one; with no majority for longer than any election takes,
+//!   it refuses what comes, and says why.
 //!
 //! # What a failure means
 //!
@@ -69,6 +70,15 @@ impl Pending {
     /// Claims the right to hand the proposal on. False if its caller has given up.
     pub fn expose(&self) -> bool {
         !self.reply.is_closed() && self.exposure.expose()
+    }
+
+    /// Answers with this error if the proposal was never exposed; gives it back if it was.
+    pub fn refuse(self, error: Error) -> Option<Self> {
+        if !self.exposure.withdraw() {
+            return Some(self);
+        }
+        self.answer(Err(error));
+        None
     }
 
     pub fn answer(self, result: Result<Decided>) {

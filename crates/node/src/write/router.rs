@@ -36,6 +36,9 @@ pub(crate) struct RouterParts {
     pub me: MemberId,
     /// The clock while this node leads; shared with whoever else needs it.
     pub clock: tokio::sync::watch::Sender<Option<LeaderClock>>,
+    /// When no majority has followed a leader for so long, writes are refused at once. Far longer than an election,
+    /// which they wait for.
+    pub leaderless: Duration,
 }
 
 type InFlight = BoxFuture<'static, (podkv_api::Result<Committed>, Vec<Pending>)>;
@@ -50,6 +53,7 @@ struct Router {
     returns: mpsc::Sender<Pending>,
     /// Do not send before this instant: the last attempt found that our view of the leader is stale.
     hold_until: Option<Instant>,
+    started: Instant,
     handover: Handover,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -72,6 +76,7 @@ pub(crate) async fn run(
         forward: None,
         returns,
         hold_until: None,
+        started: Instant::now(),
         handover,
         tasks,
         stop: stop.clone(),
@@ -107,6 +112,7 @@ pub(crate) async fn run(
 impl Router {
     /// Sends what is queued, if there is somewhere to send it and room there.
     fn send(&mut self, state: &GroupState) {
+        self.refuse_without_majority();
         if let Some(until) = self.hold_until {
             if Instant::now() < until {
                 return;
@@ -128,6 +134,26 @@ impl Router {
                 self.refuse_forwarded(None);
             }
         }
+    }
+
+    /// To wait would not help, and a leader that nobody follows must not take what it cannot commit: its caller
+    /// would be told that the outcome is unknown, and nothing of the reason.
+    fn refuse_without_majority(&mut self) {
+        let age = self.parts.group.majority_age();
+        let age = age.unwrap_or(Duration::MAX).min(self.started.elapsed());
+        if self.queue.is_empty() || age <= self.parts.leaderless {
+            return;
+        }
+        let text = format!(
+            "no majority of the voters has followed a leader for {age:.0?}: writes are refused until one does. \
+             Check that the other pods run and reach each other"
+        );
+        let error = Error::new(Reason::NoLeader, text);
+        let queue = std::mem::take(&mut self.queue);
+        self.queue = queue
+            .into_iter()
+            .filter_map(|pending| pending.refuse(error.clone()))
+            .collect();
     }
 
     fn lead_nothing(&self) {
