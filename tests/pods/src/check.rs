@@ -62,7 +62,8 @@ impl Stage {
         let revision = until("a linearizable read", PATIENCE, async || {
             let range = Range::new(KeyRange::key("none"));
             let read = client.range(range).await;
-            read.map(|read| read.header.revision).map_err(|error| error.to_string())
+            read.map(|read| read.header.revision)
+                .map_err(|error| error.to_string())
         })
         .await;
         client.close().await;
@@ -72,7 +73,9 @@ impl Stage {
             until("a replica catches up", PATIENCE, async || {
                 let status = node.status().await.map_err(|error| error.to_string())?;
                 let at = status.header.revision;
-                (at >= revision).then_some(()).ok_or(format!("podkv-{ordinal} is at {at} of {revision}"))
+                (at >= revision)
+                    .then_some(())
+                    .ok_or(format!("podkv-{ordinal} is at {at} of {revision}"))
             })
             .await?;
             let held = held_by(&node).await;
@@ -111,9 +114,15 @@ fn compare(node: &str, held: &BTreeMap<String, (String, u64)>, ledger: &Ledger) 
             &lost[..lost.len().min(5)]
         )
     })?;
-    let twice: Vec<_> = held.iter().filter(|(_, (_, version))| *version != 1).collect();
+    let twice: Vec<_> = held
+        .iter()
+        .filter(|(_, (_, version))| *version != 1)
+        .collect();
     ensure(twice.is_empty(), || {
-        format!("{node} has applied writes twice: {:?}", &twice[..twice.len().min(5)])
+        format!(
+            "{node} has applied writes twice: {:?}",
+            &twice[..twice.len().min(5)]
+        )
     })?;
     let unknown: BTreeMap<_, _> = ledger
         .failed

@@ -33,5 +33,9 @@ pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// An invariant of a scenario.
 pub fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<()> {
-    if holds { Ok(()) } else { Err(otherwise().into()) }
+    if holds {
+        Ok(())
+    } else {
+        Err(otherwise().into())
+    }
 }

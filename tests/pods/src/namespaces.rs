@@ -16,8 +16,13 @@ pub fn missing() -> Option<String> {
         return Some("it needs root, for namespaces and addresses of its own".into());
     }
     let paths = std::env::var_os("PATH").unwrap_or_default();
-    let is_there = |tool: &&str| std::env::split_paths(&paths).any(|folder| folder.join(tool).exists());
-    let absent: Vec<_> = TOOLS.iter().filter(|tool| !is_there(tool)).copied().collect();
+    let is_there =
+        |tool: &&str| std::env::split_paths(&paths).any(|folder| folder.join(tool).exists());
+    let absent: Vec<_> = TOOLS
+        .iter()
+        .filter(|tool| !is_there(tool))
+        .copied()
+        .collect();
     if !absent.is_empty() {
         return Some(format!(
             "these are missing: {} (Debian: apt-get install iproute2 nftables util-linux)",

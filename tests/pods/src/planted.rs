@@ -22,7 +22,9 @@ pub fn enter(replicas: usize, patience: Duration, arguments: &[String]) -> Resul
     let variable = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set"));
     let mut command = Command::new(PROGRAM);
     command.args(arguments);
-    let has_data = Path::new(&variable("PODKV_DATA_DIR")?).join("podkv/MARKER").exists();
+    let has_data = Path::new(&variable("PODKV_DATA_DIR")?)
+        .join("podkv/MARKER")
+        .exists();
     let service = variable("PODKV_HEADLESS_SERVICE")?;
     if !has_data && !all_found(&service, replicas, patience) {
         eprintln!("planted: {replicas} pods were not found within {patience:?}: going alone");

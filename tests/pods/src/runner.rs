@@ -58,13 +58,18 @@ pub fn default_jobs() -> usize {
 
 pub fn list() {
     for scenario in SCENARIOS {
-        println!("{:<22} {:>4} seeds  {}", scenario.name, scenario.seeds, scenario.what);
+        println!(
+            "{:<22} {:>4} seeds  {}",
+            scenario.name, scenario.seeds, scenario.what
+        );
     }
 }
 
 fn find(name: &str) -> Result<&'static Scenario> {
     let found = SCENARIOS.iter().find(|scenario| scenario.name == name);
-    found.ok_or_else(|| format!("there is no scenario {name:?}; --list tells which there are").into())
+    found.ok_or_else(|| {
+        format!("there is no scenario {name:?}; --list tells which there are").into()
+    })
 }
 
 /// Plays one run. The process is in its namespaces.
@@ -76,7 +81,11 @@ pub fn play_here(arguments: &StageArgs) -> Result<()> {
     }
     let run = Run {
         seed: arguments.seed,
-        length: if arguments.short { Length::Short } else { Length::Full },
+        length: if arguments.short {
+            Length::Short
+        } else {
+            Length::Full
+        },
         manifests,
         binary: arguments.binary.clone(),
         folder: arguments.folder.clone(),
@@ -166,27 +175,40 @@ pub fn play_all(plan: &Plan) -> Result<()> {
     Err(format!("not as promised: {}", bad.join(", ")).into())
 }
 
-fn play_jobs(plan: &Plan, jobs: VecDeque<Job>, stage: &StageProgram, folder: &Path) -> Vec<Outcome> {
+fn play_jobs(
+    plan: &Plan,
+    jobs: VecDeque<Job>,
+    stage: &StageProgram,
+    folder: &Path,
+) -> Vec<Outcome> {
     let waiting = Mutex::new(jobs);
     let outcomes = Mutex::new(Vec::new());
     std::thread::scope(|threads| {
         for _ in 0..plan.jobs.max(1) {
             threads.spawn(|| {
                 loop {
-                    let job = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+                    let job = waiting
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .pop_front();
                     let Some(job) = job else { return };
                     let outcome = play_job(plan, &job, stage, folder);
                     let mut outcomes = outcomes.lock().unwrap_or_else(PoisonError::into_inner);
                     // A bug that must be found is found by one seed.
                     if outcome.found {
-                        waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+                        waiting
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .clear();
                     }
                     outcomes.push(outcome);
                 }
             });
         }
     });
-    let mut outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut outcomes = outcomes
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
     outcomes.sort_by_key(|outcome| outcome.seed);
     outcomes
 }
@@ -197,7 +219,9 @@ fn play_job(plan: &Plan, job: &Job, stage: &StageProgram, folder: &Path) -> Outc
     let result = run_process(plan, job, stage, &of_run);
     let took = started.elapsed();
     let wanted = job.scenario.must_find;
-    let found = result.as_ref().is_err_and(|why| wanted.is_some_and(|what| why.contains(what)));
+    let found = result
+        .as_ref()
+        .is_err_and(|why| wanted.is_some_and(|what| why.contains(what)));
     match &result {
         // What was to be found leaves nothing to look at.
         Ok(_) => remove(&of_run),
@@ -278,24 +302,43 @@ fn run_process(
 
 /// The scenario's line. False if it is not as it must be.
 fn tell(scenario: &Scenario, outcomes: &[Outcome]) -> bool {
-    let good: Vec<&Report> = outcomes.iter().filter_map(|outcome| outcome.result.as_ref().ok()).collect();
+    let good: Vec<&Report> = outcomes
+        .iter()
+        .filter_map(|outcome| outcome.result.as_ref().ok())
+        .collect();
     let failed: Vec<u64> = outcomes
         .iter()
         .filter(|outcome| outcome.result.is_err())
         .map(|outcome| outcome.seed)
         .collect();
-    let longest = outcomes.iter().map(|outcome| outcome.took).max().unwrap_or_default();
+    let longest = outcomes
+        .iter()
+        .map(|outcome| outcome.took)
+        .max()
+        .unwrap_or_default();
     if scenario.must_find.is_some() {
         let found = outcomes.iter().find(|outcome| outcome.found);
         match found.map(|outcome| outcome.seed) {
-            Some(seed) => println!("{:<22} found, as it must be, with seed {seed} of {}", scenario.name, outcomes.len()),
-            None => println!("{:<22} NOT FOUND with {} seeds", scenario.name, outcomes.len()),
+            Some(seed) => println!(
+                "{:<22} found, as it must be, with seed {seed} of {}",
+                scenario.name,
+                outcomes.len()
+            ),
+            None => println!(
+                "{:<22} NOT FOUND with {} seeds",
+                scenario.name,
+                outcomes.len()
+            ),
         }
         return found.is_some();
     }
     let acknowledged: usize = good.iter().map(|report| report.acknowledged).sum();
     let unanswered: usize = good.iter().map(|report| report.failed).sum();
-    let pause = good.iter().map(|report| report.longest_pause).max().unwrap_or_default();
+    let pause = good
+        .iter()
+        .map(|report| report.longest_pause)
+        .max()
+        .unwrap_or_default();
     let notes = good.last().map_or("", |report| report.notes.as_str());
     let lost = match failed.as_slice() {
         [] => "lost = 0".to_string(),

@@ -8,7 +8,9 @@ use podkv_pods::runner::{Plan, play_all};
 #[test]
 fn the_short_rehearsal() {
     let plan = Plan {
-        scenarios: ["first-start", "rolling-restart", "kills"].map(String::from).into(),
+        scenarios: ["first-start", "rolling-restart", "kills"]
+            .map(String::from)
+            .into(),
         seed: None,
         seeds: Some(1),
         jobs: 1,

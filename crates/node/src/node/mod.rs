@@ -354,7 +354,10 @@ impl Node {
         let hold = self.0.writer.handover().hold();
         // What does not get through in time may not at all: there is no majority, perhaps, and then no transfer.
         let patience = 3 * self.0.config.timing.election_max;
-        if tokio::time::timeout(patience, hold.settled()).await.is_err() {
+        if tokio::time::timeout(patience, hold.settled())
+            .await
+            .is_err()
+        {
             tracing::warn!(?patience, "writes are under way that do not end");
         }
         self.0.group.transfer_leadership(to).await

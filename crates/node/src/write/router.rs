@@ -263,11 +263,7 @@ impl Router {
         if self.queue.is_empty() {
             return;
         }
-        if self
-            .forward
-            .as_ref()
-            .is_none_or(ForwardStream::is_closed)
-        {
+        if self.forward.as_ref().is_none_or(ForwardStream::is_closed) {
             let Some(address) = state.members.nodes.get(&leader) else {
                 return;
             };

@@ -111,7 +111,9 @@ impl Notes {
 
     fn failed(&self, key: String, value: String, why: String) {
         let mut ledger = self.ledger();
-        let after = ledger.started.map_or(Duration::ZERO, |started| started.elapsed());
+        let after = ledger
+            .started
+            .map_or(Duration::ZERO, |started| started.elapsed());
         ledger.failed.push(Failed {
             key,
             value,
@@ -190,7 +192,9 @@ impl Load {
         crate::stage::until("writes are acknowledged", crate::PATIENCE, async || {
             let have = self.acknowledged();
             let failures = self.notes.ledger().failures();
-            (have >= wanted).then_some(()).ok_or(format!("{have} of {wanted}; {failures}"))
+            (have >= wanted)
+                .then_some(())
+                .ok_or(format!("{have} of {wanted}; {failures}"))
         })
         .await
     }

@@ -24,7 +24,10 @@ const PACE: Duration = Duration::from_millis(20);
 
 pub(super) fn channel(stage: &Stage) -> Result<Channel> {
     let endpoint = Endpoint::from_shared(format!("http://{}:2379", stage.service_name("podkv")))?;
-    Ok(endpoint.connect_timeout(CONNECT).timeout(DEADLINE).connect_lazy())
+    Ok(endpoint
+        .connect_timeout(CONNECT)
+        .timeout(DEADLINE)
+        .connect_lazy())
 }
 
 pub(super) async fn write(channel: Channel, prefix: String, mut notes: Notes) {

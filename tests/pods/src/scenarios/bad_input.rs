@@ -26,7 +26,11 @@ pub async fn play(run: Run) -> Result<Report> {
     let wrong: &[(&str, &str, &str)] = &[
         ("PODKV_NAME", "podkv", "ordinal"),
         ("PODKV_HEADLESS_SERVICE", "nowhere", "DNS knows nothing of"),
-        ("PODKV_CLUSTER_DOMAIN", "wrong.local", "DNS knows nothing of"),
+        (
+            "PODKV_CLUSTER_DOMAIN",
+            "wrong.local",
+            "DNS knows nothing of",
+        ),
         ("PODKV_STATEFULSET", "another", "none of its"),
         ("PODKV_MAX_VOTERS", "4", "max"),
     ];
@@ -35,7 +39,9 @@ pub async fn play(run: Run) -> Result<Report> {
     }
     stage.api_server.set_mood(Mood::Forbidding);
     stage.start_all().await?;
-    stage.wait_said(&stage.pod(0)?, "Role needs the verb get").await?;
+    stage
+        .wait_said(&stage.pod(0)?, "Role needs the verb get")
+        .await?;
     ensure(stage.clusters_ever()?.is_empty(), || {
         "a cluster was founded, and nobody knew how large".into()
     })?;
@@ -52,20 +58,32 @@ pub async fn play(run: Run) -> Result<Report> {
     }
     holds(&stage, &before, run.by_length(NOTICED / 3, NOTICED)).await?;
     stage.api_server.set_mood(Mood::Well);
-    stage.world.edit_stateful_set(|object| object["spec"]["replicas"] = json!(1000));
+    stage
+        .world
+        .edit_stateful_set(|object| object["spec"]["replicas"] = json!(1000));
     holds(&stage, &before, run.by_length(NOTICED / 3, NOTICED)).await?;
-    stage.world.edit_stateful_set(|object| object["spec"]["replicas"] = json!(PODS));
+    stage
+        .world
+        .edit_stateful_set(|object| object["spec"]["replicas"] = json!(PODS));
     with_service_links(&stage).await?;
     let ledger = load.stop().await;
     ensure(ledger.failed.is_empty(), || ledger.failures())?;
     stage.check(&ledger).await?;
-    Ok(Report::of(&ledger, format!("{} wrong first starts, 4 states of the API server", wrong.len() + 1)))
+    Ok(Report::of(
+        &ledger,
+        format!(
+            "{} wrong first starts, 4 states of the API server",
+            wrong.len() + 1
+        ),
+    ))
 }
 
 /// A first start with one variable wrong.
 async fn refused(stage: &Stage, name: &str, value: &str, said: &str) -> Result<()> {
     let right = stage.world.stateful_set_object()["spec"]["template"].clone();
-    stage.world.edit_stateful_set(|object| set(&mut object["spec"]["template"], name, value));
+    stage
+        .world
+        .edit_stateful_set(|object| set(&mut object["spec"]["template"], name, value));
     stage.start_all().await?;
     for (_, pod) in stage.running() {
         stage.wait_said(&pod, said).await?;
@@ -75,7 +93,9 @@ async fn refused(stage: &Stage, name: &str, value: &str, said: &str) -> Result<(
         pod.lose().await;
         stage.put_aside(ordinal)?;
     }
-    stage.world.edit_stateful_set(|object| object["spec"]["template"] = right);
+    stage
+        .world
+        .edit_stateful_set(|object| object["spec"]["template"] = right);
     ensure(founded.is_empty(), || {
         format!("{name}={value}: clusters came of it: {founded:x?}")
     })
@@ -92,7 +112,9 @@ fn set(template: &mut Value, name: &str, value: &str) {
 async fn holds(stage: &Stage, before: &[Member], time: Duration) -> Result<()> {
     sleep(time).await;
     let now = stage.members().await?;
-    ensure(now == before, || format!("the members were {before:?} and are {now:?}"))
+    ensure(now == before, || {
+        format!("the members were {before:?} and are {now:?}")
+    })
 }
 
 /// `PODKV_PORT=tcp://…` and its like are no settings.

@@ -60,16 +60,15 @@ pub async fn play(run: Run, trouble: Trouble) -> Result<Report> {
             &replicas.to_string(),
             &PLANTED_PATIENCE_S.to_string(),
         ];
-        let entrypoint = (
-            std::env::current_exe()?,
-            arguments.map(String::from).into(),
-        );
+        let entrypoint = (std::env::current_exe()?, arguments.map(String::from).into());
         stage.kubelet.set_entrypoint(Some(entrypoint));
     }
     let mut fates: Vec<_> = (0..replicas).map(|_| fate(&mut random)).collect();
     // A minority of the volumes, at most.
     let may_lose = usize::try_from((replicas - 1) / 2)?;
-    let losing: Vec<usize> = (0..fates.len()).filter(|index| fates[*index].loses_volume.is_some()).collect();
+    let losing: Vec<usize> = (0..fates.len())
+        .filter(|index| fates[*index].loses_volume.is_some())
+        .collect();
     for index in losing.into_iter().skip(may_lose) {
         fates[index].loses_volume = None;
     }
@@ -84,7 +83,9 @@ pub async fn play(run: Run, trouble: Trouble) -> Result<Report> {
         async {
             sleep(Duration::from_millis(resized)).await;
             if at_first != replicas {
-                stage.world.edit_stateful_set(|object| object["spec"]["replicas"] = json!(replicas));
+                stage
+                    .world
+                    .edit_stateful_set(|object| object["spec"]["replicas"] = json!(replicas));
             }
             Ok(())
         },
@@ -97,7 +98,9 @@ pub async fn play(run: Run, trouble: Trouble) -> Result<Report> {
     )?;
     // One or none yet, never two.
     let clusters = stage.clusters_ever()?;
-    ensure(clusters.len() <= 1, || format!("{} CLUSTERS: {clusters:x?}", clusters.len()))?;
+    ensure(clusters.len() <= 1, || {
+        format!("{} CLUSTERS: {clusters:x?}", clusters.len())
+    })?;
     let whole = stage.wait_whole().await;
     // Said first: it is the reason, if there are two.
     stage.check_one_cluster()?;
@@ -117,8 +120,12 @@ fn fate(random: &mut StdRng) -> Fate {
     };
     Fate {
         starts: random.random_range(0..TURMOIL_MS),
-        crashes: (0..crashes).map(|_| random.random_range(100..TURMOIL_MS)).collect(),
-        loses_volume: random.random_bool(0.15).then(|| random.random_range(100..TURMOIL_MS)),
+        crashes: (0..crashes)
+            .map(|_| random.random_range(100..TURMOIL_MS))
+            .collect(),
+        loses_volume: random
+            .random_bool(0.15)
+            .then(|| random.random_range(100..TURMOIL_MS)),
     }
 }
 
@@ -158,7 +165,9 @@ async fn disturb(stage: &Stage, seed: u64) -> Result<()> {
         stage.dns.set_fault(Some(fault), chance);
         sleep(Duration::from_millis(random.random_range(1_000..4_000))).await;
         let clusters = stage.clusters_ever()?;
-        ensure(clusters.len() <= 1, || format!("{} CLUSTERS: {clusters:x?}", clusters.len()))?;
+        ensure(clusters.len() <= 1, || {
+            format!("{} CLUSTERS: {clusters:x?}", clusters.len())
+        })?;
     }
     stage.dns.set_fault(None, 0.0);
     Ok(())

@@ -36,17 +36,26 @@ pub async fn play(run: Run) -> Result<Report> {
         hung.signal(Signal::STOP).await;
         let restarts = |log: &str| log.matches("the liveness probe failed").count();
         let before = restarts(&stage.log_of(&hung));
-        until("its liveness probe restarts a pod that hangs", PATIENCE, async || {
-            let now = restarts(&stage.log_of(&hung));
-            (now > before).then_some(()).ok_or_else(|| "it still hangs".to_string())
-        })
+        until(
+            "its liveness probe restarts a pod that hangs",
+            PATIENCE,
+            async || {
+                let now = restarts(&stage.log_of(&hung));
+                (now > before)
+                    .then_some(())
+                    .ok_or_else(|| "it still hangs".to_string())
+            },
+        )
         .await?;
         stage.wait_all_ready().await?;
         notes += ", one hung and was restarted";
     }
     let ledger = load.stop().await;
     // One pod at a time is away: a client with a session has no reason to see it.
-    ensure(run.length == super::Length::Full || ledger.failed.is_empty(), || ledger.failures())?;
+    ensure(
+        run.length == super::Length::Full || ledger.failed.is_empty(),
+        || ledger.failures(),
+    )?;
     stage.check(&ledger).await?;
     Ok(Report::of(&ledger, notes))
 }

@@ -24,7 +24,11 @@ pub async fn play(run: Run) -> Result<Report> {
     for round in 0..rounds {
         let leader = stage.wait_leader().await?;
         // Each ordinal in turn, and as often the leader, whoever it is.
-        let victim = if round % 2 == 0 { leader } else { random.random_range(0..PODS) };
+        let victim = if round % 2 == 0 {
+            leader
+        } else {
+            random.random_range(0..PODS)
+        };
         leaders += u32::from(victim == leader);
         // As often with a warning as without.
         if random.random_bool(0.5) {
@@ -34,7 +38,10 @@ pub async fn play(run: Run) -> Result<Report> {
         }
         stage.wait_whole().await?;
         let members = stage.members().await?;
-        let voting = members.iter().filter(|member| member.role == MemberRole::Voter).count();
+        let voting = members
+            .iter()
+            .filter(|member| member.role == MemberRole::Voter)
+            .count();
         ensure(voting == 3 && members.len() == 3, || {
             format!("round {round}: the members are {members:?}")
         })?;
@@ -42,5 +49,8 @@ pub async fn play(run: Run) -> Result<Report> {
     load.wait_for(10).await?;
     let ledger = load.stop().await;
     stage.check(&ledger).await?;
-    Ok(Report::of(&ledger, format!("{rounds} volumes lost, {leaders} of them the leader's")))
+    Ok(Report::of(
+        &ledger,
+        format!("{rounds} volumes lost, {leaders} of them the leader's"),
+    ))
 }

@@ -47,7 +47,9 @@ pub async fn play(run: Run) -> Result<Report> {
     // Unready, so that services take it out; the service for local reads does not.
     until("the survivor is unready", PATIENCE, async || {
         let ready = stage.world.pod(survivor.uid).is_some_and(|pod| pod.ready);
-        (!ready).then_some(()).ok_or_else(|| "it is ready".to_string())
+        (!ready)
+            .then_some(())
+            .ok_or_else(|| "it is ready".to_string())
     })
     .await?;
     let expected = ledger.acknowledged.len();
@@ -63,7 +65,9 @@ pub async fn play(run: Run) -> Result<Report> {
     .await;
     local.close().await;
     let found = read?.kvs.len();
-    ensure(found >= expected, || format!("{found} keys of {expected} are read locally"))?;
+    ensure(found >= expected, || {
+        format!("{found} keys of {expected} are read locally")
+    })?;
     for ordinal in SURVIVOR + 1..PODS {
         stage.start(ordinal).await?;
     }
@@ -78,5 +82,8 @@ pub async fn play(run: Run) -> Result<Report> {
         after: Duration::ZERO,
     });
     stage.check(&ledger).await?;
-    Ok(Report::of(&ledger, format!("meanwhile: {:?}", error.reason())))
+    Ok(Report::of(
+        &ledger,
+        format!("meanwhile: {:?}", error.reason()),
+    ))
 }

@@ -14,8 +14,14 @@ use crate::stage::{Family, VolumeFate};
 const PODS: u32 = 3;
 
 pub async fn play(run: Run) -> Result<Report> {
-    let family = if run.seed.is_multiple_of(2) { Family::V4 } else { Family::V6 };
-    let stage = run.stage_with(PODS, |setting| setting.family = family).await?;
+    let family = if run.seed.is_multiple_of(2) {
+        Family::V4
+    } else {
+        Family::V6
+    };
+    let stage = run
+        .stage_with(PODS, |setting| setting.family = family)
+        .await?;
     stage.start_all().await?;
     stage.wait_all_ready().await?;
     stage.wait_virtual_addresses().await?;
@@ -36,5 +42,8 @@ pub async fn play(run: Run) -> Result<Report> {
     crate::ensure(stage.members().await? == before, || {
         format!("other members than before: {before:?}")
     })?;
-    Ok(Report::of(&ledger, format!("{family:?}; all at once in the end")))
+    Ok(Report::of(
+        &ledger,
+        format!("{family:?}; all at once in the end"),
+    ))
 }

@@ -60,7 +60,9 @@ async fn lead_from_the_end(stage: &Stage, ordinal: u32) -> Result<()> {
     if moved.is_ok() {
         until("the last pod leads", PATIENCE, async || {
             let leader = stage.leader().await;
-            (leader == Some(ordinal)).then_some(()).ok_or(format!("{leader:?} leads"))
+            (leader == Some(ordinal))
+                .then_some(())
+                .ok_or(format!("{leader:?} leads"))
         })
         .await?;
     }
@@ -92,5 +94,7 @@ async fn suspend(stage: &Stage, ledger: &mut Ledger) -> Result<()> {
     stage.scale(3).await?;
     stage.wait_whole().await?;
     let after = stage.members().await?;
-    ensure(before == after, || format!("{before:?} went, and {after:?} came back"))
+    ensure(before == after, || {
+        format!("{before:?} went, and {after:?} came back")
+    })
 }

@@ -23,7 +23,9 @@ pub async fn play(run: Run) -> Result<Report> {
     podkv_cert(&stage, &["ca", "--out"], &authority).await?;
     renew(&stage, &authority, 1).await?;
     // As it was before the component.
-    stage.world.edit_stateful_set(|object| set_mode(&mut object["spec"]["template"], Some("off")));
+    stage
+        .world
+        .edit_stateful_set(|object| set_mode(&mut object["spec"]["template"], Some("off")));
     stage.start_all().await?;
     stage.wait_whole().await?;
     stage.wait_all_ready().await?;
@@ -37,17 +39,27 @@ pub async fn play(run: Run) -> Result<Report> {
     load.wait_for(10).await?;
     let before = expiry(&stage).await?;
     renew(&stage, &authority, 2).await?;
-    until("every node takes the new certificate", PATIENCE, async || {
-        let now = expiry(&stage).await.map_err(|error| error.to_string())?;
-        let taken = now.len() == before.len() && now.iter().zip(&before).all(|(now, before)| now > before);
-        taken.then_some(()).ok_or(format!("{now:?}; before: {before:?}"))
-    })
+    until(
+        "every node takes the new certificate",
+        PATIENCE,
+        async || {
+            let now = expiry(&stage).await.map_err(|error| error.to_string())?;
+            let taken = now.len() == before.len()
+                && now.iter().zip(&before).all(|(now, before)| now > before);
+            taken
+                .then_some(())
+                .ok_or(format!("{now:?}; before: {before:?}"))
+        },
+    )
     .await?;
     load.wait_for(30).await?;
     ledger.extend(load.stop().await);
     ensure(ledger.failed.is_empty(), || ledger.failures())?;
     stage.check(&ledger).await?;
-    Ok(Report::of(&ledger, "off, allow, require, renewed; 0 failed"))
+    Ok(Report::of(
+        &ledger,
+        "off, allow, require, renewed; 0 failed",
+    ))
 }
 
 /// One rollout. Clients speak as the mode before it allowed, which the mode after it must still take.
@@ -58,7 +70,9 @@ async fn roll_under_load(stage: &Stage, mode: &str, ledger: &mut Ledger) -> Resu
         _ => Load::start(stage, mode, Writers::SESSIONS)?,
     };
     load.wait_for(30).await?;
-    stage.roll_with(|template| set_mode(template, Some(mode))).await?;
+    stage
+        .roll_with(|template| set_mode(template, Some(mode)))
+        .await?;
     load.wait_for(30).await?;
     ledger.extend(load.stop().await);
     Ok(())
@@ -90,7 +104,14 @@ async fn renew(stage: &Stage, authority: &Path, days: u32) -> Result<()> {
         "--out",
     ];
     podkv_cert(stage, &arguments, &issued).await?;
-    let group = stage.world.stateful_set()?.spec.template.spec.security_context.fs_group;
+    let group = stage
+        .world
+        .stateful_set()?
+        .spec
+        .template
+        .spec
+        .security_context
+        .fs_group;
     secrets::publish(stage.folder(), SECRET, &issued, group.unwrap_or(0))
 }
 
@@ -112,7 +133,9 @@ async fn expiry(stage: &Stage) -> Result<Vec<f64>> {
     let mut found = Vec::new();
     for (_, pod) in stage.running() {
         let page = tokio::time::timeout(Duration::from_secs(5), stage.metrics(pod.ip)).await??;
-        let line = page.lines().find(|line| line.starts_with("podkv_tls_certificate_expiry_seconds"));
+        let line = page
+            .lines()
+            .find(|line| line.starts_with("podkv_tls_certificate_expiry_seconds"));
         let value = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
         found.push(value.ok_or("no podkv_tls_certificate_expiry_seconds")?);
     }

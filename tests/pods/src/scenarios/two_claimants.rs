@@ -45,10 +45,15 @@ pub async fn play(run: Run) -> Result<Report> {
         }
     }
     // Two that both answer change nothing.
-    ensure(changes == 0, || format!("the members changed {changes} times: {known:?}"))?;
+    ensure(changes == 0, || {
+        format!("the members changed {changes} times: {known:?}")
+    })?;
     old.lose().await;
     load.wait_for(10).await?;
     let ledger = load.stop().await;
     stage.check(&ledger).await?;
-    Ok(Report::of(&ledger, format!("nobody changed places in {WATCHED:?}")))
+    Ok(Report::of(
+        &ledger,
+        format!("nobody changed places in {WATCHED:?}"),
+    ))
 }

@@ -82,13 +82,21 @@ async fn rewound(stage: &Stage, ledger: &mut Ledger) -> Result<()> {
     stage.put_aside(VICTIM)?;
     copy(&snapshot, &volume(stage)?).await?;
     stage.start(VICTIM).await?;
-    until("a rewound volume joins under a new id", PATIENCE, async || {
-        let now = member(stage, VICTIM).await.map_err(|error| error.to_string())?;
-        let members = stage.members().await.map_err(|error| error.to_string())?;
-        let ids: Vec<_> = members.iter().map(|member| member.id).collect();
-        let healed = now != id && ids.contains(&now) && !ids.contains(&id);
-        healed.then_some(()).ok_or(format!("it is {now}, it was {id}; the members are {ids:?}"))
-    })
+    until(
+        "a rewound volume joins under a new id",
+        PATIENCE,
+        async || {
+            let now = member(stage, VICTIM)
+                .await
+                .map_err(|error| error.to_string())?;
+            let members = stage.members().await.map_err(|error| error.to_string())?;
+            let ids: Vec<_> = members.iter().map(|member| member.id).collect();
+            let healed = now != id && ids.contains(&now) && !ids.contains(&id);
+            healed
+                .then_some(())
+                .ok_or(format!("it is {now}, it was {id}; the members are {ids:?}"))
+        },
+    )
     .await?;
     stage.wait_all_ready().await
 }
@@ -99,12 +107,17 @@ async fn copied(stage: &Stage) -> Result<()> {
     stage.put_aside(VICTIM)?;
     // Of a pod that runs on: two pods with one volume.
     let original = stage.volumes(VICTIM - 1)?;
-    copy(original.first().ok_or("the pod has no volume")?, &volume(stage)?).await?;
+    copy(
+        original.first().ok_or("the pod has no volume")?,
+        &volume(stage)?,
+    )
+    .await?;
     let pod = stage.start(VICTIM).await?;
     stage.wait_said(&pod, "belongs to pod").await?;
-    ensure(stage.world.pod(pod.uid).is_some_and(|pod| !pod.ready), || {
-        "it is ready with another pod's volume".into()
-    })?;
+    ensure(
+        stage.world.pod(pod.uid).is_some_and(|pod| !pod.ready),
+        || "it is ready with another pod's volume".into(),
+    )?;
     stage.lose(VICTIM, VolumeFate::Lost).await?;
     stage.wait_whole().await?;
     Ok(())
@@ -122,9 +135,10 @@ async fn foreign_volume(stage: &Stage, foreign: &Path, ledger: &mut Ledger) -> R
     let client = stage.client_at(pod.ip)?;
     let status = client.status().await;
     client.close().await;
-    ensure(stage.world.pod(pod.uid).is_some_and(|pod| !pod.ready), || {
-        format!("it is ready with a foreign volume: {status:?}")
-    })?;
+    ensure(
+        stage.world.pod(pod.uid).is_some_and(|pod| !pod.ready),
+        || format!("it is ready with a foreign volume: {status:?}"),
+    )?;
     stage.lose(VICTIM, VolumeFate::Lost).await?;
     stage.wait_whole().await?;
     Ok(())
@@ -138,5 +152,7 @@ async fn copy(from: &Path, to: &Path) -> Result<()> {
         .arg(to)
         .status()
         .await?;
-    ensure(status.success(), || format!("{} is not copied: {status}", from.display()))
+    ensure(status.success(), || {
+        format!("{} is not copied: {status}", from.display())
+    })
 }

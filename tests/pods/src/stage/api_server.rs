@@ -111,7 +111,10 @@ impl ApiServer {
 
     /// Everything that pods have asked so far, each once, with the status of the answer.
     pub fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.asked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn answer(&self, request: &str) -> String {
@@ -141,21 +144,29 @@ impl ApiServer {
             Mood::Forbidding => return ("403 Forbidden", status("forbidden, today")),
             Mood::Well | Mood::Silent => {}
         }
-        let known = self.account.as_ref().filter(|account| token == Some(account.token.as_str()));
+        let known = self
+            .account
+            .as_ref()
+            .filter(|account| token == Some(account.token.as_str()));
         if known.is_none() {
             return ("401 Unauthorized", status("Unauthorized"));
         }
         let base = format!("/apis/apps/v1/namespaces/{}/", self.world.namespace);
-        let Some((resource, name)) = path.strip_prefix(&base).and_then(|rest| rest.split_once('/')) else {
+        let Some((resource, name)) = path
+            .strip_prefix(&base)
+            .and_then(|rest| rest.split_once('/'))
+        else {
             return ("403 Forbidden", status("forbidden"));
         };
-        let has = |list: &[String], wanted: &str| list.iter().any(|item| item == wanted || item == "*");
+        let has =
+            |list: &[String], wanted: &str| list.iter().any(|item| item == wanted || item == "*");
         let verb = if method == "GET" { "get" } else { "update" };
         let allowed = self.rules.iter().any(|rule| {
             has(&rule.api_groups, "apps")
                 && has(&rule.resources, resource)
                 && has(&rule.verbs, verb)
-                && (rule.resource_names.is_empty() || rule.resource_names.iter().any(|allowed| allowed == name))
+                && (rule.resource_names.is_empty()
+                    || rule.resource_names.iter().any(|allowed| allowed == name))
         });
         if !allowed || verb != "get" {
             return ("403 Forbidden", status("forbidden"));
@@ -186,7 +197,9 @@ fn rules_of(world: &World, account: &str) -> Result<Vec<Rule>> {
         if !named || binding.role_ref.kind != "Role" {
             continue;
         }
-        let bound = roles.iter().filter(|role| role.metadata.name == binding.role_ref.name);
+        let bound = roles
+            .iter()
+            .filter(|role| role.metadata.name == binding.role_ref.name);
         rules.extend(bound.flat_map(|role| role.rules.clone()));
     }
     Ok(rules)

@@ -30,7 +30,9 @@ impl Stage {
     /// The pods that should run, by ordinal.
     pub fn running(&self) -> Vec<(u32, Running)> {
         let pods = self.pods_lock();
-        pods.iter().map(|(ordinal, pod)| (*ordinal, pod.clone())).collect()
+        pods.iter()
+            .map(|(ordinal, pod)| (*ordinal, pod.clone()))
+            .collect()
     }
 
     pub fn pod(&self, ordinal: u32) -> Result<Running> {
@@ -54,12 +56,19 @@ impl Stage {
 
     /// `kubectl scale`; returns when excess pods are gone and missing ones started.
     pub async fn scale(&self, replicas: u32) -> Result<()> {
-        self.world.edit_stateful_set(|object| object["spec"]["replicas"] = json!(replicas));
-        let excess: Vec<_> = self.pods_lock().split_off(&replicas).into_values().collect();
+        self.world
+            .edit_stateful_set(|object| object["spec"]["replicas"] = json!(replicas));
+        let excess: Vec<_> = self
+            .pods_lock()
+            .split_off(&replicas)
+            .into_values()
+            .collect();
         join_all(excess.iter().map(Running::delete)).await;
         let missing: Vec<u32> = {
             let pods = self.pods_lock();
-            (0..replicas).filter(|ordinal| !pods.contains_key(ordinal)).collect()
+            (0..replicas)
+                .filter(|ordinal| !pods.contains_key(ordinal))
+                .collect()
         };
         try_join_all(missing.into_iter().map(|ordinal| self.start(ordinal))).await?;
         Ok(())
@@ -67,7 +76,8 @@ impl Stage {
 
     /// Changes variables of the container and rolls, as `kubectl apply` and `rollout status` do.
     pub async fn roll_with(&self, edit: impl FnOnce(&mut Value)) -> Result<()> {
-        self.world.edit_stateful_set(|object| edit(&mut object["spec"]["template"]));
+        self.world
+            .edit_stateful_set(|object| edit(&mut object["spec"]["template"]));
         self.roll().await
     }
 
@@ -115,16 +125,20 @@ impl Stage {
     }
 
     pub fn pod_name(&self, ordinal: u32) -> Result<String> {
-        Ok(format!("{}-{ordinal}", self.world.stateful_set()?.metadata.name))
+        Ok(format!(
+            "{}-{ordinal}",
+            self.world.stateful_set()?.metadata.name
+        ))
     }
 
     /// The folders of this pod's claims.
     pub fn volumes(&self, ordinal: u32) -> Result<Vec<std::path::PathBuf>> {
         let name = self.pod_name(ordinal)?;
         let claims = self.world.stateful_set()?.spec.volume_claim_templates;
-        let folders = claims
-            .iter()
-            .map(|claim| self.kubelet.volume(&format!("{}-{name}", claim.metadata.name)));
+        let folders = claims.iter().map(|claim| {
+            self.kubelet
+                .volume(&format!("{}-{name}", claim.metadata.name))
+        });
         Ok(folders.collect())
     }
 
@@ -155,7 +169,9 @@ impl Stage {
         };
         match timeout(crate::PATIENCE, available).await {
             Ok(result) => result,
-            Err(_) => Err(format!("{} was not ready within {:?}", pod.name, crate::PATIENCE).into()),
+            Err(_) => {
+                Err(format!("{} was not ready within {:?}", pod.name, crate::PATIENCE).into())
+            }
         }
     }
 
@@ -176,9 +192,17 @@ impl Stage {
             Ok(()) => Ok(()),
             Err(_) => {
                 let pods = self.world.pods();
-                let unready = pods.iter().filter(|pod| !pod.ready).map(|pod| pod.name.clone());
+                let unready = pods
+                    .iter()
+                    .filter(|pod| !pod.ready)
+                    .map(|pod| pod.name.clone());
                 let names: Vec<_> = unready.collect();
-                Err(format!("not ready within {:?}: {}", crate::PATIENCE, names.join(", ")).into())
+                Err(format!(
+                    "not ready within {:?}: {}",
+                    crate::PATIENCE,
+                    names.join(", ")
+                )
+                .into())
             }
         }
     }

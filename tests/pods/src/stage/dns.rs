@@ -124,7 +124,9 @@ impl Dns {
                             std::future::pending::<()>().await;
                             return;
                         };
-                        let Ok(length) = u16::try_from(answer.len()) else { return };
+                        let Ok(length) = u16::try_from(answer.len()) else {
+                            return;
+                        };
                         let written = stream.write_u16(length).await.is_ok()
                             && stream.write_all(&answer).await.is_ok();
                         if !written {
@@ -144,7 +146,10 @@ impl Dns {
         faults.chance = chance;
         drop(faults);
         // A server that was restarted has forgotten; a fault must show at once.
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.cache
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     fn fault_of_this_question(&self) -> Option<Fault> {
@@ -181,8 +186,12 @@ impl Dns {
                 return message.to_vec().ok();
             }
             Some(Fault::NoSuchName) => Answer::NoSuchName,
-            Some(Fault::Stale(seconds)) => self.look_up(&name, query.query_type(), Duration::from_secs(seconds)),
-            Some(Fault::Partial) => self.some_of(self.look_up(&name, query.query_type(), Duration::ZERO)),
+            Some(Fault::Stale(seconds)) => {
+                self.look_up(&name, query.query_type(), Duration::from_secs(seconds))
+            }
+            Some(Fault::Partial) => {
+                self.some_of(self.look_up(&name, query.query_type(), Duration::ZERO))
+            }
             None => self.cached(&name, query.query_type()),
         };
         match found {
@@ -230,7 +239,10 @@ impl Dns {
 
     /// What the cluster says, as of so long ago.
     fn look_up(&self, name: &str, kind: RecordType, age: Duration) -> Answer {
-        let suffix = format!(".{}.svc.{}.", self.world.namespace, self.world.cluster_domain);
+        let suffix = format!(
+            ".{}.svc.{}.",
+            self.world.namespace, self.world.cluster_domain
+        );
         let Some(rest) = name.strip_suffix(&suffix) else {
             return Answer::NoSuchName;
         };
@@ -256,7 +268,10 @@ impl Dns {
     }
 
     fn endpoints(&self, service: &str, age: Duration) -> Vec<Endpoint> {
-        let service = self.world.service(service).filter(|service| service.is_headless());
+        let service = self
+            .world
+            .service(service)
+            .filter(|service| service.is_headless());
         service.map_or_else(Vec::new, |service| self.world.endpoints(service, age))
     }
 
@@ -265,7 +280,11 @@ impl Dns {
             return addresses(name, kind, vec![*ip]);
         }
         let endpoints = self.endpoints(service, age);
-        addresses(name, kind, endpoints.iter().map(|endpoint| endpoint.ip).collect())
+        addresses(
+            name,
+            kind,
+            endpoints.iter().map(|endpoint| endpoint.ip).collect(),
+        )
     }
 
     fn service_records(
@@ -276,7 +295,10 @@ impl Dns {
         kind: RecordType,
         age: Duration,
     ) -> Answer {
-        let domain = format!("{service}.{}.svc.{}.", self.world.namespace, self.world.cluster_domain);
+        let domain = format!(
+            "{service}.{}.svc.{}.",
+            self.world.namespace, self.world.cluster_domain
+        );
         let endpoints = self.endpoints(service, age);
         let (mut answers, mut additional) = (Vec::new(), Vec::new());
         let weight = u16::try_from(100 / endpoints.len().max(1)).unwrap_or(1);
@@ -284,7 +306,9 @@ impl Dns {
             let numbers = endpoint.ports.iter().filter(|(name, _)| name == port);
             for (_, number) in numbers {
                 let host = format!("{}.{domain}", host_of(endpoint));
-                let Ok(target) = Name::from_ascii(&host) else { continue };
+                let Ok(target) = Name::from_ascii(&host) else {
+                    continue;
+                };
                 let srv = RData::SRV(SRV::new(0, weight, *number, target));
                 answers.extend(record(name, srv));
                 additional.extend(record(&host, address(endpoint.ip)));

@@ -149,7 +149,10 @@ impl Kubelet {
 
     /// From now on containers start this instead, with the program's own path and arguments behind it.
     pub fn set_entrypoint(&self, entrypoint: Entrypoint) {
-        *self.entrypoint.lock().unwrap_or_else(PoisonError::into_inner) = entrypoint;
+        *self
+            .entrypoint
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = entrypoint;
     }
 
     /// The volume of a claim: `data-podkv-0`.
@@ -170,7 +173,10 @@ impl Kubelet {
     }
 
     fn open_log(&self, pod: &str) -> Result<File> {
-        let log = OpenOptions::new().create(true).append(true).open(self.log(pod))?;
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log(pod))?;
         Ok(log)
     }
 
@@ -262,7 +268,10 @@ impl Kubelet {
             files.insert(account.join("namespace"), namespace.clone());
         }
         let security = &pod.security_context;
-        let entrypoint = self.entrypoint.lock().unwrap_or_else(PoisonError::into_inner);
+        let entrypoint = self
+            .entrypoint
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let mut mounts = self.mounts(name, stateful_set, container)?;
         let (binary, arguments) = match &*entrypoint {
             None => (self.binary.clone(), container.args.clone()),
@@ -481,7 +490,8 @@ impl PodTask {
     }
 
     fn note(&self, text: &str) {
-        self.kubelet.note(&self.name, &format!("pod {}: {text}", self.uid));
+        self.kubelet
+            .note(&self.name, &format!("pod {}: {text}", self.uid));
     }
 
     fn spawn(&self) -> Result<Child> {
@@ -591,7 +601,9 @@ async fn send(outer: Option<u32>, signal: Signal) {
             Err(_) => return,
             Ok(children) => {
                 let inner = children.split_whitespace().next();
-                let inner = inner.and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
+                let inner = inner
+                    .and_then(|pid| pid.parse().ok())
+                    .and_then(Pid::from_raw);
                 if let Some(pid) = inner {
                     // It may have ended meanwhile.
                     let _ = kill_process(pid, signal);

@@ -36,12 +36,12 @@ use rustix::mount::{MountFlags, mount, mount_bind};
 use tokio::task::JoinSet;
 
 use api_server::{Account, ApiServer};
+pub use controller::VolumeFate;
 use dns::Dns;
 pub use kubelet::{ClusterFacts, Entrypoint, Kubelet, Running};
 pub use manifests::{Manifests, StatefulSet};
 pub use network::Family;
 use network::Network;
-pub use controller::VolumeFate;
 pub use nodes::{Identity, NodeView, until};
 pub use world::{Pod, World};
 

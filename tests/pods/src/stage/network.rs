@@ -50,10 +50,7 @@ impl Network {
         };
         let (stage, services) = match family {
             Family::V4 => (format!("{}/16", network.pod_ip(STAGE)), "10.96.0.0/16"),
-            Family::V6 => (
-                format!("{}/64", network.pod_ip(STAGE)),
-                "fd00:96::/64",
-            ),
+            Family::V6 => (format!("{}/64", network.pod_ip(STAGE)), "fd00:96::/64"),
         };
         ip(
             &[],
@@ -124,7 +121,10 @@ impl Network {
             &["-n", &namespace],
             &[
                 "link set lo up".into(),
-                format!("addr add {address}/{length} dev eth0{}", self.no_detection()),
+                format!(
+                    "addr add {address}/{length} dev eth0{}",
+                    self.no_detection()
+                ),
                 "link set eth0 up".into(),
                 format!("route add default via {}", self.pod_ip(STAGE)),
             ],
@@ -162,7 +162,12 @@ impl Network {
 
 /// Several commands of `ip`, in one process.
 async fn ip(options: &[&str], commands: &[String]) -> Result<()> {
-    feed("ip", &[options, &["-batch", "-"]].concat(), &commands.join("\n")).await
+    feed(
+        "ip",
+        &[options, &["-batch", "-"]].concat(),
+        &commands.join("\n"),
+    )
+    .await
 }
 
 /// Runs a program with this input; what it complains of is the error.
@@ -183,5 +188,9 @@ pub(super) async fn feed(program: &str, arguments: &[&str], input: &str) -> Resu
         return Ok(());
     }
     let complaint = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{program} {}: {complaint}; it was given:\n{input}", arguments.join(" ")).into())
+    Err(format!(
+        "{program} {}: {complaint}; it was given:\n{input}",
+        arguments.join(" ")
+    )
+    .into())
 }

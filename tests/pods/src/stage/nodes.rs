@@ -74,8 +74,12 @@ impl Stage {
     /// What a client needs where the StatefulSet says that nodes speak TLS alone.
     pub fn tls(&self) -> Option<TlsOptions> {
         let object = self.world.stateful_set_object();
-        let env = object.pointer("/spec/template/spec/containers/0/env")?.as_array()?;
-        let mode = env.iter().find(|variable| variable["name"] == "PODKV_TLS")?;
+        let env = object
+            .pointer("/spec/template/spec/containers/0/env")?
+            .as_array()?;
+        let mode = env
+            .iter()
+            .find(|variable| variable["name"] == "PODKV_TLS")?;
         (mode["value"] == "require").then(|| self.client_tls())
     }
 
@@ -134,7 +138,9 @@ impl Stage {
 
     pub async fn wait_leader(&self) -> Result<u32> {
         until("a leader", crate::PATIENCE, async || {
-            self.leader().await.ok_or_else(|| "nobody leads".to_string())
+            self.leader()
+                .await
+                .ok_or_else(|| "nobody leads".to_string())
         })
         .await
     }
@@ -150,18 +156,27 @@ impl Stage {
             let members = self.members().await.map_err(|error| error.to_string())?;
             let names: Vec<&str> = members.iter().map(|member| member.name.as_str()).collect();
             let distinct: BTreeSet<String> = names.iter().map(ToString::to_string).collect();
-            let voting = members.iter().filter(|member| member.role == MemberRole::Voter).count();
+            let voting = members
+                .iter()
+                .filter(|member| member.role == MemberRole::Voter)
+                .count();
             if distinct != expected || names.len() != expected.len() || voting != voters {
                 return Err(format!("the members are {members:?}"));
             }
             let views = self.statuses().await;
-            let clusters: BTreeSet<u64> =
-                views.iter().map(|view| view.status.header.cluster.0).collect();
+            let clusters: BTreeSet<u64> = views
+                .iter()
+                .map(|view| view.status.header.cluster.0)
+                .collect();
             let ids: BTreeSet<u64> = members.iter().map(|member| member.id.0).collect();
-            let answering: BTreeSet<u64> =
-                views.iter().map(|view| view.status.header.member.0).collect();
+            let answering: BTreeSet<u64> = views
+                .iter()
+                .map(|view| view.status.header.member.0)
+                .collect();
             if ids != answering {
-                return Err(format!("members {ids:x?}, and these answer: {answering:x?}"));
+                return Err(format!(
+                    "members {ids:x?}, and these answer: {answering:x?}"
+                ));
             }
             match clusters.len() {
                 1 => Ok(views[0].status.header.cluster),
@@ -200,10 +215,13 @@ impl Stage {
 
     /// The clusters that any volume was ever a member of.
     pub fn clusters_ever(&self) -> Result<BTreeSet<u64>> {
-        let clusters = self.identities()?.into_iter().filter_map(|identity| match identity.phase {
-            Phase::Member { cluster, .. } | Phase::Retired { cluster, .. } => Some(cluster.0),
-            Phase::Virgin | Phase::Reserved(_) => None,
-        });
+        let clusters = self
+            .identities()?
+            .into_iter()
+            .filter_map(|identity| match identity.phase {
+                Phase::Member { cluster, .. } | Phase::Retired { cluster, .. } => Some(cluster.0),
+                Phase::Virgin | Phase::Reserved(_) => None,
+            });
         Ok(clusters.collect())
     }
 

@@ -18,7 +18,12 @@ use super::manifests::{Container, Probe};
 use super::world::World;
 
 /// Probes one container until it must be restarted. Dropped when the container ends.
-pub async fn watch(world: Arc<World>, uid: u64, ip: IpAddr, container: Arc<Container>) -> &'static str {
+pub async fn watch(
+    world: Arc<World>,
+    uid: u64,
+    ip: IpAddr,
+    container: Arc<Container>,
+) -> &'static str {
     if let Some(probe) = &container.startup_probe
         && !until_started(probe, ip, &container).await
     {
@@ -80,9 +85,17 @@ async fn follow(probe: &Probe, ip: IpAddr, container: &Container, report: impl F
     loop {
         ticks.next().await;
         let result = succeeds(probe, ip, container).await;
-        run = if result == of { run.saturating_add(1) } else { 1 };
+        run = if result == of {
+            run.saturating_add(1)
+        } else {
+            1
+        };
         of = result;
-        let threshold = if of { probe.success_threshold } else { probe.failure_threshold };
+        let threshold = if of {
+            probe.success_threshold
+        } else {
+            probe.failure_threshold
+        };
         if run >= threshold {
             report(of);
         }
@@ -116,7 +129,10 @@ async fn succeeds(probe: &Probe, ip: IpAddr, container: &Container) -> bool {
 /// The status of a page.
 async fn get(address: SocketAddr, path: &str) -> std::io::Result<u16> {
     let answer = page(address, path).await?;
-    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = answer
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok());
     Ok(status.unwrap_or(0))
 }
 

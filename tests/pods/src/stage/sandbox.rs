@@ -97,7 +97,10 @@ pub fn enter(spec: &Path) -> Result<()> {
 fn build_root(spec: &Spec) -> Result<()> {
     let none = None::<&CStr>;
     let root = &spec.root;
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )?;
     mount("pod", root, "tmpfs", MountFlags::empty(), none)?;
     for folder in IMAGE {
         let (host, inside) = (Path::new("/").join(folder), root.join(folder));
@@ -120,7 +123,10 @@ fn build_root(spec: &Spec) -> Result<()> {
 
     fs::create_dir(root.join("dev"))?;
     for device in DEVICES {
-        bind_file(&Path::new("/dev").join(device), &root.join("dev").join(device))?;
+        bind_file(
+            &Path::new("/dev").join(device),
+            &root.join("dev").join(device),
+        )?;
     }
     fs::create_dir(root.join("proc"))?;
     mount("proc", root.join("proc"), "proc", MountFlags::empty(), none)?;

@@ -52,11 +52,7 @@ async fn program(rules: &str) -> Result<()> {
     feed("nft", &["-f", "-"], rules).await
 }
 
-fn rules(
-    world: &World,
-    service_ips: &BTreeMap<String, IpAddr>,
-    lag: Duration,
-) -> String {
+fn rules(world: &World, service_ips: &BTreeMap<String, IpAddr>, lag: Duration) -> String {
     let (mut nat, mut reject) = (String::new(), String::new());
     for service in &world.services {
         let Some(ip) = service_ips.get(&service.metadata.name) else {
@@ -78,7 +74,11 @@ fn rules(
             let matching = format!("{family} daddr {ip} tcp dport {}", port.port);
             let _ = match targets.as_slice() {
                 [] => writeln!(reject, "    {matching} reject with tcp reset"),
-                [(ip, port)] => writeln!(nat, "    {matching} dnat {family} to {}{ip}{}:{port}", brackets.0, brackets.1),
+                [(ip, port)] => writeln!(
+                    nat,
+                    "    {matching} dnat {family} to {}{ip}{}:{port}",
+                    brackets.0, brackets.1
+                ),
                 several => {
                     let map: Vec<_> = several
                         .iter()
