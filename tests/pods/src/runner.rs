@@ -28,6 +28,8 @@ pub struct Plan {
     pub jobs: usize,
     pub short: bool,
     pub without: Vec<String>,
+    /// The podkv to play with; that of this tree, built if it is not up to date, if it is not said.
+    pub binary: Option<PathBuf>,
     /// This program, where it is not the one that runs: a test is not.
     pub program: Option<PathBuf>,
 }
@@ -140,7 +142,10 @@ pub fn play_all(plan: &Plan) -> Result<()> {
         Some(program) => program.clone(),
         None => std::env::current_exe()?,
     };
-    let built = podkv_binary();
+    let built = match &plan.binary {
+        Some(binary) => binary.clone(),
+        None => podkv_binary().to_path_buf(),
+    };
     let folder = std::env::temp_dir().join(format!("podkv-rehearsal-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
     // Of its own: what is built meanwhile is for the next rehearsal.

@@ -128,11 +128,13 @@ mod tests {
         handover.nothing_in_flight();
         let hold = handover.hold();
         assert!(handover.is_held());
-        let settled = hold.settled();
-        tokio::pin!(settled);
-        assert!(futures_util::poll!(settled.as_mut()).is_pending());
-        handover.nothing_in_flight();
-        settled.await;
+        {
+            let settled = hold.settled();
+            tokio::pin!(settled);
+            assert!(futures_util::poll!(settled.as_mut()).is_pending());
+            handover.nothing_in_flight();
+            settled.await;
+        }
         drop(hold);
         assert!(!handover.is_held());
     }
