@@ -84,6 +84,8 @@ async fn connect(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
 #[derive(Clone)]
 pub(crate) struct Connector {
     pub address: Arc<str>,
+    /// What the node's certificate must name.
+    pub host: Arc<str>,
     pub dialer: Arc<dyn Dialer>,
     pub tls: Option<Arc<ClientTls>>,
     pub failure: TlsFailure,
@@ -117,7 +119,7 @@ impl Connector {
             return Ok(stream);
         };
         match tls
-            .connect(&self.address, stream, self.failure.listener())
+            .connect(&self.host, &self.address, stream, self.failure.listener())
             .await
         {
             Ok(stream) => Ok(Box::new(stream)),

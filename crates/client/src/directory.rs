@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 use podkv_api::{Error, Header, LeaderHint, Member, NodeStatus, Reason, Result};
 use podkv_proto::v1;
 use podkv_proto::v1::cluster_client::ClusterClient;
+use podkv_tls::host_of;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::core::Core;
@@ -176,7 +177,7 @@ async fn resolve(core: &Arc<Core>, services: &[String]) {
     }
     let resolved = join_all(services.iter().map(|name| lookup(core, name))).await;
     let mut found: Vec<Arc<Endpoint>> = Vec::new();
-    for result in resolved {
+    for (service, result) in services.iter().zip(resolved) {
         let addresses = match result {
             Ok(addresses) => addresses,
             Err(error) => {
@@ -190,7 +191,9 @@ async fn resolve(core: &Arc<Core>, services: &[String]) {
             }
             let endpoint = match core.endpoints.find(&address) {
                 Some(known) => Some(known),
-                None => Endpoint::new(&address, &core.runtime).ok().map(Arc::new),
+                None => Endpoint::behind(host_of(service), &address, &core.runtime)
+                    .ok()
+                    .map(Arc::new),
             };
             found.extend(endpoint);
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use podkv_api::{Error, MemberId, Reason, Result};
-use podkv_tls::ClientTls;
+use podkv_tls::{ClientTls, host_of};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -74,10 +74,16 @@ pub(crate) struct Endpoint {
 impl Endpoint {
     /// Dials nothing yet. The name is resolved on each dial.
     pub fn new(address: &str, runtime: &Runtime) -> Result<Self> {
+        Self::behind(host_of(address), address, runtime)
+    }
+
+    /// One of the addresses of a name: what the caller asked for is the name, and no certificate names an address
+    /// that the next pod will have.
+    pub fn behind(host: &str, address: &str, runtime: &Runtime) -> Result<Self> {
         let tls_failure = TlsFailure::default();
         Ok(Self {
             address: address.to_owned(),
-            channel: channel(address, runtime, tls_failure.clone())?,
+            channel: channel(host, address, runtime, tls_failure.clone())?,
             tls_failure,
             runtime: runtime.clone(),
             health: Mutex::default(),
@@ -213,16 +219,17 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn channel(address: &str, runtime: &Runtime, failure: TlsFailure) -> Result<Channel> {
+fn channel(host: &str, address: &str, runtime: &Runtime, failure: TlsFailure) -> Result<Channel> {
     let expected = || bad(format!("endpoint {address:?}; expected host:port"));
-    let (host, port) = address.rsplit_once(':').ok_or_else(expected)?;
-    if host.is_empty() || !port.parse::<u16>().is_ok_and(|port| port != 0) {
+    let (name, port) = address.rsplit_once(':').ok_or_else(expected)?;
+    if name.is_empty() || !port.parse::<u16>().is_ok_and(|port| port != 0) {
         return Err(expected());
     }
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| expected().with_source(error))?;
     let connector = Connector {
         address: address.into(),
+        host: host.into(),
         dialer: runtime.dialer.clone(),
         tls: runtime.tls.clone(),
         failure,

@@ -14,7 +14,6 @@ use tokio::time::Instant;
 use crate::connect::{Heard, TlsConnection, connect};
 use crate::error::TlsError;
 use crate::files::{ALPN, CA, CERT, KEY, bad, provider, read_pair, read_roots};
-use crate::names::host_of;
 use crate::reload::{Refreshed, Reloading};
 
 /// How often a client that dials looks whether its files changed.
@@ -74,12 +73,14 @@ impl ClientTls {
         })
     }
 
-    /// Speaks TLS over `io`, which leads to `address`, `host:port`. The caller bounds the time.
+    /// Speaks TLS over `io`, which leads to `address`, `host:port`. The certificate must name `host`, or what the
+    /// options say instead; where nobody knows better, that is [`host_of`](crate::host_of) the address. The caller bounds the time.
     ///
     /// # Errors
     /// [`TlsError`]; what the other side refuses later goes to `heard`.
     pub async fn connect<S>(
         &self,
+        host: &str,
         address: &str,
         io: S,
         heard: Heard,
@@ -88,7 +89,7 @@ impl ClientTls {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         self.look().await;
-        let host = self.server_name.as_deref().unwrap_or(host_of(address));
+        let host = self.server_name.as_deref().unwrap_or(host);
         connect((*self.config.get()).clone(), host, address, io, heard).await
     }
 

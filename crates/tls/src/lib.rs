@@ -65,6 +65,7 @@ pub use certificate::Certificate;
 pub use client::{ClientTls, TlsOptions};
 pub use connect::{Heard, Outcome, TlsConnection};
 pub use error::{TlsError, explain};
+pub use names::host_of;
 pub use tls::{OwnNames, Tls};
 
 /// Whether a node's ports speak TLS.

@@ -71,6 +71,7 @@ async fn call(tls: &ClientTls, address: &str, io: DuplexStream) -> Result<String
     let listener = heard.clone();
     let connected = tls
         .connect(
+            crate::host_of(address),
             address,
             io,
             Arc::new(move |result| *listener.lock().unwrap() = Some(result)),

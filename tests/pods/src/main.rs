@@ -38,6 +38,9 @@ struct PlanArgs {
     /// Take this out of the manifests first, like StatefulSet/spec/template/spec/containers/0/lifecycle
     #[arg(long, value_name = "PATH")]
     without: Vec<String>,
+    /// Play with this podkv instead of the one of this tree
+    #[arg(long)]
+    binary: Option<PathBuf>,
     /// Print the scenarios
     #[arg(long)]
     list: bool,
@@ -82,6 +85,7 @@ fn main() -> ExitCode {
             jobs: cli.plan.jobs,
             short: cli.plan.short,
             without: cli.plan.without,
+            binary: cli.plan.binary,
             program: None,
         }),
     };

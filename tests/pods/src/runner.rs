@@ -28,6 +28,8 @@ pub struct Plan {
     pub jobs: usize,
     pub short: bool,
     pub without: Vec<String>,
+    /// The podkv to play with; that of this tree, built if it is not up to date, if it is not said.
+    pub binary: Option<PathBuf>,
     /// This program, where it is not the one that runs: a test is not.
     pub program: Option<PathBuf>,
 }
@@ -140,12 +142,19 @@ pub fn play_all(plan: &Plan) -> Result<()> {
         Some(program) => program.clone(),
         None => std::env::current_exe()?,
     };
-    let stage = StageProgram {
-        program,
-        binary: podkv_binary().to_path_buf(),
+    let built = match &plan.binary {
+        Some(binary) => binary.clone(),
+        None => podkv_binary().to_path_buf(),
     };
     let folder = std::env::temp_dir().join(format!("podkv-rehearsal-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
+    // Of its own: what is built meanwhile is for the next rehearsal.
+    let stage = StageProgram {
+        program: folder.join("podkv-rehearse"),
+        binary: folder.join("podkv"),
+    };
+    fs::copy(program, &stage.program)?;
+    fs::copy(built, &stage.binary)?;
     let mut bad = Vec::new();
     for scenario in scenarios {
         let manifests = folder.join(format!("{}.json", scenario.name));

@@ -10,7 +10,7 @@ use super::{Inner, Node};
 use crate::health::Health;
 
 /// An election takes about a second. A node that misses its leader for longer should get no traffic.
-const LEADERLESS: Duration = Duration::from_secs(10);
+pub(super) const LEADERLESS: Duration = Duration::from_secs(10);
 /// How often readiness is looked at. Probes come every few seconds.
 const LOOK: Duration = Duration::from_millis(200);
 

@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::lookout::Lookout;
+use super::readiness::{self, LEADERLESS};
 use super::requests::Requests;
-use super::{Inner, Node, readiness};
+use super::{Inner, Node};
 use crate::config::NodeConfig;
 use crate::discovery::{Discovery, FixedDiscovery};
 use crate::duties::{LeaderDuties, LogKeeper};
@@ -308,6 +309,7 @@ impl Parts {
                 clock: clock_sender,
                 // By then a majority that is there would have followed another one.
                 quorum_patience: 2 * config.timing.election_max,
+                leaderless: LEADERLESS,
             },
             Admission::new(config.max_inflight_proposals, config.max_inflight_bytes),
             limits,

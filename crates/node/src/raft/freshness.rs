@@ -21,6 +21,8 @@ pub(super) struct Freshness(Mutex<State>);
 struct State {
     /// On a leader: when a majority last followed it.
     quorum: Option<Instant>,
+    /// On a follower: when, as its leader says, a majority last followed that leader.
+    told: Option<Instant>,
     /// The state holds everything that was committed before.
     as_of: Option<Instant>,
     /// It will, once it has applied this far.
@@ -46,6 +48,7 @@ impl Freshness {
     /// A leader's append was accepted: at `as_of` everything committed was within `commit`.
     pub fn heard(&self, as_of: Instant, commit: LogPosition, applied: LogPosition) {
         let mut state = self.state();
+        state.told = state.told.max(Some(as_of));
         state.settle(applied);
         if commit.index <= applied.index {
             state.as_of = state.as_of.max(Some(as_of));
@@ -53,6 +56,12 @@ impl Freshness {
             // The first one is kept: it is reached first, and then the next is taken.
             state.pending = Some((commit, as_of));
         }
+    }
+
+    /// How long ago a majority followed a leader, as far as this node knows; `None` if it never heard of that.
+    pub fn majority_age(&self) -> Option<Duration> {
+        let state = self.state();
+        state.quorum.max(state.told).map(|at| at.elapsed())
     }
 
     /// How old the state may be; `None` if there is no telling.
@@ -95,6 +104,20 @@ mod tests {
         tokio::time::advance(Duration::from_millis(10)).await;
         assert_eq!(freshness.age(at(8)), Some(Duration::from_millis(40)));
         assert_eq!(freshness.age(at(9)), Some(Duration::from_millis(10)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_majority_counts_whether_or_not_its_entries_are_applied() {
+        let freshness = Freshness::default();
+        assert_eq!(freshness.majority_age(), None);
+        freshness.heard(Instant::now(), at(9), at(5));
+        tokio::time::advance(Duration::from_millis(30)).await;
+        assert_eq!(freshness.age(at(5)), None, "it is behind");
+        assert_eq!(freshness.majority_age(), Some(Duration::from_millis(30)));
+        // A leader that has lost its majority says for how long.
+        let long_ago = Instant::now() - Duration::from_millis(30);
+        freshness.heard(long_ago, at(9), at(5));
+        assert_eq!(freshness.majority_age(), Some(Duration::from_millis(30)));
     }
 
     #[tokio::test(start_paused = true)]

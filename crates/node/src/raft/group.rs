@@ -25,7 +25,6 @@ use tokio_util::task::TaskTracker;
 pub(crate) use self::state::{GroupState, Role};
 use super::calls::Receiver;
 use super::freshness::Freshness;
-use super::histogram::{Histogram, HistogramSnapshot};
 use super::log::{Log, LogStats, Writer};
 use super::machine::{Machine, SnapshotCounters, SnapshotStats, applied_key};
 use super::network::Network;
@@ -69,7 +68,6 @@ struct Inner {
     store: Arc<dyn StateStore>,
     applied: watch::Receiver<Applied>,
     snapshots: Arc<SnapshotCounters>,
-    apply_latency: Arc<Histogram>,
     state: watch::Receiver<GroupState>,
     freshness: Arc<Freshness>,
     transfers: Arc<Transfers>,
@@ -110,7 +108,6 @@ impl Group {
         let (log, writer, machine, apply) = joined(tokio::task::spawn_blocking(open).await)??;
         let applied = machine.applied();
         let snapshots = machine.snapshots();
-        let apply_latency = machine.apply_latency();
         let recovered_end = log.last().map(|last| last.index);
         let freshness = Arc::<Freshness>::default();
         let network = Network {
@@ -145,7 +142,6 @@ impl Group {
             store,
             applied,
             snapshots,
-            apply_latency,
             state,
             freshness,
             transfers,
@@ -302,18 +298,9 @@ impl Group {
         }
     }
 
-    /// True on a leader whom no majority of the voters has followed for longer than `patience`.
-    pub fn quorum_is_lost(&self, patience: Duration) -> bool {
-        let alone = self
-            .0
-            .state
-            .borrow()
-            .members
-            .voters
-            .iter()
-            .all(|set| set.len() <= 1);
-        let age = self.0.freshness.quorum_age_ms().map(u64::from);
-        !alone && age.is_some_and(|age| Duration::from_millis(age) > patience)
+    /// How long ago a majority followed a leader, as far as this node knows; `None` if it never heard of that.
+    pub fn majority_age(&self) -> Option<Duration> {
+        self.0.freshness.majority_age()
     }
 
     /// How the group is, and how that changes.
@@ -355,11 +342,6 @@ impl Group {
     /// Figures about the log.
     pub fn log_stats(&self) -> LogStats {
         self.0.log.stats()
-    }
-
-    /// How long batches of entries took to apply.
-    pub fn apply_latency(&self) -> HistogramSnapshot {
-        self.0.apply_latency.snapshot()
     }
 
     /// What was done with snapshots since the start.

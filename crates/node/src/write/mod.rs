@@ -6,7 +6,8 @@
 //! - on the **leader**, as one log entry, with a few entries in flight. While they are on their way to
 //!   disk and followers, the queue grows, and the next entry carries it: group commit without a timer;
 //! - on a **follower**, over the kept stream to the leader ([`forward`]);
-//! - with **no leader**, it parks what it has until there is one.
+//! - with **no leader**, it parks what it has until there is one; with no majority for longer than any election takes,
+//!   it refuses what comes, and says why.
 //!
 //! # What a failure means
 //!
@@ -37,7 +38,6 @@ pub(crate) use self::handover::Handover;
 pub(crate) use self::router::RouterParts;
 
 use self::admission::Permit;
-use crate::raft::Group;
 
 /// An outcome, and the term it was committed in.
 #[derive(Clone, Debug)]
@@ -70,6 +70,15 @@ impl Pending {
     /// Claims the right to hand the proposal on. False if its caller has given up.
     pub fn expose(&self) -> bool {
         !self.reply.is_closed() && self.exposure.expose()
+    }
+
+    /// Answers with this error if the proposal was never exposed; gives it back if it was.
+    pub fn refuse(self, error: Error) -> Option<Self> {
+        if !self.exposure.withdraw() {
+            return Some(self);
+        }
+        self.answer(Err(error));
+        None
     }
 
     pub fn answer(self, result: Result<Decided>) {
@@ -128,8 +137,6 @@ pub(crate) struct Writer {
     admission: Admission,
     limits: Arc<Limits>,
     state: tokio::sync::watch::Receiver<crate::raft::GroupState>,
-    group: Group,
-    quorum_patience: Duration,
     handover: Handover,
 }
 
@@ -143,8 +150,7 @@ impl Writer {
         stop: CancellationToken,
     ) -> Self {
         let (inbox, receiver) = mpsc::channel(admission.max_proposals());
-        let (group, quorum_patience) = (parts.group.clone(), parts.quorum_patience);
-        let state = group.state();
+        let state = parts.group.state();
         let handover = Handover::default();
         tasks.spawn(router::run(
             parts,
@@ -158,8 +164,6 @@ impl Writer {
             admission,
             limits,
             state,
-            group,
-            quorum_patience,
             handover,
         }
     }
@@ -211,13 +215,6 @@ impl Writer {
     fn timed_out(&self, timeout: Duration) -> Error {
         let state = self.state.borrow();
         match state.leader {
-            Some(_) if self.group.quorum_is_lost(self.quorum_patience) => Error::new(
-                Reason::NoLeader,
-                format!(
-                    "no answer within {timeout:?}: this node leads, and no majority of the voters answers it. Check \
-                     that the other pods run and reach each other"
-                ),
-            ),
             Some(_) => Error::new(
                 Reason::DeadlineExceeded,
                 format!(

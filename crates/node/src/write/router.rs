@@ -36,7 +36,11 @@ pub(crate) struct RouterParts {
     pub me: MemberId,
     /// The clock while this node leads; shared with whoever else needs it.
     pub clock: tokio::sync::watch::Sender<Option<LeaderClock>>,
-    /// A leader whom no majority has followed for so long takes nothing more until one does.
+    /// When no majority has followed a leader for so long, writes are refused at once. Far longer than an election,
+    /// which they wait for.
+    pub leaderless: Duration,
+    /// A leader whom no majority has followed for so long proposes nothing until one does. A majority that is there would
+    /// have followed another one by then.
     pub quorum_patience: Duration,
 }
 
@@ -52,6 +56,7 @@ struct Router {
     returns: mpsc::Sender<Pending>,
     /// Do not send before this instant: the last attempt found that our view of the leader is stale.
     hold_until: Option<Instant>,
+    started: Instant,
     handover: Handover,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -74,6 +79,7 @@ pub(crate) async fn run(
         forward: None,
         returns,
         hold_until: None,
+        started: Instant::now(),
         handover,
         tasks,
         stop: stop.clone(),
@@ -109,6 +115,7 @@ pub(crate) async fn run(
 impl Router {
     /// Sends what is queued, if there is somewhere to send it and room there.
     fn send(&mut self, state: &GroupState) {
+        self.refuse_without_majority();
         if let Some(until) = self.hold_until {
             if Instant::now() < until {
                 return;
@@ -132,6 +139,30 @@ impl Router {
         }
     }
 
+    /// To wait would not help, and a leader that nobody follows must not take what it cannot commit: its caller
+    /// would be told that the outcome is unknown, and nothing of the reason.
+    fn refuse_without_majority(&mut self) {
+        let age = self.majority_age();
+        if self.queue.is_empty() || age <= self.parts.leaderless {
+            return;
+        }
+        let text = format!(
+            "no majority of the voters has followed a leader for {age:.0?}: writes are refused until one does. \
+             Check that the other pods run and reach each other"
+        );
+        let error = Error::new(Reason::NoLeader, text);
+        let queue = std::mem::take(&mut self.queue);
+        self.queue = queue
+            .into_iter()
+            .filter_map(|pending| pending.refuse(error.clone()))
+            .collect();
+    }
+
+    fn majority_age(&self) -> Duration {
+        let age = self.parts.group.majority_age();
+        age.unwrap_or(Duration::MAX).min(self.started.elapsed())
+    }
+
     fn lead_nothing(&self) {
         self.parts
             .clock
@@ -150,8 +181,7 @@ impl Router {
         }
         let clock = self.leader_clock(state.term, applied.clock_ms);
         // Proposed without a majority, nobody could tell what became of it. Queued, it ends with a known outcome.
-        let patience = self.parts.quorum_patience;
-        if !self.queue.is_empty() && self.parts.group.quorum_is_lost(patience) {
+        if !self.queue.is_empty() && self.majority_age() > self.parts.quorum_patience {
             self.refuse_forwarded(None);
             return;
         }

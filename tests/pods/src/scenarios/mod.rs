@@ -6,6 +6,7 @@ mod kills;
 mod lost_volumes;
 mod majority;
 mod moves;
+mod recovery;
 mod rolling_restart;
 mod scaling;
 mod tls;
@@ -191,6 +192,14 @@ pub const SCENARIOS: &[Scenario] = &[
         seeds: 1,
         must_find: None,
         play: |run| Box::pin(majority::play(run)),
+    },
+    Scenario {
+        name: "recovery",
+        what: "the volumes of a majority are gone: podkv recover; then the old majority comes back",
+        components: &[],
+        seeds: 1,
+        must_find: None,
+        play: |run| Box::pin(recovery::play(run)),
     },
     Scenario {
         name: "bad-input",
