@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use self::state::{GroupState, Role};
 use super::calls::Receiver;
 use super::freshness::Freshness;
+use super::histogram::{Histogram, HistogramSnapshot};
 use super::log::{Log, LogStats, Writer};
 use super::machine::{Machine, SnapshotCounters, SnapshotStats, applied_key};
 use super::network::Network;
@@ -68,6 +69,7 @@ struct Inner {
     store: Arc<dyn StateStore>,
     applied: watch::Receiver<Applied>,
     snapshots: Arc<SnapshotCounters>,
+    apply_latency: Arc<Histogram>,
     state: watch::Receiver<GroupState>,
     freshness: Arc<Freshness>,
     transfers: Arc<Transfers>,
@@ -108,6 +110,7 @@ impl Group {
         let (log, writer, machine, apply) = joined(tokio::task::spawn_blocking(open).await)??;
         let applied = machine.applied();
         let snapshots = machine.snapshots();
+        let apply_latency = machine.apply_latency();
         let recovered_end = log.last().map(|last| last.index);
         let freshness = Arc::<Freshness>::default();
         let network = Network {
@@ -142,6 +145,7 @@ impl Group {
             store,
             applied,
             snapshots,
+            apply_latency,
             state,
             freshness,
             transfers,
@@ -342,6 +346,11 @@ impl Group {
     /// Figures about the log.
     pub fn log_stats(&self) -> LogStats {
         self.0.log.stats()
+    }
+
+    /// How long batches of entries took to apply.
+    pub fn apply_latency(&self) -> HistogramSnapshot {
+        self.0.apply_latency.snapshot()
     }
 
     /// What was done with snapshots since the start.
