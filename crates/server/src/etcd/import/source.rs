@@ -206,7 +206,10 @@ async fn dial(
         None => Box::new(stream),
         Some(tls) => {
             let heard = Arc::new(|_: Result<(), String>| {});
-            Box::new(tls.connect(&address, stream, heard).await?)
+            Box::new(
+                tls.connect(podkv_tls::host_of(&address), &address, stream, heard)
+                    .await?,
+            )
         }
     };
     Ok(TokioIo::new(stream))
