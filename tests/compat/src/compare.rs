@@ -24,9 +24,17 @@ impl fmt::Display for Difference {
         writeln!(formatter, "{}", self.asked[0])?;
         for index in 0..2 {
             if self.asked[index] != self.asked[0] {
-                writeln!(formatter, "  ({}: {})", self.names[index], self.asked[index])?;
+                writeln!(
+                    formatter,
+                    "  ({}: {})",
+                    self.names[index], self.asked[index]
+                )?;
             }
-            writeln!(formatter, "  {:>6}: {}", self.names[index], self.answers[index])?;
+            writeln!(
+                formatter,
+                "  {:>6}: {}",
+                self.names[index], self.answers[index]
+            )?;
         }
         Ok(())
     }

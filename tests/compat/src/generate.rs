@@ -60,8 +60,13 @@ fn generate(seed: u64, length: usize, alarms: bool) -> Program {
         nospace: false,
         next: None,
     };
-    let steps = std::iter::repeat_with(|| generator.step()).take(length).collect();
-    Program { fresh: false, steps }
+    let steps = std::iter::repeat_with(|| generator.step())
+        .take(length)
+        .collect();
+    Program {
+        fresh: false,
+        steps,
+    }
 }
 
 struct Generator {
@@ -114,7 +119,9 @@ impl Generator {
             865..870 => Request::Leases(LeaseLeasesRequest {}),
             870..878 => Request::Alarm(self.alarm()),
             878..881 => Request::Status(StatusRequest {}),
-            881..884 => Request::Members(MemberListRequest { linearizable: self.chance(2) }),
+            881..884 => Request::Members(MemberListRequest {
+                linearizable: self.chance(2),
+            }),
             888..890 => Request::Defragment(DefragmentRequest {}),
             _ => return self.watch(),
         };
@@ -143,7 +150,12 @@ impl Generator {
     }
 
     fn value(&mut self) -> Bytes {
-        Bytes::from_static(VALUES.choose(&mut self.rng).unwrap_or(&VALUES[0]).as_bytes())
+        Bytes::from_static(
+            VALUES
+                .choose(&mut self.rng)
+                .unwrap_or(&VALUES[0])
+                .as_bytes(),
+        )
     }
 
     /// Past, present, future, or nonsense.
@@ -172,7 +184,16 @@ impl Generator {
     }
 
     fn ttl(&mut self) -> i64 {
-        let ttls = [300, 300, 600, 600, 900, 9_000_000_000, 9_000_000_001, i64::MAX];
+        let ttls = [
+            300,
+            300,
+            600,
+            600,
+            900,
+            9_000_000_000,
+            9_000_000_001,
+            i64::MAX,
+        ];
         *ttls.choose(&mut self.rng).unwrap_or(&300)
     }
 
@@ -197,10 +218,22 @@ impl Generator {
         RangeRequest {
             key: self.key(),
             range_end: self.range_end(),
-            limit: if self.chance(2) { self.rng.random_range(-1..4) } else { 0 },
+            limit: if self.chance(2) {
+                self.rng.random_range(-1..4)
+            } else {
+                0
+            },
             revision: if self.chance(3) { self.revision() } else { 0 },
-            sort_order: if self.chance(2) { self.rng.random_range(0..3) } else { 0 },
-            sort_target: if self.chance(2) { self.rng.random_range(0..5) } else { 0 },
+            sort_order: if self.chance(2) {
+                self.rng.random_range(0..3)
+            } else {
+                0
+            },
+            sort_target: if self.chance(2) {
+                self.rng.random_range(0..5)
+            } else {
+                0
+            },
             serializable: self.chance(8),
             keys_only: self.chance(6),
             count_only: self.chance(10),
@@ -223,7 +256,11 @@ impl Generator {
         let ignore_value = self.chance(12);
         PutRequest {
             key: self.key(),
-            value: if ignore_value && !self.chance(4) { Bytes::new() } else { self.value() },
+            value: if ignore_value && !self.chance(4) {
+                Bytes::new()
+            } else {
+                self.value()
+            },
             lease: if self.chance(3) { self.lease() } else { 0 },
             prev_kv: self.chance(3),
             ignore_value,
@@ -234,7 +271,11 @@ impl Generator {
     fn delete(&mut self) -> DeleteRangeRequest {
         DeleteRangeRequest {
             key: self.key(),
-            range_end: if self.chance(3) { self.range_end() } else { Bytes::new() },
+            range_end: if self.chance(3) {
+                self.range_end()
+            } else {
+                Bytes::new()
+            },
             prev_kv: self.chance(2),
         }
     }
@@ -243,7 +284,10 @@ impl Generator {
     fn clear_txn(&mut self) -> TxnRequest {
         loop {
             let txn = self.txn(0);
-            if ![&txn.success, &txn.failure].into_iter().any(|branch| hides_overlap(branch)) {
+            if ![&txn.success, &txn.failure]
+                .into_iter()
+                .any(|branch| hides_overlap(branch))
+            {
                 return txn;
             }
         }
@@ -326,7 +370,11 @@ impl Generator {
             target,
             key: self.key(),
             target_union,
-            range_end: if self.chance(3) { self.range_end() } else { Bytes::new() },
+            range_end: if self.chance(3) {
+                self.range_end()
+            } else {
+                Bytes::new()
+            },
         }
     }
 
@@ -337,12 +385,16 @@ impl Generator {
     fn watch(&mut self) -> Step {
         let union = match self.rng.random_range(0..10) {
             0..6 => RequestUnion::CreateRequest(self.create()),
-            6..9 => RequestUnion::CancelRequest(WatchCancelRequest { watch_id: self.rng.random_range(0..5) }),
+            6..9 => RequestUnion::CancelRequest(WatchCancelRequest {
+                watch_id: self.rng.random_range(0..5),
+            }),
             _ => RequestUnion::ProgressRequest(WatchProgressRequest {}),
         };
         Step::Watch {
             stream: self.rng.random_range(1..4),
-            request: WatchRequest { request_union: Some(union) },
+            request: WatchRequest {
+                request_union: Some(union),
+            },
         }
     }
 
@@ -360,7 +412,11 @@ impl Generator {
             progress_notify: self.chance(5),
             filters,
             prev_kv: self.chance(2),
-            watch_id: if self.chance(2) { self.rng.random_range(1..5) } else { 0 },
+            watch_id: if self.chance(2) {
+                self.rng.random_range(1..5)
+            } else {
+                0
+            },
             fragment: self.chance(5),
         }
     }
@@ -376,14 +432,19 @@ fn hides_overlap(operations: &[RequestOp]) -> bool {
         let branches = [&nested.success, &nested.failure];
         let deletes: Vec<_> = branches.iter().flat_map(|branch| deletes(branch)).collect();
         let is_deleted = |key: &Bytes| deletes.iter().any(|delete| covers(delete, key));
-        if branches.iter().any(|branch| hides_overlap(branch)) || puts_before.iter().any(is_deleted) {
+        if branches.iter().any(|branch| hides_overlap(branch)) || puts_before.iter().any(is_deleted)
+        {
             return true;
         }
         puts_before.extend(branches.iter().flat_map(|branch| puts(branch)));
     }
-    let open_ended = deletes(operations).into_iter().filter(|delete| *delete.range_end == [0]);
+    let open_ended = deletes(operations)
+        .into_iter()
+        .filter(|delete| *delete.range_end == [0]);
     let puts = puts(operations);
-    open_ended.into_iter().any(|delete| puts.iter().any(|key| covers(&delete, key)))
+    open_ended
+        .into_iter()
+        .any(|delete| puts.iter().any(|key| covers(&delete, key)))
 }
 
 fn covers(delete: &DeleteRangeRequest, key: &Bytes) -> bool {

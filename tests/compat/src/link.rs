@@ -92,8 +92,7 @@ impl Link {
         let (sender, seen) = watch::channel(Vec::new());
         let plant = self.plant;
         let memory = Arc::new(WatchMemory::default());
-        let mut client =
-            WatchClient::new(self.node(turn)).max_decoding_message_size(64 << 20);
+        let mut client = WatchClient::new(self.node(turn)).max_decoding_message_size(64 << 20);
         let in_reader = memory.clone();
         let reader = tokio::spawn(async move {
             let mut responses = match client.watch(ReceiverStream::new(receiver)).await {

@@ -299,7 +299,10 @@ mod tests {
             assert!(!rule.reason.is_empty());
             for field in rule.fields {
                 let (message, name) = field.split_once('.').unwrap();
-                assert!(descriptor(message).get_field_by_name(name).is_some(), "{field}");
+                assert!(
+                    descriptor(message).get_field_by_name(name).is_some(),
+                    "{field}"
+                );
             }
         }
     }

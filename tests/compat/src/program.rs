@@ -84,7 +84,9 @@ impl FromStr for Program {
                 comment if comment.starts_with('#') => {}
                 "fresh" => program.fresh = true,
                 line => {
-                    let step = line.parse().map_err(|error| format!("line {}: {error}", number + 1))?;
+                    let step = line
+                        .parse()
+                        .map_err(|error| format!("line {}: {error}", number + 1))?;
                     program.steps.push(step);
                 }
             }
@@ -108,7 +110,9 @@ mod tests {
 
     #[test]
     fn a_wrong_line_is_named() {
-        let error = "put key:\"a\"\n\nput kex:\"a\"".parse::<Program>().unwrap_err();
+        let error = "put key:\"a\"\n\nput kex:\"a\""
+            .parse::<Program>()
+            .unwrap_err();
         assert!(error.starts_with("line 3: PutRequest"), "{error}");
     }
 }

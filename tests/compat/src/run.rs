@@ -26,7 +26,11 @@ pub type Trace = Vec<(String, String)>;
 /// # Errors
 /// Only where emptying it fails: that is no answer to the program.
 pub async fn run(link: &Link, program: &Program, patience: Duration) -> Result<Trace, Status> {
-    let offset = if program.fresh { 0 } else { empty(&link.honest()).await? - 1 };
+    let offset = if program.fresh {
+        0
+    } else {
+        empty(&link.honest()).await? - 1
+    };
     let history = link.honest().watch(0);
     history.send(watch_everything(offset + 1)).await;
     let mut run = Run {
@@ -65,7 +69,9 @@ async fn empty(link: &Link) -> Result<i64, Status> {
     let leases = Request::Leases(LeaseLeasesRequest {}).ask(link).await?;
     if let Response::Leases(LeaseLeasesResponse { leases, .. }) = leases {
         for lease in leases {
-            Request::Revoke(LeaseRevokeRequest { id: lease.id }).ask(link).await?;
+            Request::Revoke(LeaseRevokeRequest { id: lease.id })
+                .ask(link)
+                .await?;
         }
     }
     let everything = DeleteRangeRequest {
@@ -117,7 +123,9 @@ fn watch_everything(start_revision: i64) -> WatchRequest {
 
 fn events_of(seen: &[Seen]) -> Vec<Event> {
     let responses = seen.iter().filter_map(Seen::response);
-    responses.flat_map(|response| response.events.clone()).collect()
+    responses
+        .flat_map(|response| response.events.clone())
+        .collect()
 }
 
 fn reaches(seen: &[Seen], revision: i64) -> bool {
@@ -222,7 +230,12 @@ impl Run<'_> {
             RequestUnion::CancelRequest(cancel) => cancel.watch_id,
             RequestUnion::ProgressRequest(_) => -1,
         };
-        if run.lives.iter().any(|life| life.id == id && life.begins_too_early()) && names_id(&union) {
+        if run
+            .lives
+            .iter()
+            .any(|life| life.id == id && life.begins_too_early())
+            && names_id(&union)
+        {
             return self.note(asked, "not asked: a compaction canceled this watch");
         }
         let before = run.seen().len();
@@ -232,10 +245,14 @@ impl Run<'_> {
                 let compacted = self.compacted;
                 created(run, before, create, compacted, self.patience).await
             }
-            RequestUnion::CancelRequest(cancel) => canceled(run, cancel.watch_id, self.patience).await,
+            RequestUnion::CancelRequest(cancel) => {
+                canceled(run, cancel.watch_id, self.patience).await
+            }
             RequestUnion::ProgressRequest(_) => {
                 run.stream
-                    .wait(self.patience, |seen| seen[before.min(seen.len())..].iter().any(Seen::is_progress))
+                    .wait(self.patience, |seen| {
+                        seen[before.min(seen.len())..].iter().any(Seen::is_progress)
+                    })
                     .await
             }
         };
@@ -247,10 +264,15 @@ impl Run<'_> {
     async fn catch_up(&mut self, when: &str) {
         let newest = self.newest;
         let begin = self.origin.offset + 1;
-        let told = self.history.wait(self.patience, |seen| newest <= begin || reaches(seen, newest));
+        let told = self.history.wait(self.patience, |seen| {
+            newest <= begin || reaches(seen, newest)
+        });
         if !told.await {
             self.is_stuck = true;
-            self.note(when, "the history ends before the newest revision of a header");
+            self.note(
+                when,
+                "the history ends before the newest revision of a header",
+            );
         }
         let events = events_of(&self.history.seen.borrow());
         let mut late = Vec::new();
@@ -260,15 +282,19 @@ impl Run<'_> {
             }
             for index in 0..run.lives.len() {
                 let canceled = run.seen()[run.lives[index].index..].iter().any(|seen| {
-                    seen.response()
-                        .is_some_and(|response| response.canceled && response.watch_id == run.lives[index].id)
+                    seen.response().is_some_and(|response| {
+                        response.canceled && response.watch_id == run.lives[index].id
+                    })
                 });
                 run.lives[index].ended |= canceled;
             }
         }
         self.is_stuck |= !late.is_empty();
         for stream in late {
-            self.note(when, format!("stream {stream}: a watch does not report all"));
+            self.note(
+                when,
+                format!("stream {stream}: a watch does not report all"),
+            );
         }
     }
 
@@ -294,9 +320,15 @@ impl Run<'_> {
         let stream = self.link.watch(self.turn);
         if newest > self.compacted {
             stream.send(watch_everything(self.compacted + 1)).await;
-            let all = stream.wait(self.patience, |seen| reaches(seen, newest)).await;
+            let all = stream
+                .wait(self.patience, |seen| reaches(seen, newest))
+                .await;
             let origin = self.origin.clone();
-            let run = StreamRun { stream, lives: Vec::new(), end: None };
+            let run = StreamRun {
+                stream,
+                lives: Vec::new(),
+                end: None,
+            };
             for lines in run.comparable(&origin).into_values() {
                 for (index, line) in lines.into_iter().skip(1).enumerate() {
                     self.note(format!("history, event {index}"), line);
@@ -342,7 +374,11 @@ async fn created(
         let mut after = seen.iter().enumerate().skip(before);
         after.find_map(|(index, seen)| seen.is_created().then_some(index))
     };
-    if !run.stream.wait(patience, |seen| position(seen).is_some()).await {
+    if !run
+        .stream
+        .wait(patience, |seen| position(seen).is_some())
+        .await
+    {
         return false;
     }
     let seen = run.seen();
@@ -375,7 +411,9 @@ async fn canceled(run: &mut StreamRun, id: i64, patience: Duration) -> bool {
             .is_some_and(|response| response.watch_id == id && response.canceled)
     };
     run.stream
-        .wait(patience, |seen| seen[index.min(seen.len())..].iter().any(is_end))
+        .wait(patience, |seen| {
+            seen[index.min(seen.len())..].iter().any(is_end)
+        })
         .await
 }
 

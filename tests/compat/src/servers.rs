@@ -80,8 +80,18 @@ fn spawn(data: PathBuf, client: &str, peer: &str) -> Child {
     Command::new("etcd")
         .arg("--data-dir")
         .arg(data)
-        .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-        .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+        .args([
+            "--listen-client-urls",
+            &client,
+            "--advertise-client-urls",
+            &client,
+        ])
+        .args([
+            "--listen-peer-urls",
+            &peer,
+            "--initial-advertise-peer-urls",
+            &peer,
+        ])
         .args(["--initial-cluster", &format!("default={peer}")])
         .args(["--logger", "zap", "--log-level", "error"])
         .stdin(Stdio::null())
@@ -114,7 +124,10 @@ impl Podkv {
     }
 
     pub fn addresses(&self) -> Vec<String> {
-        let addresses = self.servers.iter().map(|server| server.local_address().to_owned());
+        let addresses = self
+            .servers
+            .iter()
+            .map(|server| server.local_address().to_owned());
         addresses.collect()
     }
 

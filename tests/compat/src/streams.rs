@@ -147,7 +147,9 @@ impl StreamRun {
 
     /// The life of an id that goes on.
     pub fn live(&mut self, id: i64) -> Option<&mut Watched> {
-        self.lives.iter_mut().find(|life| life.id == id && !life.ended)
+        self.lives
+            .iter_mut()
+            .find(|life| life.id == id && !life.ended)
     }
 
     /// Waits until all of its watches have what happened. False if one does not.
@@ -166,7 +168,11 @@ impl StreamRun {
         for (index, seen) in self.seen().into_iter().enumerate() {
             match seen {
                 Seen::End(status) => {
-                    lists.entry(i64::MAX).or_default().lines.push(format!("{status:?}"));
+                    lists
+                        .entry(i64::MAX)
+                        .or_default()
+                        .lines
+                        .push(format!("{status:?}"));
                 }
                 Seen::Response(response) => {
                     let list = lists.entry(response.watch_id).or_default();
@@ -177,7 +183,10 @@ impl StreamRun {
                 }
             }
         }
-        lists.into_iter().map(|(id, list)| (id, list.lines)).collect()
+        lists
+            .into_iter()
+            .map(|(id, list)| (id, list.lines))
+            .collect()
     }
 }
 
@@ -211,7 +220,10 @@ impl List<'_> {
             self.lines.push(format!("SPLIT: revision {first} goes on"));
         }
         for event in events {
-            if !self.life.is_some_and(|life| life.is_forgotten_tombstone(event)) {
+            if !self
+                .life
+                .is_some_and(|life| life.is_forgotten_tombstone(event))
+            {
                 self.lines.push(text(origin, "Event", event));
             }
         }
@@ -219,7 +231,9 @@ impl List<'_> {
         self.continues = response.fragment;
         let header = response.header.as_ref().map_or(0, |header| header.revision);
         if header < self.last_revision {
-            self.lines.push(format!("the header is of revision {header}, before its events"));
+            self.lines.push(format!(
+                "the header is of revision {header}, before its events"
+            ));
         }
         if response.fragment && !self.life.is_some_and(|life| life.request.fragment) {
             self.lines.push("a fragment that nobody asked for".into());

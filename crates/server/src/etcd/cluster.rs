@@ -1,6 +1,8 @@
 //! Cluster: who is a member. Adding and moving members is Kubernetes' business: a pod joins by itself.
 
-use podkv_api::{Error, Header, Member, MemberId, MemberRole, Reason, Result as PodkvResult, Store};
+use podkv_api::{
+    Error, Header, Member, MemberId, MemberRole, Reason, Result as PodkvResult, Store,
+};
 use podkv_node::Node;
 use podkv_proto::etcd::etcdserverpb as pb;
 use podkv_tls::TlsMode;

@@ -4,6 +4,7 @@
 //! it finds them: a test runs all of them. [`UNSEEN`] names the slips that it cannot see, and what looks after those.
 
 mod calls;
+mod careless;
 mod watches;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -82,12 +83,18 @@ impl Plant {
         }
     }
 
-    pub(crate) fn watched(&self, memory: &WatchMemory, response: WatchResponse) -> Vec<WatchResponse> {
+    pub(crate) fn watched(
+        &self,
+        memory: &WatchMemory,
+        response: WatchResponse,
+    ) -> Vec<WatchResponse> {
         if response.created {
             memory.lock().created.push(response.watch_id);
         }
         match self.kind {
-            Kind::Watch { response: wrong, .. } => wrong(memory, response),
+            Kind::Watch {
+                response: wrong, ..
+            } => wrong(memory, response),
             _ => vec![response],
         }
     }

@@ -14,18 +14,32 @@ const fn response(
     name: &'static str,
     response: fn(&WatchMemory, WatchResponse) -> Vec<WatchResponse>,
 ) -> Plant {
-    Plant { slip, name, kind: Kind::Watch { request: |_, _| (), response } }
+    Plant {
+        slip,
+        name,
+        kind: Kind::Watch {
+            request: |_, _| (),
+            response,
+        },
+    }
 }
 
 pub static PLANTS: &[Plant] = &[
-    response(3, "a watch whose range ends before it begins is created", |_, mut response| {
-        if response.created && response.canceled && !response.cancel_reason.contains("duplicate") {
-            response.canceled = false;
-            response.cancel_reason.clear();
-            response.watch_id = 99;
-        }
-        vec![response]
-    }),
+    response(
+        3,
+        "a watch whose range ends before it begins is created",
+        |_, mut response| {
+            if response.created
+                && response.canceled
+                && !response.cancel_reason.contains("duplicate")
+            {
+                response.canceled = false;
+                response.cancel_reason.clear();
+                response.watch_id = 99;
+            }
+            vec![response]
+        },
+    ),
     Plant {
         slip: 16,
         name: "a duplicate watch id gets another one",
@@ -63,14 +77,23 @@ pub static PLANTS: &[Plant] = &[
         },
     },
     response(16, "an event before `created`", |memory, response| {
-        let old = memory.asked(response.watch_id).filter(|asked| asked.start_revision > 0);
+        let old = memory
+            .asked(response.watch_id)
+            .filter(|asked| asked.start_revision > 0);
         match old {
             Some(asked) if response.created && !response.canceled => {
-                let kv = KeyValue { key: asked.key, mod_revision: asked.start_revision, ..KeyValue::default() };
+                let kv = KeyValue {
+                    key: asked.key,
+                    mod_revision: asked.start_revision,
+                    ..KeyValue::default()
+                };
                 let early = WatchResponse {
                     header: response.header,
                     watch_id: response.watch_id,
-                    events: vec![Event { kv: Some(kv), ..Event::default() }],
+                    events: vec![Event {
+                        kv: Some(kv),
+                        ..Event::default()
+                    }],
                     ..WatchResponse::default()
                 };
                 vec![early, response]
@@ -90,70 +113,109 @@ pub static PLANTS: &[Plant] = &[
             response: |_, response| vec![response],
         },
     },
-    response(17, "a compacted start is answered with a reason", |_, mut response| {
-        if response.compact_revision > 0 {
-            response.cancel_reason = "mvcc: required revision has been compacted".into();
-        }
-        vec![response]
-    }),
-    response(17, "a compacted start is canceled at once, not created", |memory, mut response| {
-        if response.compact_revision > 0 {
-            let held = memory.lock().held.pop();
-            response.created = held.is_some();
-            return vec![response];
-        }
-        if response.created && memory.asked(response.watch_id).is_some_and(|asked| asked.start_revision < 0) {
-            memory.lock().held.push(response);
-            return Vec::new();
-        }
-        vec![response]
-    }),
-    response(17, "a compacted start does not say what is compacted", |_, mut response| {
-        response.compact_revision = 0;
-        vec![response]
-    }),
-    response(18, "a revision goes on in the next response", |_, response| {
-        let mut first = response.clone();
-        let mut second = response;
-        let revision = |event: &Event| event.kv.as_ref().map(|kv| kv.mod_revision);
-        let inside = first.events.windows(2).position(|pair| revision(&pair[0]) == revision(&pair[1]));
-        match inside {
-            Some(index) => {
-                second.events.drain(..=index);
-                first.events.truncate(index + 1);
-                vec![first, second]
+    response(
+        17,
+        "a compacted start is answered with a reason",
+        |_, mut response| {
+            if response.compact_revision > 0 {
+                response.cancel_reason = "mvcc: required revision has been compacted".into();
             }
-            None => vec![first],
-        }
-    }),
-    response(18, "within a revision, events come in key order", |_, mut response| {
-        response.events.sort_by_key(|event| {
-            event.kv.as_ref().map(|kv| (kv.mod_revision, kv.key.clone()))
-        });
-        vec![response]
-    }),
-    response(18, "deletes of one revision come in no order", |_, mut response| {
-        let deletes: Vec<_> = (0..response.events.len())
-            .filter(|index| response.events[*index].r#type() == EventType::Delete)
-            .collect();
-        for pair in deletes.windows(2) {
-            let of = |index: usize| response.events[index].kv.as_ref().map(|kv| kv.mod_revision);
-            if of(pair[0]) == of(pair[1]) {
-                response.events.swap(pair[0], pair[1]);
+            vec![response]
+        },
+    ),
+    response(
+        17,
+        "a compacted start is canceled at once, not created",
+        |memory, mut response| {
+            if response.compact_revision > 0 {
+                let held = memory.lock().held.pop();
+                response.created = held.is_some();
+                return vec![response];
             }
-        }
-        vec![response]
-    }),
-    response(19, "deletes say when the key was created", |_, mut response| {
-        for event in &mut response.events {
-            if event.r#type() == EventType::Delete
-                && let (Some(kv), Some(previous)) = (&mut event.kv, &event.prev_kv)
+            if response.created
+                && memory
+                    .asked(response.watch_id)
+                    .is_some_and(|asked| asked.start_revision < 0)
             {
-                kv.create_revision = previous.create_revision;
+                memory.lock().held.push(response);
+                return Vec::new();
             }
-        }
-        vec![response]
-    }),
+            vec![response]
+        },
+    ),
+    response(
+        17,
+        "a compacted start does not say what is compacted",
+        |_, mut response| {
+            response.compact_revision = 0;
+            vec![response]
+        },
+    ),
+    response(
+        18,
+        "a revision goes on in the next response",
+        |_, response| {
+            let mut first = response.clone();
+            let mut second = response;
+            let revision = |event: &Event| event.kv.as_ref().map(|kv| kv.mod_revision);
+            let inside = first
+                .events
+                .windows(2)
+                .position(|pair| revision(&pair[0]) == revision(&pair[1]));
+            match inside {
+                Some(index) => {
+                    second.events.drain(..=index);
+                    first.events.truncate(index + 1);
+                    vec![first, second]
+                }
+                None => vec![first],
+            }
+        },
+    ),
+    response(
+        18,
+        "within a revision, events come in key order",
+        |_, mut response| {
+            response.events.sort_by_key(|event| {
+                event
+                    .kv
+                    .as_ref()
+                    .map(|kv| (kv.mod_revision, kv.key.clone()))
+            });
+            vec![response]
+        },
+    ),
+    response(
+        18,
+        "deletes of one revision come in no order",
+        |_, mut response| {
+            let deletes: Vec<_> = (0..response.events.len())
+                .filter(|index| response.events[*index].r#type() == EventType::Delete)
+                .collect();
+            for pair in deletes.windows(2) {
+                let of =
+                    |index: usize| response.events[index].kv.as_ref().map(|kv| kv.mod_revision);
+                if of(pair[0]) == of(pair[1]) {
+                    response.events.swap(pair[0], pair[1]);
+                }
+            }
+            vec![response]
+        },
+    ),
+    response(
+        19,
+        "deletes say when the key was created",
+        |_, mut response| {
+            for event in &mut response.events {
+                if event.r#type() == EventType::Delete
+                    && let (Some(kv), Some(previous)) = (&mut event.kv, &event.prev_kv)
+                {
+                    kv.create_revision = previous.create_revision;
+                }
+            }
+            vec![response]
+        },
+    ),
     response(19, "deletes have no prev_kv", |_, mut response| {
         for event in &mut response.events {
             if event.r#type() == EventType::Delete {
@@ -174,15 +236,19 @@ pub static PLANTS: &[Plant] = &[
         }
         vec![response]
     }),
-    response(20, "progress is answered with revision 0", |_, mut response| {
-        if response.watch_id == -1
-            && !response.created
-            && let Some(header) = &mut response.header
-        {
-            header.revision = 0;
-        }
-        vec![response]
-    }),
+    response(
+        20,
+        "progress is answered with revision 0",
+        |_, mut response| {
+            if response.watch_id == -1
+                && !response.created
+                && let Some(header) = &mut response.header
+            {
+                header.revision = 0;
+            }
+            vec![response]
+        },
+    ),
     response(20, "progress outruns events", |memory, response| {
         if !response.events.is_empty() {
             memory.lock().held.push(response);

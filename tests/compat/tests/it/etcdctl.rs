@@ -24,11 +24,21 @@ struct Case {
 }
 
 const fn same(arguments: &'static str) -> Case {
-    Case { arguments, input: "", lines: None, differs: None }
+    Case {
+        arguments,
+        input: "",
+        lines: None,
+        differs: None,
+    }
 }
 
 const fn differs(arguments: &'static str, reason: &'static str) -> Case {
-    Case { arguments, input: "", lines: None, differs: Some(reason) }
+    Case {
+        arguments,
+        input: "",
+        lines: None,
+        differs: Some(reason),
+    }
 }
 
 const MEMBERS: &str = "pods join by themselves, under the addresses of their names";
@@ -57,11 +67,26 @@ const CASES: &[Case] = &[
     same("get --prefix --order=DESCEND --sort-by=MODIFY --limit=2 -w fields a"),
     same("get --from-key --sort-by=VALUE --limit=1 a"),
     same("get --print-value-only --consistency=s a"),
-    Case { input: "value(\"a\") = \"3\"\n\nput t yes\nget a\n\nput t no\n\n", ..same("txn --interactive") },
-    Case { input: "mod(\"a\") > \"1000\"\n\nput t yes\n\ndel t\nget t\n\n", ..same("txn") },
-    Case { input: "version(\"a\") > \"0\"\n\nput x 1\nput x 2\n\n\n", ..same("txn") },
-    Case { lines: Some(12), ..same("watch --prefix --rev=1 a") },
-    Case { lines: Some(4), ..same("watch --prev-kv --rev=2 a") },
+    Case {
+        input: "value(\"a\") = \"3\"\n\nput t yes\nget a\n\nput t no\n\n",
+        ..same("txn --interactive")
+    },
+    Case {
+        input: "mod(\"a\") > \"1000\"\n\nput t yes\n\ndel t\nget t\n\n",
+        ..same("txn")
+    },
+    Case {
+        input: "version(\"a\") > \"0\"\n\nput x 1\nput x 2\n\n\n",
+        ..same("txn")
+    },
+    Case {
+        lines: Some(12),
+        ..same("watch --prefix --rev=1 a")
+    },
+    Case {
+        lines: Some(4),
+        ..same("watch --prev-kv --rev=2 a")
+    },
     same("del b c --prev-kv"),
     same("del --prefix nothing"),
     same("del --from-key x -w json"),
@@ -69,7 +94,10 @@ const CASES: &[Case] = &[
     same("compaction 4"),
     same("compaction 4000 --physical"),
     same("get --rev=2 a"),
-    Case { lines: Some(1), ..same("watch --rev=1 a") },
+    Case {
+        lines: Some(1),
+        ..same("watch --rev=1 a")
+    },
     same("lease grant 300"),
     same("put --lease=LEASE leased 1"),
     same("lease timetolive LEASE --keys"),
@@ -82,21 +110,36 @@ const CASES: &[Case] = &[
     same("get leased"),
     same("lock mutex echo held"),
     same("lock --ttl=20 mutex -- sh -c true"),
-    Case { lines: Some(2), ..same("elect election me") },
+    Case {
+        lines: Some(2),
+        ..same("elect election me")
+    },
     same("get --prefix --print-value-only election"),
-    Case { lines: Some(1), ..same("elect -l election") },
+    Case {
+        lines: Some(1),
+        ..same("elect -l election")
+    },
     same("endpoint health"),
-    differs("endpoint status", "another version, size, and number of entries"),
+    differs(
+        "endpoint status",
+        "another version, size, and number of entries",
+    ),
     differs("endpoint hashkv", DIGEST),
     differs("member list", "other members"),
-    differs("member update abcdef --peer-urls=http://127.0.0.1:1", MEMBERS),
+    differs(
+        "member update abcdef --peer-urls=http://127.0.0.1:1",
+        MEMBERS,
+    ),
     same("member remove abcdef"),
     same("member promote abcdef"),
     same("move-leader abcdef"),
     same("alarm list"),
     same("alarm disarm"),
     same("defrag"),
-    differs("snapshot save FILE", "another server's file, under another name"),
+    differs(
+        "snapshot save FILE",
+        "another server's file, under another name",
+    ),
     differs("snapshot status FILE", BACKUP),
     differs("snapshot restore FILE --data-dir=FILE.restored", BACKUP),
     differs("user add alice:secret", AUTH),
@@ -120,7 +163,10 @@ const CASES: &[Case] = &[
 
 /// Subcommands that are not among the cases.
 const LEFT_OUT: &[(&str, &str)] = &[
-    ("check datascale", "writes for minutes, and prints its own server's memory"),
+    (
+        "check datascale",
+        "writes for minutes, and prints its own server's memory",
+    ),
     ("check perf", "writes for a minute, and prints how fast"),
     ("completion bash", "asks no server"),
     ("completion fish", "asks no server"),
@@ -164,7 +210,9 @@ impl Side {
     /// What a case prints, comparable.
     async fn run(&mut self, case: &Case) -> String {
         let arguments = case.arguments.split(' ').map(|argument| {
-            let argument = argument.replace("LEASE", &self.lease).replace("ENDPOINT", &self.endpoint);
+            let argument = argument
+                .replace("LEASE", &self.lease)
+                .replace("ENDPOINT", &self.endpoint);
             argument.replace("FILE", &self.file)
         });
         let mut command = etcdctl(&self.endpoint);
@@ -175,9 +223,12 @@ impl Side {
         let output = match case.lines {
             None => {
                 let output = tokio::time::timeout(PATIENCE, child.wait_with_output());
-                let output = output.await.unwrap_or_else(|_| panic!("{} does not end", case.arguments));
+                let output = output
+                    .await
+                    .unwrap_or_else(|_| panic!("{} does not end", case.arguments));
                 let output = output.unwrap();
-                let texts = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+                let texts = [output.stdout, output.stderr]
+                    .map(|text| String::from_utf8_lossy(&text).into_owned());
                 format!("{}{}{}", texts[0], texts[1], output.status)
             }
             Some(count) => {
@@ -204,7 +255,9 @@ impl Side {
 
     /// Without what is another one's: ids, addresses, times, and who is whose member in which term.
     fn comparable(&self, output: &str) -> String {
-        let text = output.replace(&self.endpoint, "ENDPOINT").replace(&self.file, "FILE");
+        let text = output
+            .replace(&self.endpoint, "ENDPOINT")
+            .replace(&self.file, "FILE");
         let mut lines = Vec::new();
         for line in text.lines() {
             // The client's own log, of which the end says what the server said.
@@ -236,7 +289,7 @@ impl Side {
 fn comparable_word(word: &str) -> String {
     let body = word.trim_end_matches([' ', ',', '/', '"', ':', '(', ')', '{', '}']);
     let end = &word[body.len()..];
-    let is_id = body.len() >= 10 && body.chars().all(|letter| letter.is_ascii_hexdigit());
+    let is_id = body.len() >= 12 && body.chars().all(|letter| letter.is_ascii_hexdigit());
     let is_time = ["ms", "µs", "s"]
         .iter()
         .filter_map(|unit| body.strip_suffix(unit))
@@ -262,7 +315,9 @@ async fn etcdctl_prints_the_same() {
         let (one, other) = tokio::join!(etcd.0.run(case), podkv.0.run(case));
         if (one == other) == case.differs.is_some() {
             let arguments = case.arguments;
-            wrong.push(format!("{arguments}\n--- etcd\n{one}\n--- podkv\n{other}\n"));
+            wrong.push(format!(
+                "{arguments}\n--- etcd\n{one}\n--- podkv\n{other}\n"
+            ));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -280,12 +335,30 @@ async fn make_mirror_copies() {
     let (etcd, podkv) = tokio::join!(Etcd::start(), Podkv::start());
     let podkv_address = podkv.addresses()[0].clone();
     // Both ways: from etcd to podkv is how somebody moves.
-    for (from, to) in [(&etcd.address, &podkv_address), (&podkv_address, &etcd.address)] {
-        let put = etcdctl(from).args(["put", "mirror/a", "1"]).output().await.unwrap();
+    for (from, to) in [
+        (&etcd.address, &podkv_address),
+        (&podkv_address, &etcd.address),
+    ] {
+        let put = etcdctl(from)
+            .args(["put", "mirror/a", "1"])
+            .output()
+            .await
+            .unwrap();
         assert!(put.status.success(), "{put:?}");
         let mut mirror = etcdctl(from);
-        let mirror = mirror.args(["make-mirror", "--prefix", "mirror/", "--dest-prefix", "copy/", to]);
-        let mut mirror = mirror.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mirror = mirror.args([
+            "make-mirror",
+            "--prefix",
+            "mirror/",
+            "--dest-prefix",
+            "copy/",
+            to,
+        ]);
+        let mut mirror = mirror
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         let mut watch = etcdctl(to);
         let mut watch = watch.args(["watch", "--rev=1", "copy/a"]).spawn().unwrap();
         let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
@@ -293,7 +366,11 @@ async fn make_mirror_copies() {
         assert_eq!(line.unwrap().unwrap().as_deref(), Some("PUT"));
         mirror.kill().await.unwrap();
         watch.kill().await.unwrap();
-        let deleted = etcdctl(to).args(["del", "--prefix", "copy/"]).output().await.unwrap();
+        let deleted = etcdctl(to)
+            .args(["del", "--prefix", "copy/"])
+            .output()
+            .await
+            .unwrap();
         assert!(deleted.status.success(), "{deleted:?}");
     }
 }
@@ -303,9 +380,14 @@ async fn make_mirror_copies() {
 async fn every_subcommand_is_a_case() {
     let help = etcdctl("127.0.0.1:1").arg("--help").output().await.unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
-    let commands = help.lines().skip_while(|line| !line.starts_with("COMMANDS"));
-    let commands = commands.skip(1).take_while(|line| !line.starts_with("OPTIONS"));
-    let names = commands.filter_map(|line| line.trim().split_once('\t').map(|(name, _)| name.trim()));
+    let commands = help
+        .lines()
+        .skip_while(|line| !line.starts_with("COMMANDS"));
+    let commands = commands
+        .skip(1)
+        .take_while(|line| !line.starts_with("OPTIONS"));
+    let names =
+        commands.filter_map(|line| line.trim().split_once('\t').map(|(name, _)| name.trim()));
     let left_out: BTreeMap<_, _> = LEFT_OUT.iter().copied().collect();
     let mut count = 0;
     for name in names {

@@ -15,7 +15,9 @@ fn scripts() -> Vec<(String, Program)> {
             let path = entry.unwrap().path();
             let name = path.file_stem().unwrap().to_string_lossy().into_owned();
             let text = std::fs::read_to_string(path).unwrap();
-            let program = text.parse().unwrap_or_else(|error| panic!("{name}: {error}"));
+            let program = text
+                .parse()
+                .unwrap_or_else(|error| panic!("{name}: {error}"));
             (name, program)
         })
         .collect();
