@@ -20,4 +20,4 @@ pub mod program;
 pub mod run;
 pub mod servers;
 pub mod step;
-mod streams;
+pub mod streams;

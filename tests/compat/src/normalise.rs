@@ -149,7 +149,7 @@ pub const WATCH_RULES: &[(&str, &str)] = &[
         "in etcd it may not have come past that revision yet, and would be canceled; when it does is not to be seen",
     ),
     (
-        "the id of a watch that a compaction canceled is not used again",
+        "the id of a watch that a compaction canceled is the server's choice, and is not used again",
         "in etcd it stays taken until it is canceled once more, which is answered once more; in podkv it is free",
     ),
     (

@@ -211,8 +211,16 @@ impl Run<'_> {
     }
 
     async fn watch(&mut self, asked: &str, stream: usize, request: WatchRequest) {
-        let Some(union) = request.request_union.clone() else {
+        let Some(mut union) = request.request_union else {
             return;
+        };
+        if let RequestUnion::CreateRequest(create) = &mut union
+            && (create.start_revision < self.compacted && create.start_revision != 0)
+        {
+            create.watch_id = 0;
+        }
+        let request = WatchRequest {
+            request_union: Some(union.clone()),
         };
         if !matches!(union, RequestUnion::CreateRequest(_)) {
             self.catch_up("before a request of a stream").await;

@@ -106,7 +106,7 @@ fn spawn(data: PathBuf, client: &str, peer: &str) -> Child {
 pub struct Podkv {
     // Before the nodes: a server holds one.
     servers: Vec<Server>,
-    _cluster: TestCluster,
+    cluster: TestCluster,
 }
 
 impl Podkv {
@@ -117,10 +117,7 @@ impl Podkv {
             let server = Server::builder(cluster.node(index)).listen("127.0.0.1:0");
             servers.push(server.await.unwrap());
         }
-        Self {
-            servers,
-            _cluster: cluster,
-        }
+        Self { servers, cluster }
     }
 
     pub fn addresses(&self) -> Vec<String> {
@@ -129,6 +126,12 @@ impl Podkv {
             .iter()
             .map(|server| server.local_address().to_owned());
         addresses.collect()
+    }
+
+    /// Where the leader is now.
+    pub async fn leader_address(&self) -> String {
+        let leader = self.cluster.leader().await;
+        self.servers[leader].local_address().to_owned()
     }
 
     pub async fn link(&self) -> Link {

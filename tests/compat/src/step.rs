@@ -172,6 +172,7 @@ impl Request {
             Self::Txn(request) => txn_is_local(request),
             Self::Leases(_)
             | Self::TimeToLive(_)
+            | Self::KeepAlive(_)
             | Self::Members(_)
             | Self::Alarm(_)
             | Self::Status(_)

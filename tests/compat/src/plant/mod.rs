@@ -4,6 +4,7 @@
 //! it finds them: a test runs all of them. [`UNSEEN`] names the slips that it cannot see, and what looks after those.
 
 mod calls;
+mod careless;
 mod watches;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -351,18 +351,43 @@ impl Twin {
         Ok(responses)
     }
 
+    /// All puts first, then all ranges.
     fn refuse(&self, before: &Keys, path: &[Chosen]) -> Ran<()> {
+        // A put by itself has its reasons in the other order.
+        let in_txn = matches!(path, [Chosen::Txn(..)]);
+        self.refuse_puts(before, path, in_txn)?;
+        self.refuse_ranges(path)
+    }
+
+    fn refuse_puts(&self, before: &Keys, path: &[Chosen], in_txn: bool) -> Ran<()> {
         for chosen in path {
             match chosen {
-                Chosen::Txn(_, ops) => self.refuse(before, ops)?,
+                Chosen::Txn(_, ops) => self.refuse_puts(before, ops, in_txn)?,
                 Chosen::Op(Op::Put(put)) => {
-                    if put.lease.is_some_and(|id| !self.leases.contains_key(&id)) {
-                        return Err(Reason::LeaseNotFound);
-                    }
-                    if (put.ignore_value || put.ignore_lease) && !before.contains_key(&put.key) {
-                        return Err(Reason::KeyNotFound);
+                    let lease = match put.lease {
+                        Some(id) if !self.leases.contains_key(&id) => Err(Reason::LeaseNotFound),
+                        _ => Ok(()),
+                    };
+                    let must_exist = put.ignore_value || put.ignore_lease;
+                    let key = match must_exist && !before.contains_key(&put.key) {
+                        true => Err(Reason::KeyNotFound),
+                        false => Ok(()),
+                    };
+                    match in_txn {
+                        true => key.and(lease)?,
+                        false => lease.and(key)?,
                     }
                 }
+                Chosen::Op(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse_ranges(&self, path: &[Chosen]) -> Ran<()> {
+        for chosen in path {
+            match chosen {
+                Chosen::Txn(_, ops) => self.refuse_ranges(ops)?,
                 Chosen::Op(Op::Range(range)) => self.readable(range.revision)?,
                 Chosen::Op(_) => {}
             }
