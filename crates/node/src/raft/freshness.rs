@@ -14,13 +14,33 @@ use tokio::time::Instant;
 
 use crate::membership::LogPosition;
 
+/// When a majority of the voters last followed this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Quorum {
+    /// It does not lead.
+    #[default]
+    None,
+    At(Instant),
+    /// It leads, and is the only voter: its own majority, whether anything happens or not.
+    Always,
+}
+
+impl Quorum {
+    fn at(self) -> Option<Instant> {
+        match self {
+            Self::None => None,
+            Self::At(at) => Some(at),
+            Self::Always => Some(Instant::now()),
+        }
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Freshness(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// On a leader: when a majority last followed it.
-    quorum: Option<Instant>,
+    quorum: Quorum,
     /// On a follower: when, as its leader says, a majority last followed that leader.
     told: Option<Instant>,
     /// The state holds everything that was committed before.
@@ -34,14 +54,14 @@ impl Freshness {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A majority followed this leader at `at`; `None` if it does not lead.
-    pub fn quorum(&self, at: Option<Instant>) {
-        self.state().quorum = at;
+    /// When a majority followed this node.
+    pub fn quorum(&self, quorum: Quorum) {
+        self.state().quorum = quorum;
     }
 
     /// What an append says about it.
     pub fn quorum_age_ms(&self) -> Option<u32> {
-        let at = self.state().quorum?;
+        let at = self.state().quorum.at()?;
         Some(u32::try_from(at.elapsed().as_millis()).unwrap_or(u32::MAX))
     }
 
@@ -61,14 +81,14 @@ impl Freshness {
     /// How long ago a majority followed a leader, as far as this node knows; `None` if it never heard of that.
     pub fn majority_age(&self) -> Option<Duration> {
         let state = self.state();
-        state.quorum.max(state.told).map(|at| at.elapsed())
+        state.quorum.at().max(state.told).map(|at| at.elapsed())
     }
 
     /// How old the state may be; `None` if there is no telling.
     pub fn age(&self, applied: LogPosition) -> Option<Duration> {
         let mut state = self.state();
         state.settle(applied);
-        state.quorum.max(state.as_of).map(|at| at.elapsed())
+        state.quorum.at().max(state.as_of).map(|at| at.elapsed())
     }
 }
 
@@ -123,11 +143,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_leader_without_its_majority_ages() {
         let freshness = Freshness::default();
-        freshness.quorum(Some(Instant::now()));
+        freshness.quorum(Quorum::At(Instant::now()));
         tokio::time::advance(Duration::from_millis(700)).await;
         assert_eq!(freshness.quorum_age_ms(), Some(700));
         assert_eq!(freshness.age(at(0)), Some(Duration::from_millis(700)));
-        freshness.quorum(None);
+        freshness.quorum(Quorum::None);
         assert_eq!(freshness.quorum_age_ms(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_votes_alone_never_ages() {
+        let freshness = Freshness::default();
+        freshness.quorum(Quorum::Always);
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert_eq!(freshness.age(at(0)), Some(Duration::ZERO));
+        assert_eq!(freshness.majority_age(), Some(Duration::ZERO));
     }
 }

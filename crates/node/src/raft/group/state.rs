@@ -10,7 +10,7 @@ use podkv_api::MemberId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::super::freshness::Freshness;
+use super::super::freshness::{Freshness, Quorum};
 use super::super::types::{LogId, members, position};
 use super::{Metrics, MetricsReceiver};
 use crate::membership::{LogPosition, Members};
@@ -110,8 +110,14 @@ pub(super) async fn watch(
                 current = Arc::new(members(&seen));
             }
             let leads = metrics.state == ServerState::Leader;
-            let quorum = metrics.last_quorum_acked.filter(|_| leads);
-            let quorum = quorum.and_then(|at| Instant::now().checked_sub(at.elapsed()));
+            let acked = metrics.last_quorum_acked;
+            let acked = acked.and_then(|at| Instant::now().checked_sub(at.elapsed()));
+            let alone = current.voters.iter().all(|set| set.len() <= 1);
+            let quorum = match (leads, alone, acked) {
+                (true, true, _) => Quorum::Always,
+                (true, false, Some(at)) => Quorum::At(at),
+                _ => Quorum::None,
+            };
             (
                 GroupState::new(&metrics, current.clone()),
                 quorum,
