@@ -23,6 +23,7 @@ fn the_short_rehearsal() {
         jobs: 1,
         short: true,
         without: Vec::new(),
+        binary: None,
         program: Some(PathBuf::from(env!("CARGO_BIN_EXE_podkv-rehearse"))),
     };
     if let Err(error) = play_all(&plan) {
