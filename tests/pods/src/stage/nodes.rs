@@ -23,6 +23,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// A node that is asked how it is answers at once or not at all.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// More than any scenario starts.
+const MAX_PODS: u32 = 32;
+
 /// One node, as it answered.
 #[derive(Clone, Debug)]
 pub struct NodeView {
@@ -194,8 +197,7 @@ impl Stage {
                 volumes.push(entry?.path());
             }
         }
-        let ordinals = 0..u32::try_from(volumes.len())?;
-        let pods: Vec<String> = ordinals
+        let pods: Vec<String> = (0..MAX_PODS)
             .map(|ordinal| self.pod_name(ordinal))
             .collect::<Result<_>>()?;
         let mut found = Vec::new();
