@@ -30,7 +30,10 @@ expect "compare and swap, again" "$(call kv/txn "$swap" | sed 's/"succeeded":tru
 
 # One JSON value a line, for as long as you read. From revision 1 on, so both puts are there already.
 watch="{\"create_request\": {\"key\": \"$greeting\", \"start_revision\": \"1\"}}"
-events=$(curl --silent --no-buffer --max-time 10 "$endpoint/v3/watch" --data "$watch" | grep --max-count 1 "$(value goodbye)")
+exec 3< <(exec curl --silent --no-buffer --max-time 10 "$endpoint/v3/watch" --data "$watch")
+watching=$!
+events=$(grep --max-count 1 "$(value goodbye)" <&3)
+kill "$watching"
 expect "watch" "$events" "\"value\":\"$(value goodbye)\""
 
 lease=$(call lease/grant '{"TTL": "10"}' | sed 's/.*"ID":"\([0-9]*\)".*/\1/')

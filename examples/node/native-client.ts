@@ -77,8 +77,10 @@ async function timeToLive(prefix: string) {
   const key = `${prefix}sessions/42`;
   const revision = await put(key, "alice", { ttlMs: 500n });
   // It is deleted like any other key, and a watch tells.
-  const deleted = await nextEvent(follow(one(key), revision + 1n));
-  assert.equal(deleted.kind, Event_Kind.DELETE);
+  for await (const event of follow(one(key), revision + 1n)) {
+    assert.equal(event.kind, Event_Kind.DELETE);
+    break;
+  }
 }
 
 async function compareAndSwap(prefix: string) {
@@ -149,11 +151,9 @@ async function acquire(key: string, lease: bigint): Promise<bigint> {
     const revision = answer.header!.revision;
     if (answer.succeeded) return revision;
     // From the revision of the refusal on, so that no release is missed.
-    let event;
-    const events = follow(one(key), revision + 1n);
-    do event = await nextEvent(events);
-    while (event.kind !== Event_Kind.DELETE);
-    await events.return(undefined);
+    for await (const event of follow(one(key), revision + 1n)) {
+      if (event.kind === Event_Kind.DELETE) break;
+    }
   }
 }
 
