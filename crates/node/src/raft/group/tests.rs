@@ -593,6 +593,19 @@ async fn leadership_is_handed_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_votes_alone_is_fresh_also_when_nothing_happens() {
+    let mut cluster = Cluster::founded(1, 1).await;
+    cluster.write(1).await;
+    let leader = cluster.leader().await;
+    // Time is what is looked at: nothing happens meanwhile.
+    tokio::time::sleep(3 * timing().election_max).await;
+    let group = cluster.group(leader);
+    group.confirm_within(timing().election_max).unwrap();
+    assert!(group.majority_age().unwrap() < timing().election_max);
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_majority_nothing_is_confirmed() {
     let mut cluster = Cluster::founded(3, 3).await;
     cluster.write(3).await;
