@@ -9,12 +9,13 @@ IMAGE ?= podkv:$(VERSION)
 FLAGS_IMAGE ?= podkv-flags:$(VERSION)
 IMAGE_FLAGS ?=
 
-.PHONY: help setup build try demo flags test compat rehearse bench-checkpoint verify fix audit image image-flags manifests
+.PHONY: help setup build try demo flags test compat rehearse examples bench-checkpoint verify fix audit image image-flags manifests
 
 help:
 	@echo "make try      the tour on memory storage: no C++, nothing durable"
 	@echo "make demo     three nodes, real data, a killed leader, nothing lost"
 	@echo "make flags    an example: feature flags in a web service of three replicas"
+	@echo "make examples podkv from Python, Node and curl, also while the leader is killed"
 	@echo "make test     all tests"
 	@echo "make rehearse all scenarios of the rehearsal of Kubernetes: real nodes as pods (root, Linux, an hour)"
 	@echo "make compat   the etcd API against a real etcd: SEEDS=300 random programs, planted slips, etcdctl"
@@ -42,6 +43,9 @@ demo: build
 
 flags: setup
 	$(CARGO) run --locked -p podkv --features embed --example flags
+
+examples: build
+	@.ci/examples
 
 # The tests wait for fsyncs: what the compiler wrote goes to the disk first, or they wait for that.
 test: build

@@ -1,7 +1,7 @@
 // podkv through etcd's API, with the client package etcd3 (https://github.com/microsoft/etcd3), unchanged.
 //
-//     npx tsx etcd-client.ts               put, get, txn, watch, lease, lock, each checked
-//     npx tsx etcd-client.ts --failover    a watch and a lease go on while the leader is killed
+//     node --import tsx etcd-client.ts               put, get, txn, watch, lease, lock, each checked
+//     node --import tsx etcd-client.ts --failover    a watch and a lease go on while the leader is killed
 
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";

@@ -1,7 +1,7 @@
 // podkv through its own API, with types and clients that ts-proto made from proto/podkv/v1.
 //
-//     npx tsx native-client.ts               put, get, txn, watch, lease, lock, session, each checked
-//     npx tsx native-client.ts --failover    a watch, a lease and writes go on while the leader is killed
+//     node --import tsx native-client.ts               put, get, txn, watch, lease, lock, session, each checked
+//     node --import tsx native-client.ts --failover    a watch, a lease and writes go on while the leader is killed
 
 import assert from "node:assert/strict";
 import { randomBytes, randomUUID } from "node:crypto";

@@ -128,7 +128,7 @@ async def watch(podkv: Podkv, prefix: bytes) -> None:
     await podkv.kv.Put(kv.PutRequest(key=flags + b"dark-mode", value=b"on"), timeout=CALL_SECONDS)
     # What is there, then what changes, with nothing lost between: in one step.
     messages = aiter(podkv.watch.Watch(watch_api.WatchRequest(range=all_below(flags), list=True)))
-    listed = []
+    listed: list[tuple[bytes, bytes]] = []
     while not (message := await anext(messages)).HasField("listed"):
         listed.extend((pair.key, pair.value) for pair in message.list.kvs)
     assert listed == [(flags + b"dark-mode", b"on")]

@@ -370,7 +370,8 @@ impl Open {
                 self.reported = revision;
                 let events: Vec<_> = events.into_iter().map(event).collect();
                 let response = pb::WatchResponse {
-                    header: Some(header(head)),
+                    // Not the node's newest: there are clients that resume after what the header names.
+                    header: Some(header(Header { revision, ..head })),
                     watch_id: id,
                     events,
                     ..Default::default()
