@@ -46,6 +46,9 @@ impl Stage {
 
     pub fn check_one_cluster(&self) -> Result<()> {
         let clusters = self.clusters_ever()?;
+        ensure(!clusters.is_empty(), || {
+            "no volume belongs to a cluster: none was founded".into()
+        })?;
         ensure(clusters.len() == 1, || {
             let identities = self.identities().unwrap_or_default();
             format!(

@@ -11,6 +11,7 @@ use podkv_node::config::StorageConfig;
 use podkv_node::testing::cluster;
 use podkv_node::transport::memory::Hub;
 use podkv_node::{Node, NodeConfig};
+use tokio::sync::watch;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_node_writes_and_reads_what_the_others_wrote() {
@@ -74,48 +75,47 @@ async fn nothing_is_lost_or_doubled_when_the_leader_is_killed() {
 /// Without sessions a write that is in doubt cannot be repeated, so a leader that goes in peace leaves none.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_drains_and_stops_leaves_no_write_in_doubt() {
-    const WRITERS: usize = 16;
     let mut cluster = cluster(3).await;
-    let leader = cluster.leader().await;
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let written = Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let mut writers = tokio::task::JoinSet::new();
-    for writer in 0..WRITERS {
-        // The leader's own callers leave while it drains; those of the others stay.
-        let node = cluster.node((leader + 1 + writer % 2) % 3);
-        let (stopped, written) = (stopped.clone(), written.clone());
-        writers.spawn(async move {
-            for number in 0.. {
-                if *stopped.borrow() {
-                    return;
-                }
-                let put = Put::new(format!("{writer}/{number}"), "");
-                let proposal = Proposal {
-                    stamp: None,
-                    command: Command::Put(put),
-                };
-                let answer = node.propose(proposal, None).await;
-                answer.unwrap_or_else(|error| panic!("{error:?}"));
-                written.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            }
-        });
-    }
-    let more = async |count: usize| {
-        let until = written.load(std::sync::atomic::Ordering::Relaxed) + count;
-        while written.load(std::sync::atomic::Ordering::Relaxed) < until {
-            tokio::task::yield_now().await;
+    for _ in 0..10 {
+        let leader = cluster.leader().await;
+        let (stop, stopped) = watch::channel(false);
+        let written = watch::Sender::new(0_usize);
+        let mut writers = tokio::task::JoinSet::new();
+        for writer in 0..32 {
+            // The leader's own callers leave while it drains; those of the others stay.
+            let node = cluster.node((leader + 1 + writer % 2) % 3);
+            writers.spawn(write_unstamped(node, stopped.clone(), written.clone()));
         }
-    };
-    more(200).await;
-    cluster.node(leader).drain().await;
-    assert!(!cluster.node(leader).is_leader(), "it has handed over");
-    cluster.kill(leader).await;
-    more(200).await;
-    stop.send_replace(true);
-    while let Some(writer) = writers.join_next().await {
-        writer.unwrap();
+        let mut progress = written.subscribe();
+        progress.wait_for(|count| *count >= 200).await.unwrap();
+        cluster.node(leader).drain().await;
+        assert!(!cluster.node(leader).is_leader(), "it has handed over");
+        cluster.kill(leader).await;
+        let so_far = *progress.borrow_and_update();
+        tokio::select! {
+            more = progress.wait_for(|count| *count >= so_far + 100) => drop(more.unwrap()),
+            // A write that failed.
+            Some(writer) = writers.join_next() => writer.unwrap(),
+        }
+        stop.send_replace(true);
+        while let Some(writer) = writers.join_next().await {
+            writer.unwrap();
+        }
+        cluster.restart(leader).await.unwrap();
     }
     cluster.shutdown().await;
+}
+
+async fn write_unstamped(node: Node, stop: watch::Receiver<bool>, written: watch::Sender<usize>) {
+    while !*stop.borrow() {
+        let proposal = Proposal {
+            stamp: None,
+            command: Command::Put(Put::new("key", "value")),
+        };
+        let answer = node.propose(proposal, None).await;
+        answer.unwrap_or_else(|error| panic!("{error:?}"));
+        written.send_modify(|count| *count += 1);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -340,28 +340,6 @@ async fn a_certificate_changes_under_an_open_stream() {
     pods.stop().await;
 }
 
-/// A service's name resolves to addresses, and each is dialled by itself: what was asked for is still the name.
-#[tokio::test(flavor = "multi_thread")]
-async fn behind_a_service_certificates_name_the_service_and_no_address() {
-    let mut pods = Pods::new(1).await;
-    let folder = pods.folder.path().join("podkv-0");
-    pods.ca
-        .install(&folder, &Leaf::new(&["podkv-0", "localhost"]));
-    pods.start(0, TlsMode::Require).await;
-    pods.wait_ready(0).await;
-    let port = pods.pods[0].client.rsplit_once(':').unwrap().1;
-    let builder = || Client::builder().fixed(true).tls(pods.options());
-    let by_service = builder().service(format!("localhost.:{port}"));
-    let by_service = by_service.deadline(PATIENCE).build().unwrap();
-    by_service.put(Put::new("a", "1")).await.unwrap();
-    by_service.close().await;
-    // The address alone is in no certificate, and no wait makes it so.
-    let by_address = builder().endpoints([&pods.pods[0].client]);
-    let by_address = by_address.deadline(Duration::from_secs(1)).build().unwrap();
-    assert!(refusal(by_address).await.contains("not valid for name"));
-    pods.stop().await;
-}
-
 async fn wait_for_event(events: &mut podkv_api::WatchStream, key: &str) {
     let found = async {
         while let Some(message) = events.next().await {
