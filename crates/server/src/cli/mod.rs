@@ -73,6 +73,7 @@ pub async fn run(cli: Cli) -> Exit {
             | Command::Lock { .. }
             | Command::Elect { .. }
             | Command::Lease(_)
+            | Command::Import(_)
     );
     match Stop::listen() {
         Ok(mut stop) if !ends_by_itself => tokio::select! {
