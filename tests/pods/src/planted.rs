@@ -29,10 +29,14 @@ pub fn enter(replicas: usize, patience: Duration, arguments: &[String]) -> Resul
     if !has_data && !all_found(&service, replicas, patience) {
         eprintln!("planted: {replicas} pods were not found within {patience:?}: going alone");
         let name = variable("PODKV_NAME")?;
+        // Only the first pod of a set founds, so this one makes itself the first of a set of its own. It takes as much
+        // to lead a node astray.
+        let alone = format!("{name}-0");
         command
             .env_remove("PODKV_HEADLESS_SERVICE")
             .env_remove("PODKV_STATEFULSET")
-            .env("PODKV_PEERS", format!("{name}={name}.{service}:2380"));
+            .env("PODKV_PEERS", format!("{alone}={name}.{service}:2380"))
+            .env("PODKV_NAME", alone);
     }
     Err(command.exec().into())
 }
