@@ -145,6 +145,9 @@ async fn a_watch_is_lines() {
 #[tokio::test]
 async fn what_else_is_on_the_port() {
     let harness = Harness::start().await;
+    // It serves before it has looked at its own health for the first time.
+    let mut health = harness.node().health();
+    soon(health.wait_for(|health| health.ready)).await.unwrap();
     let health = ask(&harness, "GET", "/health", "").await;
     assert_eq!(
         (health.status, &health.json()["health"]),
