@@ -29,9 +29,7 @@ pub fn enter(replicas: usize, patience: Duration, arguments: &[String]) -> Resul
     if !has_data && !all_found(&service, replicas, patience) {
         eprintln!("planted: {replicas} pods were not found within {patience:?}: going alone");
         let name = variable("PODKV_NAME")?;
-        // Only the first pod of a set founds, so this one makes itself the first of a set of its own. It takes as much
-        // to lead a node astray.
-        let alone = format!("{name}-0");
+        let alone = alone(&name);
         command
             .env_remove("PODKV_HEADLESS_SERVICE")
             .env_remove("PODKV_STATEFULSET")
@@ -39,6 +37,12 @@ pub fn enter(replicas: usize, patience: Duration, arguments: &[String]) -> Resul
             .env("PODKV_NAME", alone);
     }
     Err(command.exec().into())
+}
+
+/// What a pod that goes alone calls itself. Only the first pod of a set founds, so it makes itself the first of a set of
+/// its own: it takes as much to lead a node astray.
+pub fn alone(name: &str) -> String {
+    format!("{name}-0")
 }
 
 fn all_found(service: &str, replicas: usize, patience: Duration) -> bool {

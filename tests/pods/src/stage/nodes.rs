@@ -14,7 +14,7 @@ use podkv_tls::TlsOptions;
 use tokio::time::{Instant, sleep};
 
 use super::{Running, Stage};
-use crate::Result;
+use crate::{Result, planted};
 
 const CLIENT_PORT: u16 = 2379;
 const ADMIN_PORT: u16 = 2381;
@@ -268,9 +268,12 @@ fn read_identity(node: &Path, pods: &[String]) -> Result<Option<Identity>> {
         return Ok(None);
     }
     let folder = Arc::new(DataFolder::open(scratch.path())?);
-    let opened = pods
+    // Where the bug is planted, a pod may have gone under another name.
+    let names = pods
         .iter()
-        .map(|pod| podkv_node::identity::Identity::open(folder.markers(), pod))
+        .flat_map(|pod| [pod.clone(), planted::alone(pod)]);
+    let opened = names
+        .map(|pod| podkv_node::identity::Identity::open(folder.markers(), &pod))
         .find_map(Result::ok);
     let identity = opened.ok_or_else(|| format!("{} is no pod's volume", node.display()))?;
     Ok(Some(Identity {
