@@ -110,13 +110,7 @@ fn following_size(builder: NodeBuilder, config: &ServeConfig) -> NodeBuilder {
     let Some(statefulset) = config.statefulset.clone() else {
         return builder;
     };
-    builder.size_source(Arc::new(podkv_pod::StatefulSetSource {
-        host: statefulset.api_host,
-        port: statefulset.api_port,
-        account_dir: statefulset.account_dir,
-        namespace: statefulset.namespace,
-        name: statefulset.name,
-    }))
+    builder.size_source(Arc::new(statefulset.source()))
 }
 
 /// The settings are refused if they name a StatefulSet.

@@ -135,6 +135,20 @@ pub struct StatefulSetConfig {
     pub account_dir: PathBuf,
 }
 
+#[cfg(feature = "kubernetes")]
+impl StatefulSetConfig {
+    /// Where it is read.
+    pub fn source(self) -> podkv_pod::StatefulSetSource {
+        podkv_pod::StatefulSetSource {
+            host: self.api_host,
+            port: self.api_port,
+            account_dir: self.account_dir,
+            namespace: self.namespace,
+            name: self.name,
+        }
+    }
+}
+
 /// Raw values by setting name, with their sources.
 pub struct Values {
     flags: BTreeMap<&'static str, String>,

@@ -14,7 +14,10 @@ use super::draining::{draining, goodbye, refuse_if_draining};
 
 /// Keep-alives of one stream that are under way at once. The node renews what arrives together in one
 /// command, so a client with many leases must not wait for one after the other.
-pub(crate) const KEEP_ALIVES_AT_ONCE: usize = 256;
+const KEEP_ALIVES_AT_ONCE: usize = 256;
+
+/// The answers of a stream of keep-alives.
+pub(crate) type KeepAlives<A> = Pin<Box<dyn Stream<Item = Result<A, Status>> + Send>>;
 
 pub(super) struct Lease(pub Calls);
 
@@ -44,25 +47,13 @@ impl v1::lease_server::Lease for Lease {
         )
     }
 
-    type KeepAliveStream =
-        Pin<Box<dyn Stream<Item = Result<v1::LeaseKeepAliveResponse, Status>> + Send>>;
+    type KeepAliveStream = KeepAlives<v1::LeaseKeepAliveResponse>;
 
     async fn keep_alive(
         &self,
         request: Request<Streaming<v1::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::KeepAliveStream>, Status> {
-        refuse_if_draining(&self.0.node)?;
-        let (calls, health) = (self.0.clone(), self.0.node.health());
-        let answers = request
-            .into_inner()
-            .take_until(draining(health.clone()))
-            .map(move |request| keep_alive(calls.clone(), request))
-            .buffered(KEEP_ALIVES_AT_ONCE);
-        // A client that said all gets a plain end; one that is cut off is told why.
-        let node = self.0.node.clone();
-        let last = once(async move { health.borrow().draining.then(|| Err(goodbye(&node))) })
-            .filter_map(std::future::ready);
-        Ok(Response::new(Box::pin(answers.chain(last))))
+        keep_alives(&self.0, request, keep_alive)
     }
 
     async fn status(
@@ -86,6 +77,32 @@ impl v1::lease_server::Lease for Lease {
             ids: ids.into_iter().map(|id| id.0).collect(),
         }))
     }
+}
+
+/// A stream of keep-alives, of this API or etcd's: one answer for each request, in order, until the client has said all or
+/// the node drains.
+pub(crate) fn keep_alives<Q, A, F>(
+    calls: &Calls,
+    requests: Request<Streaming<Q>>,
+    keep_alive: impl Fn(Calls, Result<Q, Status>) -> F + Send + 'static,
+) -> Result<Response<KeepAlives<A>>, Status>
+where
+    Q: Send + 'static,
+    A: Send + 'static,
+    F: Future<Output = Result<A, Status>> + Send + 'static,
+{
+    let node = calls.node.clone();
+    refuse_if_draining(&node)?;
+    let (calls, health) = (calls.clone(), node.health());
+    let answers = requests
+        .into_inner()
+        .take_until(draining(health.clone()))
+        .map(move |request| keep_alive(calls.clone(), request))
+        .buffered(KEEP_ALIVES_AT_ONCE);
+    // A client that said all gets a plain end; one that is cut off is told why.
+    let last = once(async move { health.borrow().draining.then(|| Err(goodbye(&node))) })
+        .filter_map(std::future::ready);
+    Ok(Response::new(Box::pin(answers.chain(last))))
 }
 
 async fn keep_alive(

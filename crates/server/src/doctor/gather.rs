@@ -123,13 +123,7 @@ async fn size(config: &ServeConfig) -> SizeSeen {
     let Some(statefulset) = config.statefulset.clone() else {
         return SizeSeen::NotAsked;
     };
-    let source = podkv_pod::StatefulSetSource {
-        host: statefulset.api_host,
-        port: statefulset.api_port,
-        account_dir: statefulset.account_dir,
-        namespace: statefulset.namespace,
-        name: statefulset.name,
-    };
+    let source = statefulset.source();
     // Longer than the rest: it is TCP, TLS and a read of the API server's own store.
     match timeout(2 * ANSWER_TIMEOUT, source.read()).await {
         Ok(Ok(Some(size))) => SizeSeen::Read {

@@ -72,38 +72,42 @@ pub(super) mod etcd {
     use podkv_api::{Error, Reason};
     use tonic::Status;
 
+    /// With its detail: an `OutOfRange` without one is taken for gRPC's own word on an oversized message.
+    fn because(reason: Reason, text: &str) -> Status {
+        super::status(&Error::new(reason, text))
+    }
+
     pub fn empty_key() -> Status {
-        Status::invalid_argument("etcdserver: key is not provided")
+        because(Reason::EmptyKey, "the key is empty")
     }
 
     /// What etcd says of an operation that is none.
     pub fn empty_operation() -> Status {
-        Status::invalid_argument("etcdserver: key not found")
+        because(Reason::KeyNotFound, "an operation that is none")
     }
 
     pub fn too_many_operations() -> Status {
-        Status::invalid_argument("etcdserver: too many operations in txn request")
+        because(Reason::TooManyOperations, "too many operations")
     }
 
     pub fn value_provided() -> Status {
-        Status::invalid_argument("etcdserver: value is provided")
+        because(Reason::ValueProvided, "ignore_value with a value")
     }
 
     pub fn lease_provided() -> Status {
-        Status::invalid_argument("etcdserver: lease is provided")
+        because(Reason::LeaseProvided, "ignore_lease with a lease")
     }
 
-    /// With its detail: an `OutOfRange` without one is taken for gRPC's own word on an oversized message.
     pub fn compacted() -> Status {
-        super::status(&Error::new(Reason::Compacted, "the revision is negative"))
+        because(Reason::Compacted, "the revision is negative")
     }
 
     pub fn lease_not_found() -> Status {
-        Status::not_found("etcdserver: requested lease not found")
+        because(Reason::LeaseNotFound, "there is no lease 0")
     }
 
     pub fn ttl_too_large() -> Status {
-        super::status(&Error::new(Reason::InvalidTtl, "the TTL is too large"))
+        because(Reason::InvalidTtl, "the TTL is too large")
     }
 
     pub fn bad_transferee() -> Status {

@@ -1,9 +1,5 @@
 //! Lease: grant, revoke, keep alive, look. Seconds here, milliseconds in the core.
 
-use std::pin::Pin;
-
-use futures_util::stream::once;
-use futures_util::{Stream, StreamExt};
 use podkv_api::{LeaseId, LeaseStatus, Limits, Reason, Store};
 use podkv_core::{Answer, Command, Proposal};
 use podkv_proto::etcd::etcdserverpb as pb;
@@ -13,8 +9,7 @@ use super::convert::{self, header, signed};
 use super::error::{etcd, status};
 use super::require_leader;
 use crate::api::calls::{Call, Calls};
-use crate::api::draining::{draining, goodbye, refuse_if_draining};
-use crate::api::lease::KEEP_ALIVES_AT_ONCE;
+use crate::api::lease::{KeepAlives, keep_alives};
 
 pub(super) struct Lease(pub Calls);
 
@@ -65,26 +60,14 @@ impl pb::lease_server::Lease for Lease {
         }))
     }
 
-    type LeaseKeepAliveStream =
-        Pin<Box<dyn Stream<Item = Result<pb::LeaseKeepAliveResponse, Status>> + Send>>;
+    type LeaseKeepAliveStream = KeepAlives<pb::LeaseKeepAliveResponse>;
 
     async fn lease_keep_alive(
         &self,
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         require_leader(&self.0.node, request.metadata())?;
-        refuse_if_draining(&self.0.node)?;
-        let (calls, health) = (self.0.clone(), self.0.node.health());
-        let answers = request
-            .into_inner()
-            .take_until(draining(health.clone()))
-            .map(move |request| keep_alive(calls.clone(), request))
-            .buffered(KEEP_ALIVES_AT_ONCE);
-        // A client that said all gets a plain end; one that is cut off is told why.
-        let node = self.0.node.clone();
-        let last = once(async move { health.borrow().draining.then(|| Err(goodbye(&node))) })
-            .filter_map(std::future::ready);
-        Ok(Response::new(Box::pin(answers.chain(last))))
+        keep_alives(&self.0, request, keep_alive)
     }
 
     async fn lease_time_to_live(
