@@ -57,7 +57,7 @@ test: build
 # For one: make rehearse REHEARSE="--scenario kills --seed 7"; --list tells which there are.
 REHEARSE ?=
 rehearse: build
-	$(CARGO) run --locked --quiet --workspace --bin podkv-rehearse -- $(REHEARSE)
+	$(CARGO) run --locked --quiet --bin podkv-rehearse -- $(REHEARSE)
 
 # Some of it is in `make test` already, for a few seeds.
 SEEDS ?= 300
