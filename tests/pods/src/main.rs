@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use podkv_pods::runner::{self, Plan, StageArgs};
+use podkv_pods::scenarios::slow_start;
 use podkv_pods::{planted, stage::sandbox};
 
 /// Rehearses Kubernetes: real nodes as pods, started from the rendered manifests.
@@ -62,6 +63,13 @@ enum Hidden {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// A program that is slow to start, as an entry point
+    #[command(hide = true)]
+    Slow {
+        silent_s: u64,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -73,6 +81,10 @@ fn main() -> ExitCode {
             patience_s,
             arguments,
         }) => planted::enter(replicas, Duration::from_secs(patience_s), &arguments),
+        Some(Hidden::Slow {
+            silent_s,
+            arguments,
+        }) => slow_start::enter(Duration::from_secs(silent_s), &arguments),
         Some(Hidden::Stage(arguments)) => runner::play_here(&arguments),
         None if cli.plan.list => {
             runner::list();

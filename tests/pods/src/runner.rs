@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Mutex, PoisonError};
@@ -124,18 +123,20 @@ struct Outcome {
     took: Duration,
 }
 
+/// Why no rehearsal is possible on this machine; `None` if one is.
+pub fn impossible() -> Option<String> {
+    // What renders the manifests comes from a package registry, which this machine may not reach. Whether they are
+    // right is for `make manifests`.
+    namespaces::missing().or_else(|| Some(namespaces::render(&[]).err()?.to_string()))
+}
+
 /// Plays the plan, and prints a line for each scenario.
 ///
 /// # Errors
-/// If a run failed, or a planted bug was not found.
+/// If a run failed, a planted bug was not found, or this machine allows no rehearsal.
 pub fn play_all(plan: &Plan) -> Result<()> {
-    if let Some(why) = namespaces::missing() {
-        return skip(&why);
-    }
-    // Once, before anything is built: they come from a package registry, which this machine may not reach.
-    // Whether they are right is for `make manifests`.
-    if let Err(error) = namespaces::render(&[]) {
-        return skip(&error.to_string());
+    if let Some(why) = impossible() {
+        return Err(why.into());
     }
     let scenarios: Vec<&Scenario> = match plan.scenarios.as_slice() {
         [] => SCENARIOS.iter().collect(),
@@ -182,12 +183,6 @@ pub fn play_all(plan: &Plan) -> Result<()> {
         return Ok(());
     }
     Err(format!("not as promised: {}", bad.join(", ")).into())
-}
-
-/// Loud, and past what captures the output of tests: nobody should take this for a rehearsal.
-fn skip(why: &str) -> Result<()> {
-    writeln!(std::io::stderr(), "\nNOT REHEARSED: {why}\n")?;
-    Ok(())
 }
 
 fn play_jobs(
