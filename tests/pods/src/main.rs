@@ -39,6 +39,9 @@ struct PlanArgs {
     /// Take this out of the manifests first, like StatefulSet/spec/template/spec/containers/0/lifecycle
     #[arg(long, value_name = "PATH")]
     without: Vec<String>,
+    /// Take out, one after the other, what the manifests cannot do without, and see that a scenario fails
+    #[arg(long)]
+    removals: bool,
     /// Play with this podkv instead of the one of this tree
     #[arg(long)]
     binary: Option<PathBuf>,
@@ -90,16 +93,23 @@ fn main() -> ExitCode {
             runner::list();
             Ok(())
         }
-        None => runner::play_all(&Plan {
-            scenarios: cli.plan.scenario,
-            seed: cli.plan.seed,
-            seeds: cli.plan.seeds,
-            jobs: cli.plan.jobs,
-            short: cli.plan.short,
-            without: cli.plan.without,
-            binary: cli.plan.binary,
-            program: None,
-        }),
+        None => {
+            let removals = cli.plan.removals;
+            let plan = Plan {
+                scenarios: cli.plan.scenario,
+                seed: cli.plan.seed,
+                seeds: cli.plan.seeds,
+                jobs: cli.plan.jobs,
+                short: cli.plan.short,
+                without: cli.plan.without,
+                binary: cli.plan.binary,
+                program: None,
+            };
+            match removals {
+                true => runner::play_removals(&plan),
+                false => runner::play_all(&plan),
+            }
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

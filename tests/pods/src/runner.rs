@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use podkv_tests::process::podkv_binary;
 
 use crate::check::Report;
+use crate::removals::{REMOVALS, Removal};
 use crate::scenarios::{Length, Run, SCENARIOS, Scenario};
 use crate::stage::Manifests;
 use crate::{Result, namespaces};
@@ -142,24 +143,7 @@ pub fn play_all(plan: &Plan) -> Result<()> {
         [] => SCENARIOS.iter().collect(),
         names => names.iter().map(|name| find(name)).collect::<Result<_>>()?,
     };
-    // Before the build, which may put a new one in its place.
-    let program = match &plan.program {
-        Some(program) => program.clone(),
-        None => std::env::current_exe()?,
-    };
-    let built = match &plan.binary {
-        Some(binary) => binary.clone(),
-        None => podkv_binary().to_path_buf(),
-    };
-    let folder = std::env::temp_dir().join(format!("podkv-rehearsal-{}", std::process::id()));
-    fs::create_dir_all(&folder)?;
-    // Of its own: what is built meanwhile is for the next rehearsal.
-    let stage = StageProgram {
-        program: folder.join("podkv-rehearse"),
-        binary: folder.join("podkv"),
-    };
-    fs::copy(program, &stage.program)?;
-    fs::copy(built, &stage.binary)?;
+    let (folder, stage) = programs(plan)?;
     let mut bad = Vec::new();
     for scenario in scenarios {
         let manifests = folder.join(format!("{}.json", scenario.name));
@@ -183,6 +167,95 @@ pub fn play_all(plan: &Plan) -> Result<()> {
         return Ok(());
     }
     Err(format!("not as promised: {}", bad.join(", ")).into())
+}
+
+/// Takes each part out that the manifests cannot do without, and plays the scenario that must miss it.
+///
+/// # Errors
+/// If something was not missed, or this machine allows no rehearsal.
+pub fn play_removals(plan: &Plan) -> Result<()> {
+    if let Some(why) = impossible() {
+        return Err(why.into());
+    }
+    let (folder, stage) = programs(plan)?;
+    let waiting = Mutex::new(REMOVALS.iter().enumerate());
+    let not_missed = Mutex::new(0);
+    let play = |number: usize, removal: &Removal| -> Result<bool> {
+        let scenario = find(removal.scenario)?;
+        let manifests = folder.join(format!("{number}.json"));
+        fs::write(&manifests, namespaces::render(scenario.components)?)?;
+        let plan = Plan {
+            short: !removal.full,
+            without: vec![removal.path.into()],
+            ..plan.clone()
+        };
+        let job = Job {
+            scenario,
+            seed: 1,
+            manifests,
+        };
+        let of_run = folder.join(number.to_string());
+        let missed = run_process(&plan, &job, &stage, &of_run).is_err();
+        remove(&of_run);
+        Ok(missed)
+    };
+    std::thread::scope(|threads| {
+        for _ in 0..plan.jobs.max(1) {
+            threads.spawn(|| {
+                loop {
+                    let next = waiting
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .next();
+                    let Some((number, removal)) = next else {
+                        return;
+                    };
+                    let verdict = match play(number, removal) {
+                        Ok(true) => "missed".to_string(),
+                        Ok(false) => "NOT MISSED".to_string(),
+                        Err(error) => format!("NOT PLAYED: {error}"),
+                    };
+                    println!("{:<16} {}: {verdict}", removal.scenario, removal.path);
+                    if verdict != "missed" {
+                        *not_missed.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+                    }
+                }
+            });
+        }
+    });
+    remove(&folder);
+    match not_missed
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+    {
+        0 => Ok(()),
+        several => {
+            Err(format!("{several} parts of the manifests are missed by no scenario").into())
+        }
+    }
+}
+
+/// A folder for the runs, and the programs to play with.
+fn programs(plan: &Plan) -> Result<(PathBuf, StageProgram)> {
+    // Before the build, which may put a new one in its place.
+    let program = match &plan.program {
+        Some(program) => program.clone(),
+        None => std::env::current_exe()?,
+    };
+    let built = match &plan.binary {
+        Some(binary) => binary.clone(),
+        None => podkv_binary().to_path_buf(),
+    };
+    let folder = std::env::temp_dir().join(format!("podkv-rehearsal-{}", std::process::id()));
+    fs::create_dir_all(&folder)?;
+    // Of its own: what is built meanwhile is for the next rehearsal.
+    let stage = StageProgram {
+        program: folder.join("podkv-rehearse"),
+        binary: folder.join("podkv"),
+    };
+    fs::copy(program, &stage.program)?;
+    fs::copy(built, &stage.binary)?;
+    Ok((folder, stage))
 }
 
 fn play_jobs(
