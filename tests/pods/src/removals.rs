@@ -106,7 +106,6 @@ pub const REMOVALS: &[Removal] = &[
         "first-start",
         "StatefulSet/spec/template/spec/serviceAccountName",
     ),
-    missed_by("first-start", "ServiceAccount/automountServiceAccountToken"),
     missed_by("first-start", "Role/rules/0"),
     missed_by("first-start", "RoleBinding/subjects/0"),
 ];
