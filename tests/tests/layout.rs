@@ -118,6 +118,23 @@ fn client_never_sees_core_or_node() {
 }
 
 #[test]
+fn files_need_nothing_but_a_store() {
+    assert_without(
+        "podkv-files",
+        &[],
+        &[
+            "tonic",
+            "prost",
+            "openraft",
+            "rocksdb",
+            "podkv-core",
+            "podkv-node",
+            "podkv-client",
+        ],
+    );
+}
+
+#[test]
 fn certificates_are_made_by_the_binary_alone() {
     for package in ["podkv-client", "podkv-node"] {
         assert_without(

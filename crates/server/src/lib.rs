@@ -18,6 +18,7 @@ mod connections;
 mod dev;
 mod doctor;
 mod etcd;
+mod files;
 mod serve;
 mod server;
 pub mod settings;

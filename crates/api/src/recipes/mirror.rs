@@ -197,6 +197,12 @@ impl Snapshot {
         self.revision
     }
 
+    /// The newest revision that may have changed what is in it. What a snapshot of this revision or a later one showed
+    /// is still what there is.
+    pub fn changed_at(&self) -> Revision {
+        self.changed_at
+    }
+
     /// Everything, in key order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &KeyValue> {
         self.map.values()

@@ -1,11 +1,14 @@
 //! The command line, as clap sees it.
 
+mod files;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use self::files::{ExecArgs, ImportCommand, ImportEtcdArgs, ImportHow, OnChange, ProjectArgs};
 use super::exit::EXIT_CODES;
 use crate::settings::{SETTINGS, Setting, TLS_CA, TLS_CERT, TLS_KEY, parse_duration};
 
@@ -217,9 +220,13 @@ pub enum Command {
     /// Back up and restore
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
-    /// Bring data over from another store
+    /// Bring data in: a directory, ConfigMaps and Secrets, or another store
     #[command(subcommand)]
     Import(ImportCommand),
+    /// Keep a directory equal to the keys below a prefix, for programs that read files
+    Project(ProjectArgs),
+    /// Run a program with the keys below a prefix as environment variables. Exits as the program does
+    Exec(ExecArgs),
     /// What is wrong, and what to do about it: in a node's container, or of a cluster that can be reached. Exit codes of
     /// this command: 0 nothing is wrong, 1 there are warnings, 2 there are problems
     Doctor(DoctorArgs),
@@ -339,37 +346,6 @@ pub enum SnapshotCommand {
     Restore { file: PathBuf },
     /// Throw away a restore that was not finished: the cluster is empty again
     Discard,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum ImportCommand {
-    /// Copy a running etcd into an empty cluster, and follow it until Ctrl-C. If it breaks off while it restores, go on
-    /// with `podkv snapshot restore FILE`; while it follows, begin again with an empty cluster
-    Etcd(ImportEtcdArgs),
-}
-
-#[derive(Debug, Args)]
-pub struct ImportEtcdArgs {
-    /// host:port, or a URL
-    pub from: String,
-    /// Take over what changes, until Ctrl-C; then what is left
-    #[arg(long)]
-    pub follow: bool,
-    /// The copy, which is a backup like any other; it is left there
-    #[arg(long, default_value = "etcd.podkv")]
-    pub file: PathBuf,
-    /// For https: the CA of etcd's certificate, PEM
-    #[arg(long, value_name = "FILE")]
-    pub from_ca: Option<PathBuf>,
-    /// Certificate for etcd, PEM
-    #[arg(long, value_name = "FILE", requires = "from_key", requires = "from_ca")]
-    pub from_cert: Option<PathBuf>,
-    /// Its private key, PEM
-    #[arg(long, value_name = "FILE", requires = "from_cert")]
-    pub from_key: Option<PathBuf>,
-    /// etcd's user; the password is read from PODKV_FROM_PASSWORD
-    #[arg(long, value_name = "NAME")]
-    pub from_user: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

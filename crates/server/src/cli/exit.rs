@@ -4,27 +4,28 @@ use podkv_api::{Error, ErrorKind};
 
 /// What `podkv` exits with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Exit {
-    Ok = 0,
+    Ok,
     /// A defect, a failed disk, or a file that cannot be read or written.
-    Failed = 1,
+    Failed,
     /// Mend the command.
-    Usage = 2,
+    Usage,
     /// What was named does not exist.
-    NotFound = 3,
+    NotFound,
     /// A compare failed, or something is in the way.
-    Conflict = 4,
+    Conflict,
     /// Try again later.
-    Unavailable = 5,
+    Unavailable,
     /// The write may or may not have been applied.
-    Unknown = 6,
+    Unknown,
     /// Not allowed, or not the cluster that was expected.
-    Denied = 7,
+    Denied,
     /// Ended by SIGINT, as shells count it.
-    Interrupted = 130,
+    Interrupted,
     /// Ended by SIGTERM, as shells count it.
-    Terminated = 143,
+    Terminated,
+    /// What the program exited with that `podkv exec` ran.
+    Program(u8),
 }
 
 /// For the help text.
@@ -56,6 +57,19 @@ impl From<&Error> for Exit {
 
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
-        (exit as u8).into()
+        let code: u8 = match exit {
+            Exit::Ok => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::NotFound => 3,
+            Exit::Conflict => 4,
+            Exit::Unavailable => 5,
+            Exit::Unknown => 6,
+            Exit::Denied => 7,
+            Exit::Interrupted => 130,
+            Exit::Terminated => 143,
+            Exit::Program(code) => code,
+        };
+        code.into()
     }
 }

@@ -6,10 +6,12 @@ mod cert;
 mod cluster;
 mod data;
 mod doctor;
+mod exec;
 mod exit;
 mod hold;
 mod import;
 mod output;
+mod project;
 mod recover;
 mod restore;
 mod tls;
@@ -74,6 +76,8 @@ pub async fn run(cli: Cli) -> Exit {
             | Command::Elect { .. }
             | Command::Lease(_)
             | Command::Import(_)
+            | Command::Project(_)
+            | Command::Exec(_)
     );
     match Stop::listen() {
         Ok(mut stop) if !ends_by_itself => tokio::select! {
@@ -253,6 +257,17 @@ async fn dispatch(
         // It asks no cluster: `run` has taken it.
         Command::Snapshot(SnapshotCommand::Check { .. }) => Ok(Exit::Usage),
         Command::Import(ImportCommand::Etcd(args)) => import::etcd(client, printer, args).await,
+        Command::Import(ImportCommand::Dir { dir, prefix, how }) => {
+            import::dir(client, printer, &dir, &prefix, how).await
+        }
+        Command::Import(ImportCommand::Manifest {
+            file,
+            prefix,
+            by_name,
+            how,
+        }) => import::manifest(client, printer, &file, &prefix, by_name, how).await,
+        Command::Project(args) => project::project(client, printer, args).await,
+        Command::Exec(args) => exec::exec(client, args).await,
         // `run` has taken these.
         Command::Serve(_)
         | Command::Dev(_)
