@@ -163,7 +163,7 @@ fn every_command() -> Vec<Command> {
 }
 
 fn every_auth_change() -> Vec<AuthChange> {
-    let (user, role) = || -> (String, String) { ("alice".into(), "reader".into()) }();
+    let (user, role) = (String::from("alice"), String::from("reader"));
     let permission = |kind, range| AuthChange::GrantPermission {
         role: role.clone(),
         permission: Permission { kind, range },
