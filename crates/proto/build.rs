@@ -9,7 +9,8 @@ use std::path::Path;
 use prost::Message;
 
 const INCLUDE: &str = "proto";
-const CLIENT_FACING: [&str; 6] = [
+const CLIENT_FACING: [&str; 7] = [
+    "podkv/v1/auth.proto",
     "podkv/v1/kv.proto",
     "podkv/v1/watch.proto",
     "podkv/v1/lease.proto",

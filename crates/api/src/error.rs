@@ -128,7 +128,9 @@ reasons! {
     WrongTarget = 36, Fenced;
     /// The volume is a copy, or was rewound.
     RewoundVolume = 37, Fenced;
+    /// What proves who the caller is does not hold, or no longer: authenticate again.
     Unauthenticated = 38, Denied;
+    /// The caller is known, and has no role that allows this.
     PermissionDenied = 39, Denied;
     /// A watch fell so far behind that its place is compacted, or the stream ended.
     WatchLost = 40, Unavailable;
@@ -156,6 +158,30 @@ reasons! {
     NotRestoring = 51, Conflict;
     /// This node's id is no longer its cluster's. Started again, the node joins anew under another one.
     Retired = 52, Conflict;
+    /// The cluster asks its callers who they are, and this one did not say.
+    CredentialsMissing = 53, Denied;
+    /// No such user, or not its password: which of them is not told.
+    AuthenticationFailed = 54, Denied;
+    /// The cluster does not ask its callers who they are, so there is nothing to prove.
+    AuthNotEnabled = 55, Conflict;
+    /// Passwords and tokens would cross the network in clear.
+    AuthNeedsTls = 56, Conflict;
+    EmptyUserName = 57, Invalid;
+    UserExists = 58, Conflict;
+    UserNotFound = 59, NotFound;
+    EmptyRoleName = 60, Invalid;
+    RoleExists = 61, Conflict;
+    RoleNotFound = 62, NotFound;
+    /// The user has not got the role.
+    RoleNotGranted = 63, NotFound;
+    /// The role has no permission on exactly that range.
+    PermissionNotGranted = 64, NotFound;
+    /// Authentication is enabled only once there is a user `root`.
+    RootUserNotFound = 65, Conflict;
+    /// Authentication is enabled only once the user `root` has the role `root`.
+    RootRoleNotGranted = 66, Conflict;
+    /// Nobody could change anything any more, or the range of a permission is empty.
+    InvalidAuthChange = 67, Invalid;
 }
 
 /// Where the leader is, as far as the node that answered knew.

@@ -8,6 +8,7 @@
 //!
 //! This crate never names tonic, prost, openraft or RocksDB.
 
+pub mod auth;
 pub mod cluster;
 pub mod error;
 pub mod key;
@@ -23,6 +24,7 @@ pub mod watch;
 
 pub use bytes::Bytes;
 
+pub use auth::{AuthStatus, Permission, PermissionKind, ROOT, Role, User};
 pub use cluster::{
     ClusterId, DesiredSize, Header, Incarnation, Member, MemberId, MemberRole, NodeStatus,
     Retention,

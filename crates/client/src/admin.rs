@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::client::Client;
 use crate::core::{Answered, Plan};
+use crate::credentials::Authorized;
 use crate::directory::{ask_status, look_around};
 use crate::endpoint::Endpoint;
 use crate::failure::corrupt;
@@ -65,7 +66,7 @@ impl Client {
 
     async fn change_members<F>(
         &self,
-        send: impl Fn(ClusterClient<tonic::transport::Channel>) -> F + Send + Sync,
+        send: impl Fn(ClusterClient<Authorized>) -> F + Send + Sync,
     ) -> Result<Vec<Member>>
     where
         F: Future<Output = Result<tonic::Response<v1::MembersResponse>, tonic::Status>> + Send,

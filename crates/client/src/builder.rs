@@ -7,6 +7,7 @@ use podkv_api::{Result, Store};
 use podkv_tls::{ClientTls, TlsOptions};
 
 use crate::client::{Client, Parts};
+use crate::credentials::Credentials;
 use crate::dial::{Dialer, Tcp};
 use crate::settings::{Settings, bad};
 
@@ -18,6 +19,8 @@ pub struct Builder {
     settings: Settings,
     dialer: Option<Arc<dyn Dialer>>,
     tls: Option<TlsOptions>,
+    /// Name and password.
+    user: Option<(String, String)>,
 }
 
 impl std::fmt::Debug for Builder {
@@ -27,6 +30,7 @@ impl std::fmt::Debug for Builder {
             .field("services", &self.services)
             .field("settings", &self.settings)
             .field("tls", &self.tls)
+            .field("user", &self.user.as_ref().map(|(name, _)| name))
             .finish_non_exhaustive()
     }
 }
@@ -123,6 +127,14 @@ impl Builder {
         self
     }
 
+    /// Says to the nodes who this client is. It gets its tokens by itself, and gets another when one has ended. Has no
+    /// effect while the cluster asks nobody. Without TLS the password crosses the network in clear.
+    #[must_use]
+    pub fn user(mut self, name: impl Into<String>, password: impl Into<String>) -> Self {
+        self.user = Some((name.into(), password.into()));
+        self
+    }
+
     /// How connections are made; TCP unless set. TLS runs over them.
     #[must_use]
     pub fn dialer(mut self, dialer: Arc<dyn Dialer>) -> Self {
@@ -155,6 +167,9 @@ impl Builder {
             settings: self.settings,
             dialer: self.dialer.unwrap_or_else(|| Arc::new(Tcp)),
             tls: tls.map(Arc::new),
+            credentials: self
+                .user
+                .map(|(name, password)| Arc::new(Credentials::new(name, password))),
             fence: Arc::default(),
         })
     }

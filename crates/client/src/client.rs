@@ -26,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::ask_members;
 use crate::builder::{Builder, without_scheme};
 use crate::core::{Answered, Core, Plan};
+use crate::credentials::Credentials;
 use crate::dial::Dialer;
 use crate::directory;
 use crate::endpoint::{Endpoint, Runtime};
@@ -57,6 +58,7 @@ pub(crate) struct Parts {
     pub settings: Settings,
     pub dialer: Arc<dyn Dialer>,
     pub tls: Option<Arc<ClientTls>>,
+    pub credentials: Option<Arc<Credentials>>,
     pub fence: Arc<Fence>,
 }
 
@@ -93,6 +95,7 @@ impl Client {
             settings,
             dialer: self.core.runtime.dialer.clone(),
             tls: self.core.runtime.tls.clone(),
+            credentials: self.core.runtime.credentials.clone(),
             fence: self.core.fence.clone(),
         })
     }
@@ -102,6 +105,7 @@ impl Client {
             settings: Arc::new(parts.settings),
             dialer: parts.dialer,
             tls: parts.tls,
+            credentials: parts.credentials,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         };
@@ -175,7 +179,7 @@ async fn pipe<T>(
     let result = if is_too_large(&operation) {
         alone(&endpoint, operation, until).await?
     } else {
-        endpoint.pipe().call(operation, until).await?
+        endpoint.on_pipe(operation, until).await?
     };
     answer(result)
 }
@@ -378,7 +382,7 @@ impl Store for Client {
         let deadline = self.core.deadline();
         self.core
             .call(Plan::RENEW, deadline, |endpoint, until| async move {
-                let status = endpoint.keep_alives().renew(id, until).await?;
+                let status = endpoint.renew(id, until).await?;
                 Ok((status.header, status))
             })
             .await

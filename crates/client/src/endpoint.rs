@@ -4,7 +4,9 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use podkv_api::{Error, MemberId, Reason, Result};
+use podkv_api::{Error, LeaseId, LeaseStatus, MemberId, Reason, Result};
+use podkv_proto::v1::pipe_operation::Operation;
+use podkv_proto::v1::pipe_result;
 use podkv_tls::{ClientTls, host_of};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -12,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::{Channel, Uri};
 use tonic::{Response, Status};
 
+use crate::credentials::{Authorized, Credentials};
 use crate::dial::{Connector, Dialer, TlsFailure};
 use crate::failure::{Failure, closed};
 use crate::lease::KeepAlives;
@@ -26,6 +29,7 @@ pub(crate) struct Runtime {
     pub settings: Arc<Settings>,
     pub dialer: Arc<dyn Dialer>,
     pub tls: Option<Arc<ClientTls>>,
+    pub credentials: Option<Arc<Credentials>>,
     pub tasks: TaskTracker,
     pub stop: CancellationToken,
 }
@@ -67,8 +71,9 @@ pub(crate) struct Endpoint {
     health: Mutex<Health>,
     /// Who answered last; 0 is nobody yet.
     member: AtomicU64,
-    pipe: Mutex<Option<Pipe>>,
-    keep_alives: Mutex<Option<KeepAlives>>,
+    /// The streams, with the generation of credentials that they began with.
+    pipe: Mutex<Option<(u64, Pipe)>>,
+    keep_alives: Mutex<Option<(u64, KeepAlives)>>,
 }
 
 impl Endpoint {
@@ -97,8 +102,9 @@ impl Endpoint {
         &self.address
     }
 
-    pub fn channel(&self) -> Channel {
-        self.channel.clone()
+    /// Its calls say who this client is.
+    pub fn channel(&self) -> Authorized {
+        Authorized::new(self.channel.clone(), self.runtime.credentials.clone())
     }
 
     pub fn member(&self) -> Option<MemberId> {
@@ -158,25 +164,65 @@ impl Endpoint {
         lock(&self.health).retry_at.filter(|at| *at > now)
     }
 
-    /// The operation stream, opened if there is none.
-    pub fn pipe(&self) -> Pipe {
+    /// The operation stream, opened if there is none, or if the token that it began with does not hold any more.
+    fn pipe(&self) -> Pipe {
+        let generation = self.generation();
         let mut slot = lock(&self.pipe);
         match &*slot {
-            Some(pipe) if !pipe.is_closed() => pipe.clone(),
-            _ => slot
-                .insert(Pipe::open(self.channel(), &self.runtime))
-                .clone(),
+            Some((begun, pipe)) if *begun == generation && !pipe.is_closed() => pipe.clone(),
+            _ => {
+                let pipe = Pipe::open(self.channel(), &self.runtime);
+                slot.insert((generation, pipe)).1.clone()
+            }
         }
     }
 
-    /// The keep-alive stream, opened if there is none.
-    pub fn keep_alives(&self) -> KeepAlives {
+    /// The same for keep-alives.
+    fn keep_alives(&self) -> KeepAlives {
+        let generation = self.generation();
         let mut slot = lock(&self.keep_alives);
         match &*slot {
-            Some(stream) if !stream.is_closed() => stream.clone(),
-            _ => slot
-                .insert(KeepAlives::open(self.channel(), &self.runtime))
-                .clone(),
+            Some((begun, stream)) if *begun == generation && !stream.is_closed() => stream.clone(),
+            _ => {
+                let stream = KeepAlives::open(self.channel(), &self.runtime);
+                slot.insert((generation, stream)).1.clone()
+            }
+        }
+    }
+
+    /// Sends an operation on the operation stream.
+    pub async fn on_pipe(
+        &self,
+        operation: Operation,
+        until: Instant,
+    ) -> Result<pipe_result::Result, Failure> {
+        let generation = self.generation();
+        let result = self.pipe().call(operation, until).await;
+        self.judged(result, generation).await
+    }
+
+    /// Renews a lease on the stream of keep-alives.
+    pub async fn renew(&self, id: LeaseId, until: Instant) -> Result<LeaseStatus, Failure> {
+        let generation = self.generation();
+        let result = self.keep_alives().renew(id, until).await;
+        self.judged(result, generation).await
+    }
+
+    /// See [`Credentials::generation`].
+    pub fn generation(&self) -> u64 {
+        let credentials = self.runtime.credentials.as_ref();
+        credentials.map_or(0, |credentials| credentials.generation())
+    }
+
+    /// The same, and what a failure means for the credentials that it began with.
+    pub async fn judged<T>(
+        &self,
+        result: Result<T, Failure>,
+        generation: u64,
+    ) -> Result<T, Failure> {
+        match (result, &self.runtime.credentials) {
+            (Err(failure), Some(credentials)) => Err(credentials.judge(failure, generation).await),
+            (result, _) => result,
         }
     }
 
@@ -186,14 +232,16 @@ impl Endpoint {
         until: Instant,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Failure> {
-        tokio::select! {
+        let generation = self.generation();
+        let result = tokio::select! {
             () = self.runtime.stop.cancelled() => Err(Failure::lost(closed())),
             answer = timeout_at(until, call) => match answer {
                 Ok(Ok(response)) => Ok(response.into_inner()),
                 Ok(Err(status)) => Err(Failure::from_status(&status)),
                 Err(_elapsed) => Err(Failure::lost(no_answer())),
             },
-        }
+        };
+        self.judged(result, generation).await
     }
 
     pub fn max_response_bytes(&self) -> usize {

@@ -19,6 +19,8 @@ pub(crate) enum Fate {
 pub(crate) struct Failure {
     pub error: Error,
     pub fate: Fate,
+    /// The token was refused, and the next attempt gets another: see `credentials.rs`.
+    pub again: bool,
 }
 
 impl Failure {
@@ -26,6 +28,7 @@ impl Failure {
         Self {
             error,
             fate: Fate::NotSent,
+            again: false,
         }
     }
 
@@ -33,6 +36,7 @@ impl Failure {
         Self {
             error,
             fate: Fate::Refused,
+            again: false,
         }
     }
 
@@ -40,6 +44,7 @@ impl Failure {
         Self {
             error,
             fate: Fate::Lost,
+            again: false,
         }
     }
 
@@ -56,6 +61,11 @@ impl Failure {
         } else {
             Self::refused(error)
         }
+    }
+
+    /// True if the same request may succeed later or elsewhere.
+    pub fn is_retryable(&self) -> bool {
+        self.again || self.error.is_retryable()
     }
 
     /// True if the request may have been executed.

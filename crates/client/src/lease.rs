@@ -13,8 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
+use crate::credentials::Authorized;
 use crate::endpoint::{Runtime, no_answer};
 use crate::failure::{Failure, corrupt};
 
@@ -27,7 +27,7 @@ pub(crate) struct KeepAlives {
 }
 
 impl KeepAlives {
-    pub fn open(channel: Channel, runtime: &Runtime) -> Self {
+    pub fn open(channel: Authorized, runtime: &Runtime) -> Self {
         let (queue, queued) = mpsc::channel(runtime.settings.queue);
         runtime.spawn(run(channel, queued, runtime.settings.queue));
         Self { queue }
@@ -68,7 +68,7 @@ struct Flight {
     unanswered: VecDeque<(LeaseId, Vec<Reply>)>,
 }
 
-async fn run(channel: Channel, mut queue: mpsc::Receiver<(LeaseId, Reply)>, limit: usize) {
+async fn run(channel: Authorized, mut queue: mpsc::Receiver<(LeaseId, Reply)>, limit: usize) {
     let mut flight = Flight {
         to_send: VecDeque::new(),
         joined: HashMap::new(),

@@ -20,6 +20,7 @@
 //!   once. An error says whether a write may have been applied; it never says wrongly that it was not.
 //! - **Rides on one stream** to each node for puts, deletes, transactions and small ranges.
 //! - **Resumes watches** on another node without a gap or a duplicate.
+//! - **Authenticates** by itself, if it was given a name and a password.
 //! - **Refuses** answers of another cluster, or from this cluster's past.
 //!
 //! # Where what is
@@ -29,9 +30,11 @@
 //! `restore` are the streams, `directory` is the task that looks around.
 
 mod admin;
+mod auth;
 mod builder;
 mod client;
 mod core;
+mod credentials;
 mod dial;
 mod directory;
 mod endpoint;

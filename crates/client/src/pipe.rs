@@ -32,9 +32,9 @@ use tokio::sync::mpsc::{self, OwnedPermit};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
+use crate::credentials::Authorized;
 use crate::endpoint::{Runtime, no_answer};
 use crate::failure::Failure;
 
@@ -95,7 +95,7 @@ pub(crate) struct Pipe {
 }
 
 impl Pipe {
-    pub fn open(channel: Channel, runtime: &Runtime) -> Self {
+    pub fn open(channel: Authorized, runtime: &Runtime) -> Self {
         let (queue, queued) = mpsc::channel(runtime.settings.queue);
         let limit = runtime.settings.max_response_bytes;
         let client = KvClient::new(channel).max_decoding_message_size(limit);
@@ -167,7 +167,7 @@ struct Flight {
     ending: bool,
 }
 
-async fn run(mut client: KvClient<Channel>, queue: mpsc::Receiver<Queued>) {
+async fn run(mut client: KvClient<Authorized>, queue: mpsc::Receiver<Queued>) {
     let mut flight = Flight {
         queue,
         carried: None,

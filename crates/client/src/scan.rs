@@ -259,7 +259,7 @@ impl Scan {
     /// Whether the rest may be asked for elsewhere.
     fn judge(&self, failure: Failure) -> Result<()> {
         let lags = self.is_pinned && failure.error.reason() == Reason::FutureRevision;
-        if failure.error.is_retryable() || lags {
+        if failure.is_retryable() || lags {
             Ok(())
         } else {
             Err(failure.error)

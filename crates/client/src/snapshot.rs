@@ -68,7 +68,7 @@ pub(crate) async fn save(client: &Client) -> Result<SnapshotStream> {
             }
             Err(failure) => {
                 attempts.failed(&attempt, &failure);
-                if !failure.error.is_retryable() {
+                if !failure.is_retryable() {
                     return Err(failure.error);
                 }
             }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use podkv_api::Reason;
 
+use crate::auth::Caller;
 use crate::changes::RevisionEvents;
 use crate::check;
 use crate::command::{Command, Entry, Proposal};
@@ -30,6 +31,8 @@ pub struct Effects {
     /// A backup was restored. Its keys are there without ever having been events: who watched has
     /// missed them, and must be told so.
     pub restored: bool,
+    /// Who may do what has changed: who was allowed to watch may not be any more.
+    pub auth_changed: bool,
     /// The state as a whole, after the batch. It is among the writes too.
     pub meta: Meta,
 }
@@ -61,25 +64,41 @@ impl<'v> Applier<'v> {
 
 impl State<'_> {
     fn propose(&mut self, proposal: &Proposal) -> Result<Outcome, ViewError> {
-        if self.restoring && !restore::may_run_meanwhile(&proposal.command) {
-            // Before its session notes anything: sent again later, it is still fresh.
+        // Only what is inside counts for the session: sent again by a caller that had to
+        // authenticate again, it is the same write.
+        let (caller, command) = match &proposal.command {
+            Command::As { caller, command } => (Some(caller), &**command),
+            command => (None, command),
+        };
+        // Before its session notes anything: sent again later, it is still fresh.
+        if self.restoring && !restore::may_run_meanwhile(command) {
             return Ok(self.outcome(Err(self.reject(Reason::Restoring))));
         }
+        if let Some(caller) = caller
+            && let Err(reason) = self.rights(caller)?
+        {
+            return Ok(self.outcome(Err(self.reject(reason))));
+        }
         let Some(stamp) = &proposal.stamp else {
-            return self.execute(&proposal.command);
+            return self.execute(caller, command);
         };
-        match self.admit(stamp, &proposal.command)? {
+        match self.admit(stamp, command)? {
             Admission::Duplicate(outcome) => Ok(outcome),
             Admission::Refused(rejection) => Ok(self.outcome(Err(rejection))),
             Admission::Fresh(digest) => {
-                let outcome = self.execute(&proposal.command)?;
+                let outcome = self.execute(caller, command)?;
                 self.keep_result(stamp, digest, &outcome)?;
                 Ok(outcome)
             }
         }
     }
 
-    fn execute(&mut self, command: &Command) -> Result<Outcome, ViewError> {
+    /// `caller` is `None` for the cluster itself.
+    fn execute(
+        &mut self,
+        caller: Option<&Caller>,
+        command: &Command,
+    ) -> Result<Outcome, ViewError> {
         // Not a rejection: the others go on at that level, and this replica cannot.
         if let Command::SetFeatureLevel(level) = command
             && *level > FEATURE_LEVEL
@@ -88,7 +107,10 @@ impl State<'_> {
         }
         // A peer of another release may have checked less than apply relies on.
         let result = match check::well_formed(command) {
-            Ok(()) => self.run(command)?,
+            Ok(()) => match caller {
+                Some(caller) => self.run_as(caller, command)?,
+                None => self.run(command)?,
+            },
             Err(error) => Err(self.reject(error.reason())),
         };
         Ok(self.outcome(result))
@@ -99,6 +121,24 @@ impl State<'_> {
             revision: self.meta.revision,
             duplicate: false,
             result,
+        }
+    }
+
+    fn run_as(
+        &mut self,
+        caller: &Caller,
+        command: &Command,
+    ) -> Result<Result<Answer, Rejection>, ViewError> {
+        if let Err(reason) = self.permit(caller, command)? {
+            return Ok(Err(self.reject(reason)));
+        }
+        match command {
+            // A session is its opener's alone.
+            Command::SessionKeepAlive { ids } => {
+                Ok(Ok(self.session_keep_alive(ids, Some(caller))?))
+            }
+            Command::SessionClose { id } => self.session_close(*id, Some(caller)),
+            command => self.run(command),
         }
     }
 
@@ -130,8 +170,8 @@ impl State<'_> {
                 ttl_ms,
                 identity,
             } => self.session_open(*id, *ttl_ms, identity)?,
-            Command::SessionKeepAlive { ids } => Ok(self.session_keep_alive(ids)?),
-            Command::SessionClose { id } => self.session_close(*id)?,
+            Command::SessionKeepAlive { ids } => Ok(self.session_keep_alive(ids, None)?),
+            Command::SessionClose { id } => self.session_close(*id, None)?,
             Command::Expire { limit } => Ok(self.expire(*limit)?),
             Command::Sweep { limit } => Ok(self.sweep(*limit)?),
             Command::SetRetention(retention) => {
@@ -162,6 +202,9 @@ impl State<'_> {
             Command::RestoreEnd { backup, records } => self.restore_end(*backup, *records)?,
             Command::RestoreDiscard { limit } => Ok(self.restore_discard(*limit)?),
             Command::SetDesiredSize(size) => self.set_desired_size(size)?,
+            Command::Auth(change) => self.change_auth(change)?,
+            // Unwrapped before; one inside another is malformed.
+            Command::As { .. } => Err(self.reject(Reason::InvalidArgument)),
         })
     }
 }

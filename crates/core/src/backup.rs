@@ -5,7 +5,8 @@
 //!         | BackupHeader | BackupBlock |     | BackupBlock | BackupEnd |
 //!         +--------------+-------------+- - -+-------------+-----------+
 //! header  whose: cluster, incarnation, revision, cluster clock, retention, release
-//! block   leases in the order of ids, then keys in their order: about 256 KiB of them
+//! block   auth, users, roles in the order of names, leases in the order of ids, keys in their
+//!         order: about 256 KiB of them
 //! end     how many records there are; SHA-256 over every byte before this frame
 //! ```
 //!
@@ -13,21 +14,24 @@
 //! that was cut off lacks its end.
 //!
 //! The records are what the data *is*, not how a store lays it out: each key with its value and
-//! metadata, each lease with its TTL. A restore derives the rest again (counts, attachments,
+//! metadata, each lease with its TTL, each user with the hash of its password. A restore derives the rest again (counts, attachments,
 //! deadlines). Not in a backup:
 //!
 //! - **history**: a restore raises the revision and compacts to it, so nobody could read it;
 //! - **sessions**: they promise a writer that what was answered was applied, once. A restored store
 //!   has lost the writes after the backup, so it cannot keep that promise;
+//! - **the secret of tokens**: whoever reads an old backup must not make tokens for a new cluster;
 //! - **membership**: a backup is restored into a cluster that has its own.
 
 use bytes::{Buf, Bytes, BytesMut};
-use podkv_api::{ClusterId, Incarnation, KeyRange, KeyValue, LeaseId, Revision};
+use podkv_api::{ClusterId, Incarnation, KeyRange, KeyValue, LeaseId, Permission, Revision};
 use sha2::{Digest, Sha256};
 
+use crate::auth::{self, AuthUser};
 use crate::codec::{self, CodecError, FRAME_HEADER_BYTES, FrameKind};
 use crate::lease;
 use crate::mvcc::decode_latest;
+use crate::record::auth::{RoleV1, UserV1};
 use crate::record::backup::{BackupBlockV1, BackupEndV1, BackupHeaderV1, BackupRecordV1};
 use crate::schema;
 use crate::view::{View, ViewError};
@@ -64,6 +68,19 @@ pub enum BackupRecord {
     },
     /// With its revisions and its version. A deadline of its own is on the backup's clock.
     Key(KeyValue),
+    /// Whether callers are authenticated. Absent if there never was a user or a role.
+    Auth {
+        enabled: bool,
+        revision: u64,
+    },
+    User {
+        name: String,
+        user: AuthUser,
+    },
+    Role {
+        name: String,
+        permissions: Vec<Permission>,
+    },
 }
 
 impl BackupRecord {
@@ -73,6 +90,17 @@ impl BackupRecord {
         24 + match self {
             BackupRecord::Lease { .. } => 0,
             BackupRecord::Key(kv) => kv.key.len() + kv.value.len(),
+            BackupRecord::Auth { .. } => 0,
+            BackupRecord::User { name, user } => {
+                let roles: usize = user.roles.iter().map(|role| 8 + role.len()).sum();
+                name.len() + user.password.as_ref().map_or(0, String::len) + roles
+            }
+            BackupRecord::Role { name, permissions } => {
+                let ranges = permissions
+                    .iter()
+                    .map(|one| crate::command::range_size(&one.range));
+                name.len() + ranges.sum::<usize>()
+            }
         }
     }
 }
@@ -128,7 +156,10 @@ pub struct BackupWriter {
 #[derive(Clone, Debug)]
 enum Part {
     Header(BackupHeader),
+    Auth,
     /// From this key of the state on.
+    Users(Bytes),
+    Roles(Bytes),
     Leases(Bytes),
     Keys(Bytes),
     End,
@@ -148,9 +179,12 @@ impl BackupWriter {
         loop {
             let frame = match std::mem::replace(&mut self.next, Part::Nothing) {
                 Part::Header(header) => {
-                    self.next = Part::Leases(schema::lease_bounds().0);
+                    self.next = Part::Auth;
                     Some(self.frames.header(&header))
                 }
+                Part::Auth => self.auth(view)?,
+                Part::Users(from) => self.users(view, &from)?,
+                Part::Roles(from) => self.roles(view, &from)?,
                 Part::Leases(from) => self.leases(view, &from)?,
                 Part::Keys(from) => self.keys(view, &from)?,
                 Part::End => Some(self.frames.end()),
@@ -160,6 +194,51 @@ impl BackupWriter {
                 return Ok(frame);
             }
         }
+    }
+
+    fn auth(&mut self, view: &dyn View) -> Result<Option<Bytes>, ViewError> {
+        let mut block = Block::default();
+        self.next = Part::Users(schema::auth_user_bounds().0);
+        if view.get(&schema::auth_key())?.is_some() {
+            let auth = auth::read_auth(view)?;
+            block.push(&BackupRecord::Auth {
+                enabled: auth.enabled,
+                revision: auth.revision,
+            });
+        }
+        Ok(self.frames.block(block))
+    }
+
+    fn users(&mut self, view: &dyn View, from: &Bytes) -> Result<Option<Bytes>, ViewError> {
+        let mut block = Block::default();
+        self.next = Part::Roles(schema::auth_role_bounds().0);
+        for item in view.scan(from, &schema::auth_user_bounds().1, false) {
+            let (key, record) = item?;
+            let name = schema::read_auth_name(&key)?;
+            let user: UserV1 = codec::decode_record("user", &record)?;
+            let user = user.into();
+            if block.push(&BackupRecord::User { name, user }) {
+                self.next = Part::Users(schema::just_after(&key));
+                break;
+            }
+        }
+        Ok(self.frames.block(block))
+    }
+
+    fn roles(&mut self, view: &dyn View, from: &Bytes) -> Result<Option<Bytes>, ViewError> {
+        let mut block = Block::default();
+        self.next = Part::Leases(schema::lease_bounds().0);
+        for item in view.scan(from, &schema::auth_role_bounds().1, false) {
+            let (key, record) = item?;
+            let name = schema::read_auth_name(&key)?;
+            let role: RoleV1 = codec::decode_record("role", &record)?;
+            let permissions = role.permissions.into_iter().map(Into::into).collect();
+            if block.push(&BackupRecord::Role { name, permissions }) {
+                self.next = Part::Roles(schema::just_after(&key));
+                break;
+            }
+        }
+        Ok(self.frames.block(block))
     }
 
     fn leases(&mut self, view: &dyn View, from: &Bytes) -> Result<Option<Bytes>, ViewError> {

@@ -10,6 +10,7 @@ use podkv_api::{
     Bytes, DesiredSize, Error, KeyRange, Limits, Op, Put, Range, RangeEnd, Reason, Txn,
 };
 
+use crate::auth::{AuthChange, Caller};
 use crate::backup::BackupRecord;
 use crate::command::Command;
 use crate::meta::FEATURE_LEVEL;
@@ -20,7 +21,8 @@ type Checked = Result<(), Error>;
 /// Checks a command against the limits of this node and against all that makes sense without
 /// looking at the state. Done before proposing.
 pub fn check(command: &Command, limits: &Limits) -> Checked {
-    let bytes = command.size();
+    // Not who asks: what fits from one caller fits from another.
+    let bytes = command.asked().size();
     if bytes > limits.max_request_bytes {
         return Err(Error::new(
             Reason::RequestTooLarge,
@@ -79,6 +81,16 @@ impl Checker<'_> {
             }
             Command::RestoreRecords { records, .. } => backup_records(records),
             Command::SetDesiredSize(size) => desired_size(size),
+            Command::Auth(change) => self.auth(change),
+            Command::As { caller, command } => {
+                if matches!(**command, Command::As { .. }) {
+                    return Err(invalid("a command has one caller"));
+                }
+                if let Caller::User { name, .. } = caller {
+                    auth_name("the caller", name)?;
+                }
+                self.command(command)
+            }
             Command::SetFeatureLevel(level) if *level > FEATURE_LEVEL => Err(invalid(format!(
                 "the feature level is {level}; this release understands {FEATURE_LEVEL} at most"
             ))),
@@ -95,6 +107,50 @@ impl Checker<'_> {
             | Command::RestoreBegin { .. }
             | Command::RestoreEnd { .. }
             | Command::RestoreDiscard { .. } => Ok(()),
+        }
+    }
+
+    fn auth(&self, change: &AuthChange) -> Checked {
+        match change {
+            AuthChange::Enable | AuthChange::Disable => Ok(()),
+            AuthChange::SetTokenSecret(secret) if secret.is_empty() => {
+                Err(invalid("the secret is empty"))
+            }
+            AuthChange::SetTokenSecret(secret) => secret_length("secret", secret.len()),
+            AuthChange::AddUser { name, password } => {
+                auth_name("the user", name)?;
+                secret_length("hash", password.as_ref().map_or(0, String::len))
+            }
+            AuthChange::SetPassword { name, password } => {
+                auth_name("the user", name)?;
+                secret_length("hash", password.len())
+            }
+            AuthChange::DeleteUser { name } => auth_name("the user", name),
+            AuthChange::AddRole { name } | AuthChange::DeleteRole { name } => {
+                auth_name("the role", name)
+            }
+            AuthChange::GrantRole { user, role } | AuthChange::RevokeRole { user, role } => {
+                auth_name("the user", user)?;
+                auth_name("the role", role)
+            }
+            AuthChange::GrantPermission { role, permission } => {
+                auth_name("the role", role)?;
+                self.permission_range(&permission.range)
+            }
+            AuthChange::RevokePermission { role, range } => {
+                auth_name("the role", role)?;
+                self.permission_range(range)
+            }
+        }
+    }
+
+    /// May be of the empty key, which nothing has: the state says what becomes of it.
+    fn permission_range(&self, range: &KeyRange) -> Checked {
+        let bound = self.limits.max_key_bytes.saturating_add(1);
+        self.key_length(&range.start, bound)?;
+        match &range.end {
+            RangeEnd::Before(end) => self.key_length(end, bound),
+            RangeEnd::Single | RangeEnd::Unbounded => Ok(()),
         }
     }
 
@@ -209,27 +265,61 @@ fn invalid(text: impl Into<String>) -> Error {
     Error::new(Reason::InvalidArgument, text)
 }
 
-/// Records as a backup has them: leases in order, then keys in order. The limit on keys may be
+/// Records as a backup has them: each kind in its order. The limit on keys may be
 /// lower here than where they were written, and does not apply.
 fn backup_records(records: &[BackupRecord]) -> Checked {
-    let mut last_lease = None;
-    let mut last_key = None;
+    let mut last = None;
     for record in records {
-        match record {
+        let is_named = match record {
+            BackupRecord::Auth { .. } => true,
+            BackupRecord::User { name, .. } | BackupRecord::Role { name, .. } => !name.is_empty(),
             BackupRecord::Lease { id, ttl_ms } => {
                 ttl("the lease", *ttl_ms)?;
-                if id.0 == 0 || last_key.is_some() || last_lease.is_some_and(|last| last >= *id) {
-                    return Err(invalid("the leases of a backup are not in their order"));
-                }
-                last_lease = Some(*id);
+                id.0 != 0
             }
-            BackupRecord::Key(kv) => {
-                if kv.key.is_empty() || last_key.is_some_and(|last| last >= &kv.key) {
-                    return Err(invalid("the keys of a backup are not in their order"));
-                }
-                last_key = Some(&kv.key);
-            }
+            BackupRecord::Key(kv) => !kv.key.is_empty(),
+        };
+        let place = Some(place(record));
+        if !is_named || last >= place {
+            return Err(invalid("the records of a backup are not in their order"));
         }
+        last = place;
+    }
+    Ok(())
+}
+
+/// Where a record stands in a backup.
+fn place(record: &BackupRecord) -> (u8, i64, &[u8]) {
+    match record {
+        BackupRecord::Auth { .. } => (0, 0, &[]),
+        BackupRecord::User { name, .. } => (1, 0, name.as_bytes()),
+        BackupRecord::Role { name, .. } => (2, 0, name.as_bytes()),
+        BackupRecord::Lease { id, .. } => (3, id.0, &[]),
+        BackupRecord::Key(kv) => (4, 0, &kv.key),
+    }
+}
+
+/// The longest name of a user or a role. A user's is the identity of its sessions.
+const MAX_AUTH_NAME_BYTES: usize = 1024;
+
+fn auth_name(what: &str, name: &str) -> Checked {
+    if name.len() > MAX_AUTH_NAME_BYTES {
+        return Err(invalid(format!(
+            "the name of {what} has {} bytes; at most {MAX_AUTH_NAME_BYTES} are accepted",
+            name.len()
+        )));
+    }
+    Ok(())
+}
+
+/// The longest hash of a password, and the longest secret.
+const MAX_SECRET_BYTES: usize = 512;
+
+fn secret_length(what: &str, bytes: usize) -> Checked {
+    if bytes > MAX_SECRET_BYTES {
+        return Err(invalid(format!(
+            "the {what} has {bytes} bytes; at most {MAX_SECRET_BYTES} are accepted"
+        )));
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use podkv_api::{Delete, KeyRange, LeaseId, Put, RangeEnd, Revision, SessionId, SessionStamp};
 use podkv_api::{DesiredSize, Op, Retention, Txn};
 
+use crate::auth::{AuthChange, Caller};
 use crate::backup::{BackupId, BackupRecord};
 use crate::codec::{self, CodecError, FrameKind, MAX_FRAME_BYTES};
 use crate::record::command::{EntryV1, ProposalV1};
@@ -159,9 +160,34 @@ pub enum Command {
     },
     /// See `size.rs` for which one counts.
     SetDesiredSize(DesiredSize),
+    /// Changes who may do what: see `auth.rs`.
+    Auth(AuthChange),
+    /// What a remote caller asks for. It runs if the caller may, by the state that it finds; every
+    /// other command comes from the cluster itself, and may.
+    As {
+        caller: Caller,
+        /// Not another one of these.
+        command: Box<Command>,
+    },
 }
 
 impl Command {
+    /// What is asked for, whoever asks.
+    pub fn asked(&self) -> &Command {
+        match self {
+            Command::As { command, .. } => command,
+            command => command,
+        }
+    }
+
+    /// The same, asked for by a caller.
+    pub fn by(self, caller: &Caller) -> Command {
+        Command::As {
+            caller: caller.clone(),
+            command: Box::new(self),
+        }
+    }
+
     /// See [`Proposal::size`].
     pub fn size(&self) -> usize {
         const FIXED: usize = 32;
@@ -177,6 +203,14 @@ impl Command {
                     records.iter().map(BackupRecord::size).sum()
                 }
                 Command::SetDesiredSize(size) => size.source.len(),
+                Command::Auth(change) => change.size(),
+                Command::As { caller, command } => {
+                    let name = match caller {
+                        Caller::Anonymous => 0,
+                        Caller::User { name, .. } => name.len(),
+                    };
+                    name + command.size()
+                }
                 Command::Compact { .. }
                 | Command::LeaseGrant { .. }
                 | Command::LeaseRevoke { .. }
@@ -197,7 +231,7 @@ fn put_size(put: &Put) -> usize {
     24 + put.key.len() + put.value.len()
 }
 
-fn range_size(range: &KeyRange) -> usize {
+pub(crate) fn range_size(range: &KeyRange) -> usize {
     let end = match &range.end {
         RangeEnd::Before(end) => end.len(),
         RangeEnd::Single | RangeEnd::Unbounded => 0,

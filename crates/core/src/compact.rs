@@ -67,6 +67,7 @@ impl State<'_> {
         self.meta.compacted_revision = self.meta.revision;
         self.restart_leases()?;
         self.close_sessions()?;
+        self.forget_token_secret()?;
         Ok(Answer::Done)
     }
 }

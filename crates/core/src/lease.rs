@@ -65,6 +65,18 @@ fn attached_keys(view: &dyn View, id: LeaseId) -> Result<Vec<Bytes>, ViewError> 
         .collect()
 }
 
+/// Whether a key from `start` on and before `end` is attached to a lease; `None` is no end.
+pub(crate) fn has_key_between(
+    view: &dyn View,
+    id: LeaseId,
+    start: &[u8],
+    end: Option<&[u8]>,
+) -> Result<bool, ViewError> {
+    let (start, end) = schema::attached_between(id, start, end);
+    let first = view.scan(&start, &end, false).next().transpose()?;
+    Ok(first.is_some())
+}
+
 impl State<'_> {
     pub(crate) fn lease(&self, id: LeaseId) -> Result<Option<LeaseV1>, ViewError> {
         read(&self.overlay, id)

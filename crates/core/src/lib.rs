@@ -21,6 +21,7 @@
 )]
 
 pub mod apply;
+pub mod auth;
 pub mod backup;
 pub mod changes;
 pub mod check;
@@ -39,6 +40,7 @@ pub mod range;
 mod record;
 mod restore;
 mod retention;
+pub mod rights;
 pub mod schema;
 mod session;
 mod size;
@@ -49,6 +51,9 @@ pub mod view;
 pub use bincode;
 
 pub use apply::{Applier, Effects};
+pub use auth::{
+    AuthChange, AuthInfo, AuthUser, Caller, auth_info, auth_role, auth_roles, auth_user, auth_users,
+};
 pub use backup::{
     BackupBuilder, BackupEnd, BackupError, BackupHeader, BackupId, BackupPart, BackupReader,
     BackupRecord, BackupWriter,
@@ -66,6 +71,7 @@ pub use podkv_api::Retention;
 pub use range::{PageLimits, RangePage, range};
 pub use restore::{REVISION_RAISE, restoring};
 pub use retention::retention_target;
+pub use rights::{Rights, rights};
 pub use session::SESSION_WINDOW;
 pub use size::{desired_size, size_counts};
 pub use txn::txn_read;

@@ -196,6 +196,32 @@ impl From<Rejection> for Error {
             Reason::NotRestoring => "that backup is not being restored: its restore was discarded, or \
                                      never began"
                 .into(),
+            Reason::Unauthenticated => {
+                "the user is gone, or its password was changed: authenticate again".into()
+            }
+            Reason::CredentialsMissing => {
+                "the cluster wants to know who asks: give a user and its password".into()
+            }
+            Reason::PermissionDenied => "none of the user's roles allows this".into(),
+            Reason::UserExists => "the user exists".into(),
+            Reason::UserNotFound => "there is no such user".into(),
+            Reason::RoleExists => "the role exists".into(),
+            Reason::RoleNotFound => "there is no such role".into(),
+            Reason::RoleNotGranted => "the user has not got the role".into(),
+            Reason::PermissionNotGranted => {
+                "the role has no permission on exactly that range".into()
+            }
+            Reason::EmptyUserName => "the user's name is empty".into(),
+            Reason::EmptyRoleName => "the role's name is empty".into(),
+            Reason::RootUserNotFound => "there is no user root: add it before auth is enabled".into(),
+            Reason::RootRoleNotGranted => {
+                "the user root has not got the role root: grant it before auth is enabled".into()
+            }
+            Reason::InvalidAuthChange => {
+                "the user root and the role root must stay while auth is enabled, and a permission \
+                 must be of a range that can hold a key"
+                    .into()
+            }
             Reason::Overloaded => format!(
                 "there are {} sessions, and no more can be opened until one ends",
                 crate::session::MAX_SESSIONS

@@ -19,20 +19,25 @@
 //! client that saw more of the old cluster than the backup holds finds nothing at a revision that
 //! it knows, instead of something else. Each key keeps its own revisions and its version.
 //!
+//! **Users and roles** come back with their passwords, and auth as it was: enabled, if it was. It
+//! counts from the end of the restore on. Nobody's old token does.
+//!
 //! **Time.** The cluster clock of the backup means nothing here. A key with a TTL of its own keeps
 //! what was left of it, from the moment that it is restored; leases start again at their full TTL
 //! when the restore ends, so that their holders can come back to them.
 
 use podkv_api::{KeyRange, KeyValue, LeaseId, Reason};
 
+use crate::auth::{read_role, read_user};
 use crate::backup::{BackupId, BackupRecord};
-use crate::codec;
+use crate::codec::{self, Blob};
 use crate::command::Command;
 use crate::counts;
 use crate::lease;
 use crate::meta::{Meta, read_meta};
 use crate::mvcc::{decode_latest, latest};
 use crate::outcome::{Answer, Rejection};
+use crate::record::auth::{AuthV1, RoleV1};
 use crate::record::state::{KeyMetaV1, RestorePhaseV1, RestoreV1, Stored};
 use crate::schema::{self, Due};
 use crate::state::State;
@@ -112,7 +117,8 @@ impl State<'_> {
         let is_empty = meta.revision == Meta::default().revision
             && meta.compacted_revision == 0
             && meta.keys == 0
-            && meta.leases == 0;
+            && meta.leases == 0
+            && self.overlay.get(&schema::auth_key())?.is_none();
         if !is_empty {
             return Ok(Err(self.reject(Reason::NotEmpty)));
         }
@@ -151,6 +157,9 @@ impl State<'_> {
             match record {
                 BackupRecord::Lease { id, ttl_ms } => self.restore_lease(*id, *ttl_ms),
                 BackupRecord::Key(kv) => self.restore_key(&restore, kv)?,
+                BackupRecord::Auth { .. }
+                | BackupRecord::User { .. }
+                | BackupRecord::Role { .. } => self.restore_auth(record),
             }
         }
         restore.records = after;
@@ -163,6 +172,9 @@ impl State<'_> {
         for (at, record) in records.iter().enumerate() {
             let (before, _) = records.split_at(at);
             let is_new = match record {
+                BackupRecord::Auth { .. } => self.overlay.get(&schema::auth_key())?.is_none(),
+                BackupRecord::User { name, .. } => read_user(&self.overlay, name)?.is_none(),
+                BackupRecord::Role { name, .. } => read_role(&self.overlay, name)?.is_none(),
                 BackupRecord::Lease { id, .. } => self.lease(*id)?.is_none(),
                 BackupRecord::Key(kv) => {
                     let has_its_lease = match kv.lease {
@@ -179,6 +191,22 @@ impl State<'_> {
             }
         }
         Ok(true)
+    }
+
+    fn restore_auth(&mut self, record: &BackupRecord) {
+        match record {
+            BackupRecord::Auth { enabled, revision } => self.put_auth(&AuthV1 {
+                enabled: *enabled,
+                revision: *revision,
+                token_secret: Blob::default(),
+            }),
+            BackupRecord::User { name, user } => self.put_user(name, &user.into()),
+            BackupRecord::Role { name, permissions } => {
+                let permissions = permissions.iter().map(Into::into).collect();
+                self.put_role(name, &RoleV1 { permissions });
+            }
+            BackupRecord::Lease { .. } | BackupRecord::Key(_) => {}
+        }
     }
 
     fn restore_key(&mut self, restore: &RestoreV1, kv: &KeyValue) -> Result<(), ViewError> {
@@ -218,6 +246,7 @@ impl State<'_> {
         self.restart_leases()?;
         self.restoring = false;
         self.restored = true;
+        self.auth_has_changed();
         restore.phase = RestorePhaseV1::Done { revision };
         self.put_restore(&restore);
         Ok(Ok(progress(&restore)))
@@ -232,6 +261,7 @@ impl State<'_> {
         left -= self.discard_keys(left)?;
         left -= self.discard_counts(left)?;
         left -= self.discard_leases(left)?;
+        left -= self.discard_auth(left)?;
         if left == 0 {
             restore.phase = RestorePhaseV1::Discarding;
             self.put_restore(&restore);
@@ -276,6 +306,19 @@ impl State<'_> {
             self.delete_record(lease_key);
             self.meta.leases = self.meta.leases.saturating_sub(1);
         }
+        Ok(count)
+    }
+
+    fn discard_auth(&mut self, limit: usize) -> Result<usize, ViewError> {
+        let mut count = 0;
+        let auth = (schema::auth_key(), schema::just_after(&schema::auth_key()));
+        for (start, end) in [auth, schema::auth_user_bounds(), schema::auth_role_bounds()] {
+            for (key, _) in self.first(&start, &end, limit - count)? {
+                self.delete_record(key);
+                count += 1;
+            }
+        }
+        self.auth_has_changed();
         Ok(count)
     }
 

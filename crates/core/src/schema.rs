@@ -34,6 +34,9 @@
 //! 07 clock marks     | clock_ms u64                    -> the revision at that time
 //! 08 restore                                           -> which backup, how far
 //! 09 desired size                                      -> how many pods there should be
+//! 0a auth                                              -> enabled?, its revision, secret of tokens
+//! 0b users           | name                            -> password's hash, roles
+//! 0c roles           | name                            -> permissions
 //! 80..ff the node's  | name                            -> applied position, membership, ...
 //! ```
 //!
@@ -72,6 +75,9 @@ const SESSION_RESULTS: u8 = 0x06;
 const CLOCK_MARKS: u8 = 0x07;
 const RESTORE: u8 = 0x08;
 const DESIRED_SIZE: u8 = 0x09;
+const AUTH: u8 = 0x0a;
+const USERS: u8 = 0x0b;
+const ROLES: u8 = 0x0c;
 /// Tables from here on are the node's. The core neither reads nor digests them.
 const NODE: u8 = 0x80;
 
@@ -313,6 +319,15 @@ pub(crate) fn attached_key(id: LeaseId, key: &[u8]) -> Bytes {
     attached.freeze()
 }
 
+/// The keys from `start` on and before `end` that are attached to a lease; `None` is no end.
+pub(crate) fn attached_between(id: LeaseId, start: &[u8], end: Option<&[u8]>) -> (Bytes, Bytes) {
+    let end = match end {
+        Some(end) => attached_key(id, end),
+        None => attached_bounds(id).1,
+    };
+    (attached_key(id, start), end)
+}
+
 /// The keys attached to a lease, in key order.
 pub(crate) fn attached_bounds(id: LeaseId) -> (Bytes, Bytes) {
     let start = lease_keys_prefix(id, USER_KEYSPACE, 0).freeze();
@@ -432,6 +447,35 @@ pub(crate) fn clock_mark_key(clock_ms: u64) -> Bytes {
 pub(crate) fn clock_mark_bounds(clock_ms: u64) -> (Bytes, Bytes) {
     let start = start_key(SYSTEM_KEYSPACE, CLOCK_MARKS, 0).freeze();
     (start, just_after(&clock_mark_key(clock_ms)))
+}
+
+// auth
+
+pub(crate) fn auth_key() -> Bytes {
+    start_key(SYSTEM_KEYSPACE, AUTH, 0).freeze()
+}
+
+pub(crate) fn auth_user_key(name: &str) -> Bytes {
+    raw_key(SYSTEM_KEYSPACE, USERS, name.as_bytes())
+}
+
+pub(crate) fn auth_user_bounds() -> (Bytes, Bytes) {
+    (auth_user_key(""), table_end(SYSTEM_KEYSPACE, USERS))
+}
+
+pub(crate) fn auth_role_key(name: &str) -> Bytes {
+    raw_key(SYSTEM_KEYSPACE, ROLES, name.as_bytes())
+}
+
+pub(crate) fn auth_role_bounds() -> (Bytes, Bytes) {
+    (auth_role_key(""), table_end(SYSTEM_KEYSPACE, ROLES))
+}
+
+/// The name in a key of `users` or `roles`.
+pub(crate) fn read_auth_name(key: &Bytes) -> Result<String, ViewError> {
+    let name = tail(key, PREFIX_BYTES)?;
+    String::from_utf8(name.to_vec())
+        .map_err(|_| ViewError::corrupt(format!("a user or role is not text: {key:02x?}")))
 }
 
 #[cfg(test)]

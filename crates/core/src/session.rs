@@ -25,6 +25,7 @@
 use podkv_api::{Limits, Reason, SessionId};
 use sha2::{Digest, Sha256};
 
+use crate::auth::Caller;
 use crate::codec::{self, Blob};
 use crate::command::{Command, Stamp};
 use crate::outcome::{Answer, Outcome, Rejection};
@@ -220,10 +221,16 @@ impl State<'_> {
         Ok(Ok(Answer::SessionOpen { ttl_ms }))
     }
 
-    pub(crate) fn session_keep_alive(&mut self, ids: &[SessionId]) -> Result<Answer, ViewError> {
+    /// Another caller's session is none. `None` is the cluster itself.
+    pub(crate) fn session_keep_alive(
+        &mut self,
+        ids: &[SessionId],
+        caller: Option<&Caller>,
+    ) -> Result<Answer, ViewError> {
         let mut ttls = Vec::with_capacity(ids.len());
         for &id in ids {
-            let open = self.session(id)?.filter(|session| !session.closed);
+            let open = self.session(id)?;
+            let open = open.filter(|session| !session.closed && session.is_of(caller));
             ttls.push(open.as_ref().map(|session| session.ttl_ms));
             if let Some(session) = open {
                 self.restart_session(id, session);
@@ -241,8 +248,12 @@ impl State<'_> {
     pub(crate) fn session_close(
         &mut self,
         id: SessionId,
+        caller: Option<&Caller>,
     ) -> Result<Result<Answer, Rejection>, ViewError> {
         match self.session(id)? {
+            Some(session) if !session.closed && !session.is_of(caller) => {
+                Ok(Err(self.reject(Reason::SessionIdentity)))
+            }
             Some(session) if !session.closed => {
                 self.forget_results(id, None)?;
                 self.meta.sessions = self.meta.sessions.saturating_sub(1);
@@ -288,12 +299,18 @@ impl State<'_> {
             .collect::<Result<Vec<_>, _>>()?;
         for id in ids {
             // It may be closed already.
-            let _ = self.session_close(id)?;
+            let _ = self.session_close(id, None)?;
             if let Some(session) = self.session(id)? {
                 self.restart_session(id, session);
             }
         }
         Ok(())
+    }
+}
+
+impl SessionV1 {
+    fn is_of(&self, caller: Option<&Caller>) -> bool {
+        caller.is_none_or(|caller| self.identity.0 == caller.identity())
     }
 }
 

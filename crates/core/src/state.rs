@@ -10,12 +10,14 @@ use bytes::Bytes;
 use podkv_api::{Event, Reason, Revision, SessionId};
 
 use crate::apply::Effects;
+use crate::auth::Caller;
 use crate::changes::RevisionEvents;
 use crate::meta::{Meta, read_meta};
 use crate::outcome::Rejection;
 use crate::overlay::Overlay;
 use crate::record::state::SessionV1;
 use crate::restore;
+use crate::rights::Rights;
 use crate::schema;
 use crate::view::{View, ViewError};
 
@@ -30,6 +32,10 @@ pub(crate) struct State<'v> {
     pub(crate) restored: bool,
     /// Sessions that this batch has met, so that a busy one is read once. `None`: there is none.
     pub(crate) session_cache: BTreeMap<SessionId, Option<SessionV1>>,
+    /// Callers that this batch has met, and what they may do.
+    pub(crate) rights_cache: BTreeMap<Caller, Result<Arc<Rights>, Reason>>,
+    /// Users, roles or permissions changed in this batch.
+    pub(crate) auth_changed: bool,
 }
 
 impl<'v> State<'v> {
@@ -42,6 +48,8 @@ impl<'v> State<'v> {
             overlay: Overlay::new(view),
             events: Vec::new(),
             session_cache: BTreeMap::new(),
+            rights_cache: BTreeMap::new(),
+            auth_changed: false,
         })
     }
 
@@ -83,6 +91,7 @@ impl<'v> State<'v> {
             writes: self.overlay.into_writes(),
             events: self.events,
             restored: self.restored,
+            auth_changed: self.auth_changed,
             meta: self.meta,
         }
     }

@@ -119,6 +119,12 @@ pub struct NodeConfig {
     pub timing: RaftTiming,
     pub membership: MembershipTiming,
     pub limits: Limits,
+    /// How long a token holds that a caller was given for its password. Nobody renews one by using it, and clients of
+    /// etcd are known that authenticate once in their life, so it is long; changing the password, or deleting the
+    /// user, ends it at once.
+    pub auth_token_ttl: Duration,
+    /// Whether callers may be told to authenticate although [`NodeConfig::tls`] lets them come in clear.
+    pub auth_without_tls: bool,
     /// A write that has no answer by then fails with an unknown outcome.
     pub request_timeout: Duration,
     /// Proposals and their bytes that may be waiting for an answer on this node.
@@ -154,6 +160,8 @@ impl NodeConfig {
             timing: RaftTiming::default(),
             membership: MembershipTiming::default(),
             limits: Limits::default(),
+            auth_token_ttl: Duration::from_secs(24 * 3600),
+            auth_without_tls: false,
             request_timeout: Duration::from_secs(5),
             max_inflight_proposals: 65_536,
             max_inflight_bytes: 64 << 20,
@@ -186,6 +194,12 @@ impl NodeConfig {
             return Err(bad(format!(
                 "max_voters is {}; expected an odd number",
                 self.max_voters
+            )));
+        }
+        if self.auth_token_ttl < Duration::from_secs(1) {
+            return Err(bad(format!(
+                "auth_token_ttl is {:?}; expected at least 1 s",
+                self.auth_token_ttl
             )));
         }
         let timing = &self.timing;

@@ -4,6 +4,7 @@
 //! the group), [`peer`] (what nodes say to each other), [`watch`], then [`node`], which ties them
 //! together and implements the store trait.
 
+mod auth;
 mod bootstrap;
 mod clock;
 pub mod config;
@@ -35,8 +36,8 @@ mod write;
 pub use config::NodeConfig;
 pub use health::Health;
 pub use node::{
-    DataDigest, Latency, Method, Node, NodeBuilder, NodeStats, Requests, RestoreWriter, Restored,
-    SnapshotReader, VolumeSpace, Written, open_tls,
+    Access, DataDigest, Latency, Method, Node, NodeBuilder, NodeStats, Requests, RestoreWriter,
+    Restored, SnapshotReader, VolumeSpace, Written, open_tls,
 };
 pub use size::SizeSource;
-pub use watch::{Progress, Watching};
+pub use watch::Progress;

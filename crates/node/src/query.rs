@@ -7,15 +7,57 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use podkv_api::{
-    DesiredSize, Error, Header, LeaseId, LeaseStatus, Range, RangeEnd, RangeResponse, RangeStream,
-    Reason, Result, Revision, Txn, TxnResponse,
+    DesiredSize, Error, Header, LeaseId, LeaseStatus, Permission, Range, RangeEnd, RangeResponse,
+    RangeStream, Reason, Result, Revision, Txn, TxnResponse,
 };
-use podkv_core::{Answer, Meta, PageLimits, RangePage, Rejection, ViewError, read_meta};
+use podkv_core::{
+    Answer, AuthInfo, AuthUser, Caller, Meta, PageLimits, RangePage, Rejection, Rights, View,
+    ViewError, read_meta,
+};
 
 use crate::storage::{StateStore, StateView};
 
 /// What one chunk of a streamed range holds at most.
 const CHUNK_BYTES: usize = 512 << 10;
+
+/// Who reads; `None` may read everything. What it may read is decided on the view that it is read from.
+pub(crate) type Reader = Option<Caller>;
+
+/// A refusal for what has nothing to do with a revision.
+pub(crate) fn refused(reason: Reason) -> Rejection {
+    Rejection {
+        reason,
+        revision: 0,
+    }
+}
+
+/// Whether a reader may, by this view.
+fn allowed(
+    view: &dyn View,
+    reader: &Reader,
+    may: impl FnOnce(&Rights) -> Result<Result<(), Reason>, ViewError>,
+) -> Result<Result<(), Rejection>, ViewError> {
+    let Some(caller) = reader else {
+        return Ok(Ok(()));
+    };
+    let allowed = match podkv_core::rights(view, caller)? {
+        Ok(rights) => may(&rights)?,
+        Err(reason) => Err(reason),
+    };
+    Ok(allowed.map_err(refused))
+}
+
+fn read_range(
+    view: &dyn View,
+    reader: &Reader,
+    request: &Range,
+    limits: PageLimits,
+) -> Result<Result<RangePage, Rejection>, ViewError> {
+    match allowed(view, reader, |rights| Ok(rights.may_read(&request.range)))? {
+        Ok(()) => podkv_core::range(view, request, limits),
+        Err(rejection) => Ok(Err(rejection)),
+    }
+}
 
 /// Reads the state of this node. Cheap to clone.
 #[derive(Clone)]
@@ -34,16 +76,21 @@ impl Query {
     }
 
     /// A whole range in one answer.
-    pub async fn range(&self, header: Header, request: Range) -> Result<RangeResponse> {
+    pub async fn range(
+        &self,
+        header: Header,
+        request: Range,
+        reader: Reader,
+    ) -> Result<RangeResponse> {
         let limits = PageLimits {
             max_bytes: self.max_answer_bytes,
             count: true,
         };
         let max_bytes = self.max_answer_bytes;
-        let page = match self.key_in_memory(&request, limits) {
+        let page = match self.key_in_memory(&request, &reader, limits) {
             Some(page) => page?,
             None => {
-                let read = move |view: &dyn StateView| podkv_core::range(view, &request, limits);
+                let read = move |view: &dyn StateView| read_range(view, &reader, &request, limits);
                 self.read(read).await??
             }
         };
@@ -70,28 +117,32 @@ impl Query {
     fn key_in_memory(
         &self,
         request: &Range,
+        reader: &Reader,
         limits: PageLimits,
     ) -> Option<Result<RangePage, Rejection>> {
         if request.range.end != RangeEnd::Single {
             return None;
         }
         // Any failure is for the full read to find: it says what is wrong.
-        podkv_core::range(&*self.state.view_in_memory(), request, limits).ok()
+        read_range(&*self.state.view_in_memory(), reader, request, limits).ok()
     }
 
     /// A range in chunks, all from one view. The next chunk is read when the last one was taken.
-    pub fn range_stream(&self, header: Header, request: Range) -> RangeStream {
+    pub fn range_stream(&self, header: Header, request: Range, reader: Reader) -> RangeStream {
         struct Reading {
             view: Arc<dyn StateView>,
             next: Option<Range>,
             first: bool,
             total: u64,
+            /// Until it was found to be allowed.
+            reader: Reader,
         }
         let start = Reading {
             view: self.state.view(),
             next: Some(request),
             first: true,
             total: 0,
+            reader,
         };
         let chunks = futures_util::stream::try_unfold(start, move |mut reading| async move {
             let Some(request) = reading.next.take() else {
@@ -102,7 +153,8 @@ impl Query {
                 count: reading.first,
             };
             let view = reading.view.clone();
-            let page = blocking(move || podkv_core::range(&*view, &request, limits)).await??;
+            let reader = reading.reader.take();
+            let page = blocking(move || read_range(&*view, &reader, &request, limits)).await??;
             if reading.first {
                 reading.total = page.count;
                 reading.first = false;
@@ -123,10 +175,14 @@ impl Query {
         chunks.boxed()
     }
 
-    pub async fn txn(&self, header: Header, txn: Txn) -> Result<TxnResponse> {
-        let response = self
-            .read(move |view| podkv_core::txn_read(view, &txn))
-            .await??;
+    pub async fn txn(&self, header: Header, txn: Txn, reader: Reader) -> Result<TxnResponse> {
+        let read = move |view: &dyn StateView| match allowed(view, &reader, |rights| {
+            rights.may_run(view, &txn)
+        })? {
+            Ok(()) => podkv_core::txn_read(view, &txn),
+            Err(rejection) => Ok(Err(rejection)),
+        };
+        let response = self.read(read).await??;
         let mut answer = Answer::Txn(response);
         answer.stamp(header);
         match answer {
@@ -143,12 +199,21 @@ impl Query {
         id: LeaseId,
         keys: bool,
         now_ms: Option<u64>,
+        reader: Reader,
     ) -> Result<LeaseStatus> {
+        let may = move |rights: &Rights, view: &dyn View| match keys {
+            true => rights.may_read_lease(view, id),
+            false => Ok(Ok(())),
+        };
         let status = self.read_whole(move |view| {
+            if let Err(rejection) = allowed(view, &reader, |rights| may(rights, view))? {
+                return Ok(Err(rejection));
+            }
             let meta = read_meta(view)?;
-            Ok(podkv_core::lease_status(view, id, keys)?.map(|status| (status, meta.clock_ms)))
+            let status = podkv_core::lease_status(view, id, keys)?;
+            Ok(Ok(status.map(|status| (status, meta.clock_ms))))
         });
-        let (mut status, state_clock_ms) = status.await?.ok_or_else(|| {
+        let (mut status, state_clock_ms) = status.await??.ok_or_else(|| {
             Error::new(
                 Reason::LeaseNotFound,
                 format!("lease {id} does not exist: it expired or was revoked"),
@@ -166,9 +231,43 @@ impl Query {
         Ok(status)
     }
 
-    pub async fn leases(&self) -> Result<(Revision, Vec<LeaseId>)> {
-        self.read_whole(|view| Ok((read_meta(view)?.revision, podkv_core::leases(view)?)))
+    pub async fn leases(&self, reader: Reader) -> Result<(Revision, Vec<LeaseId>)> {
+        let read = move |view: &dyn StateView| {
+            if let Err(rejection) = allowed(view, &reader, |_| Ok(Ok(())))? {
+                return Ok(Err(rejection));
+            }
+            Ok(Ok((read_meta(view)?.revision, podkv_core::leases(view)?)))
+        };
+        Ok(self.read_whole(read).await??)
+    }
+
+    /// What a caller may do, by the state as it is.
+    pub async fn rights(&self, caller: Caller) -> Result<Rights> {
+        let read = move |view: &dyn View| podkv_core::rights(view, &caller);
+        let rights = self.read_small(read).await?;
+        Ok(rights.map_err(refused)?)
+    }
+
+    pub async fn auth(&self) -> Result<AuthInfo> {
+        self.read_small(podkv_core::auth_info).await
+    }
+
+    pub async fn user(&self, name: String) -> Result<Option<AuthUser>> {
+        self.read_small(move |view| podkv_core::auth_user(view, &name))
             .await
+    }
+
+    pub async fn users(&self) -> Result<Vec<String>> {
+        self.read(|view| podkv_core::auth_users(view)).await
+    }
+
+    pub async fn role(&self, name: String) -> Result<Option<Vec<Permission>>> {
+        self.read(move |view| podkv_core::auth_role(view, &name))
+            .await
+    }
+
+    pub async fn roles(&self) -> Result<Vec<String>> {
+        self.read(|view| podkv_core::auth_roles(view)).await
     }
 
     pub async fn data_digest(&self, revision: Revision) -> Result<(Meta, [u8; 32])> {
@@ -198,6 +297,18 @@ impl Query {
             false => read(view).map(Some),
         });
         found.await?.ok_or_else(restoring)
+    }
+
+    /// Reads a few keys: in memory alone, if they are there.
+    async fn read_small<T: Send + 'static>(
+        &self,
+        read: impl Fn(&dyn View) -> Result<T, ViewError> + Send + 'static,
+    ) -> Result<T> {
+        // Any failure is for the full read to find: it says what is wrong.
+        if let Ok(found) = read(&*self.state.view_in_memory()) {
+            return Ok(found);
+        }
+        self.read(move |view| read(view)).await
     }
 
     async fn read<T: Send + 'static>(

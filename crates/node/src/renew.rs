@@ -2,13 +2,16 @@
 //!
 //! Thousands of leases renew every few seconds. Each renewal is replicated, or a new leader would not
 //! know of it; so all that arrive while one command is under way share the next one. A renewal is
-//! acknowledged after its commit.
+//! acknowledged after its commit. One command speaks for one caller: which sessions are its own, and whether it is who it
+//! was, is decided where the command is applied.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use podkv_api::{Error, LeaseId, LeaseStatus, Reason, Result, SessionId};
-use podkv_core::{Answer, Command, Proposal};
+use podkv_core::{Answer, Caller, Command, Proposal};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -76,6 +79,8 @@ impl Renewable for SessionId {
 
 struct Waiting<I: Renewable> {
     id: I,
+    /// `None` is the program that embeds the node.
+    caller: Option<Caller>,
     done: oneshot::Sender<Result<(u64, I::Renewed)>>,
 }
 
@@ -104,9 +109,13 @@ impl<I: Renewable> Renewals<I> {
     }
 
     /// Renews one, and returns the term of the commit with what it is now.
-    pub fn renew(&self, id: I) -> impl Future<Output = Result<(u64, I::Renewed)>> + Send + use<I> {
+    pub fn renew(
+        &self,
+        id: I,
+        caller: Option<Caller>,
+    ) -> impl Future<Output = Result<(u64, I::Renewed)>> + Send + use<I> {
         let (done, answer) = oneshot::channel();
-        let sent = self.0.try_send(Waiting { id, done });
+        let sent = self.0.try_send(Waiting { id, caller, done });
         async move {
             if sent.is_err() {
                 return Err(Error::new(
@@ -131,31 +140,51 @@ async fn run<I: Renewable>(
 ) {
     let mut batch: Vec<Waiting<I>> = Vec::new();
     while receiver.recv_many(&mut batch, BATCH).await > 0 {
-        let ids = batch.iter().map(|waiting| waiting.id).collect();
-        let proposal = Proposal::from(I::command(ids));
-        // Renewing twice does no harm, so an unknown outcome is just a failure to the caller.
-        let result = writer
-            .write(proposal, Origin::Local, timeout)
-            .await
-            .and_then(|decided| {
-                let renewed = I::renewed(decided.outcome.result?).unwrap_or_default();
-                Ok((decided.term, renewed))
-            });
-        match result {
-            Ok((term, renewed)) => {
-                let padded = renewed.into_iter().chain(std::iter::repeat_with(|| None));
-                for (waiting, renewed) in batch.drain(..).zip(padded) {
-                    let answer = renewed
-                        .map(|renewed| (term, renewed))
-                        .ok_or_else(|| waiting.id.missing());
-                    // A caller that gave up needs no answer.
-                    let _ = waiting.done.send(answer);
-                }
+        let mut callers: BTreeMap<Option<Caller>, Vec<Waiting<I>>> = BTreeMap::new();
+        for waiting in batch.drain(..) {
+            let caller = waiting.caller.clone();
+            callers.entry(caller).or_default().push(waiting);
+        }
+        let renewals = callers
+            .into_iter()
+            .map(|(caller, waiting)| renew(&writer, timeout, caller, waiting));
+        join_all(renewals).await;
+    }
+}
+
+async fn renew<I: Renewable>(
+    writer: &Writer,
+    timeout: Duration,
+    caller: Option<Caller>,
+    batch: Vec<Waiting<I>>,
+) {
+    let command = I::command(batch.iter().map(|waiting| waiting.id).collect());
+    let command = match &caller {
+        Some(caller) => command.by(caller),
+        None => command,
+    };
+    // Renewing twice does no harm, so an unknown outcome is just a failure to the caller.
+    let result = writer
+        .write(Proposal::from(command), Origin::Local, timeout)
+        .await
+        .and_then(|decided| {
+            let renewed = I::renewed(decided.outcome.result?).unwrap_or_default();
+            Ok((decided.term, renewed))
+        });
+    match result {
+        Ok((term, renewed)) => {
+            let padded = renewed.into_iter().chain(std::iter::repeat_with(|| None));
+            for (waiting, renewed) in batch.into_iter().zip(padded) {
+                let answer = renewed
+                    .map(|renewed| (term, renewed))
+                    .ok_or_else(|| waiting.id.missing());
+                // A caller that gave up needs no answer.
+                let _ = waiting.done.send(answer);
             }
-            Err(error) => {
-                for waiting in batch.drain(..) {
-                    let _ = waiting.done.send(Err(error.clone()));
-                }
+        }
+        Err(error) => {
+            for waiting in batch {
+                let _ = waiting.done.send(Err(error.clone()));
             }
         }
     }

@@ -67,6 +67,8 @@ settings! {
     TLS_KEY = "tls-key", "", "Its private key, PEM";
     TLS_CA = "tls-ca", "", "What peers' and clients' certificates chain to, PEM";
     TLS_CLIENT_AUTH = "tls-client-auth", "none", "none, or require: clients show a certificate too";
+    AUTH_TOKEN_TTL = "auth-token-ttl", "24h", "How long a token holds that a client was given for its password. Changing the password ends it at once";
+    AUTH_WITHOUT_TLS = "auth-without-tls", "false", "true: authentication may be enabled although this node's clients may come in clear, with their passwords and tokens. For networks that are trusted";
     LOG = "log", "info,openraft=error", "What to log, as for RUST_LOG: info, podkv=debug";
     LOG_FORMAT = "log-format", "text", "text or json";
 }
@@ -311,6 +313,10 @@ impl ServeConfig {
         node.request_timeout =
             values.parse(&REQUEST_TIMEOUT, "a time like 5s or 500ms", parse_duration)?;
         node.limits.max_request_bytes = usize_of(values.bytes(&MAX_REQUEST_BYTES)?);
+        node.auth_token_ttl =
+            values.parse(&AUTH_TOKEN_TTL, "a time like 24h or 30m", parse_duration)?;
+        node.auth_without_tls =
+            values.parse(&AUTH_WITHOUT_TLS, "true or false", |text| text.parse().ok())?;
         node.limits.max_txn_ops = values.number(&MAX_TXN_OPS, "a number")?;
         node.cache_bytes = usize_of(match values.text(&CACHE_BYTES) {
             text if text.is_empty() => surroundings.cache_bytes(),

@@ -82,7 +82,8 @@ impl Link {
         let _ = Request::Range(request).call(self.node(turn)).await;
     }
 
-    fn node(&self, turn: usize) -> Channel {
+    /// The way to the node whose turn it is, for calls that are no steps of programs.
+    pub fn node(&self, turn: usize) -> Channel {
         self.nodes[turn % self.nodes.len()].clone()
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
 
-use podkv_node::testing::{TestCluster, cluster};
+use podkv_node::testing::{TestCluster, cluster_with};
 use podkv_server::Server;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -111,7 +111,8 @@ pub struct Podkv {
 
 impl Podkv {
     pub async fn start() -> Self {
-        let cluster = cluster(3).await;
+        // As etcd's, whose clients come in clear here.
+        let cluster = cluster_with(3, |config| config.auth_without_tls = true).await;
         let mut servers = Vec::new();
         for index in 0..3 {
             let server = Server::builder(cluster.node(index)).listen("127.0.0.1:0");

@@ -17,8 +17,10 @@
 //!
 //! "An outcome of the command" is what apply itself decides. Apply looks into the session first, so a
 //! repeated write gets the first outcome again: such an answer is certain whatever happened to the
-//! earlier attempts. A refusal at a node's door (too large, no space, not allowed) says nothing
-//! about them.
+//! earlier attempts. A refusal at a node's door (too large, no space) says nothing about them. Whether a write is allowed
+//! is decided by apply, too.
+//!
+//! A token that was refused makes any attempt worth repeating, with another token: nothing was executed.
 //!
 //! "No such session" certainly means "not executed" on the first attempt only. A write that is executed renews its
 //! session, and a call ends long before a session does; so this comes after a maybe-executed attempt
@@ -57,22 +59,28 @@ pub(crate) fn decide(repeat: Repeat, maybe_executed: bool, failure: &Failure) ->
     let error = &failure.error;
     let maybe_executed = maybe_executed || failure.maybe_executed();
     match repeat {
-        Repeat::Freely if error.is_retryable() => Verdict::Again {
+        Repeat::Freely if failure.is_retryable() => Verdict::Again {
             maybe_executed: false,
         },
         Repeat::Freely => Verdict::Fail {
             outcome_unknown: false,
         },
-        Repeat::IfNotExecuted if error.is_retryable() && !maybe_executed => Verdict::Again {
+        Repeat::IfNotExecuted if failure.is_retryable() && !maybe_executed => Verdict::Again {
             maybe_executed: false,
         },
         Repeat::IfNotExecuted => Verdict::Fail {
             outcome_unknown: maybe_executed,
         },
-        Repeat::InSession if error.reason() == Reason::SessionNotFound && !maybe_executed => {
+        // That of somebody else is none: it was opened before this caller had a name, or under another.
+        Repeat::InSession
+            if matches!(
+                error.reason(),
+                Reason::SessionNotFound | Reason::SessionIdentity
+            ) && !maybe_executed =>
+        {
             Verdict::NewSession
         }
-        Repeat::InSession if error.is_retryable() => Verdict::Again { maybe_executed },
+        Repeat::InSession if failure.is_retryable() => Verdict::Again { maybe_executed },
         Repeat::InSession => Verdict::Fail {
             outcome_unknown: maybe_executed && !is_outcome(failure),
         },
@@ -91,6 +99,7 @@ fn is_outcome(failure: &Failure) -> bool {
                 | Reason::KeyNotFound
                 | Reason::Compacted
                 | Reason::FutureRevision
+                | Reason::PermissionDenied
         )
 }
 

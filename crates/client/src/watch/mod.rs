@@ -164,7 +164,10 @@ impl Watching {
             Ok(None) => Failure::lost(Error::new(Reason::WatchLost, "the node ended the watch")),
             Err(status) => Failure::from_status(&status),
         };
-        self.broke(&attempt, failure)?;
+        let judged = attempt.endpoint.judged(Err::<(), _>(failure), generation);
+        if let Err(failure) = judged.await {
+            self.broke(&attempt, failure)?;
+        }
         Ok(None)
     }
 
@@ -225,7 +228,7 @@ impl Watching {
         self.attempts.failed(attempt, &failure);
         // The place is one that we have seen, so a node that does not know it yet only lags.
         let lags = self.resume.has_begun() && failure.error.reason() == Reason::FutureRevision;
-        if failure.error.is_retryable() || lags {
+        if failure.is_retryable() || lags {
             Ok(())
         } else {
             Err(failure.error)

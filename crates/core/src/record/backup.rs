@@ -3,6 +3,7 @@
 use podkv_api::{ClusterId, Incarnation, LeaseId};
 
 use super::KeyValueV1;
+use super::auth::{PermissionV1, UserV1};
 use crate::backup::{BackupHeader, BackupRecord};
 use crate::codec::{Decode, Encode};
 use crate::record::state::RetentionV1;
@@ -25,8 +26,23 @@ pub(crate) struct BackupBlockV1 {
 /// Variants are numbered by their place: append only.
 #[derive(Debug, Encode, Decode)]
 pub(crate) enum BackupRecordV1 {
-    Lease { id: i64, ttl_ms: u64 },
+    Lease {
+        id: i64,
+        ttl_ms: u64,
+    },
     Key(KeyValueV1),
+    Auth {
+        enabled: bool,
+        revision: u64,
+    },
+    User {
+        name: String,
+        user: UserV1,
+    },
+    Role {
+        name: String,
+        permissions: Vec<PermissionV1>,
+    },
 }
 
 #[derive(Debug, Encode, Decode)]
@@ -69,6 +85,18 @@ impl From<&BackupRecord> for BackupRecordV1 {
                 ttl_ms: *ttl_ms,
             },
             BackupRecord::Key(kv) => Self::Key(kv.into()),
+            BackupRecord::Auth { enabled, revision } => Self::Auth {
+                enabled: *enabled,
+                revision: *revision,
+            },
+            BackupRecord::User { name, user } => Self::User {
+                name: name.clone(),
+                user: user.into(),
+            },
+            BackupRecord::Role { name, permissions } => Self::Role {
+                name: name.clone(),
+                permissions: permissions.iter().map(Into::into).collect(),
+            },
         }
     }
 }
@@ -81,6 +109,15 @@ impl From<BackupRecordV1> for BackupRecord {
                 ttl_ms,
             },
             BackupRecordV1::Key(kv) => Self::Key(kv.into()),
+            BackupRecordV1::Auth { enabled, revision } => Self::Auth { enabled, revision },
+            BackupRecordV1::User { name, user } => Self::User {
+                name,
+                user: user.into(),
+            },
+            BackupRecordV1::Role { name, permissions } => Self::Role {
+                name,
+                permissions: permissions.into_iter().map(Into::into).collect(),
+            },
         }
     }
 }

@@ -9,6 +9,7 @@ use super::{Depth, KeyRangeV1};
 use crate::backup::{BackupId, BackupRecord};
 use crate::codec::{self, Blob, CodecError, Decode, Encode};
 use crate::command::{Command, Entry, Proposal, Stamp};
+use crate::record::auth::{AuthChangeV1, CallerV1};
 use crate::record::backup::BackupRecordV1;
 use crate::record::state::{DesiredSizeV1, RetentionV1};
 
@@ -92,6 +93,12 @@ pub(crate) enum CommandV1 {
         limit: u32,
     },
     SetDesiredSize(DesiredSizeV1),
+    Auth(AuthChangeV1),
+    As {
+        caller: CallerV1,
+        /// The bytes of a [`CommandV1`]; opaque, so that hostile bytes cannot make it recurse.
+        command: Blob,
+    },
 }
 
 #[derive(Debug, Encode, Decode)]
@@ -279,6 +286,11 @@ impl From<&Command> for CommandV1 {
             },
             Command::RestoreDiscard { limit } => Self::RestoreDiscard { limit: *limit },
             Command::SetDesiredSize(size) => Self::SetDesiredSize(size.into()),
+            Command::Auth(change) => Self::Auth(change.into()),
+            Command::As { caller, command } => Self::As {
+                caller: caller.into(),
+                command: Blob(codec::encode(&CommandV1::from(&**command))),
+            },
         }
     }
 }
@@ -344,6 +356,18 @@ impl TryFrom<CommandV1> for Command {
             },
             CommandV1::RestoreDiscard { limit } => Self::RestoreDiscard { limit },
             CommandV1::SetDesiredSize(size) => Self::SetDesiredSize(size.try_into()?),
+            CommandV1::Auth(change) => Self::Auth(change.into()),
+            CommandV1::As { caller, command } => {
+                const WHAT: &str = "command of a caller";
+                let command: CommandV1 = codec::decode(WHAT, &command.0)?;
+                if matches!(command, CommandV1::As { .. }) {
+                    return Err(CodecError::malformed(WHAT, "callers are nested"));
+                }
+                Self::As {
+                    caller: caller.into(),
+                    command: Box::new(command.try_into()?),
+                }
+            }
         })
     }
 }

@@ -5,6 +5,7 @@
 //! moving a byte on disk. Fields never change: a `PutV2` comes beside `PutV1`, under a variant
 //! that is appended, and is written only once the feature level allows it.
 
+pub(crate) mod auth;
 pub(crate) mod backup;
 pub(crate) mod command;
 pub(crate) mod outcome;

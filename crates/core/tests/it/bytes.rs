@@ -151,7 +151,58 @@ fn every_command() -> Vec<Command> {
             replicas: 300,
         }),
     ]);
+    commands.extend(every_auth_change().into_iter().map(Command::Auth));
+    commands.extend([
+        Command::Put(Put::new("k", "v")).by(&Caller::Anonymous),
+        Command::Txn(every_txn()).by(&Caller::User {
+            name: "alice".into(),
+            revision: 300,
+        }),
+    ]);
     commands
+}
+
+fn every_auth_change() -> Vec<AuthChange> {
+    let (user, role) = (String::from("alice"), String::from("reader"));
+    let permission = |kind, range| AuthChange::GrantPermission {
+        role: role.clone(),
+        permission: Permission { kind, range },
+    };
+    vec![
+        AuthChange::Enable,
+        AuthChange::Disable,
+        AuthChange::SetTokenSecret("secret".into()),
+        AuthChange::AddUser {
+            name: user.clone(),
+            password: Some("$argon2id$hash".into()),
+        },
+        AuthChange::AddUser {
+            name: user.clone(),
+            password: None,
+        },
+        AuthChange::DeleteUser { name: user.clone() },
+        AuthChange::SetPassword {
+            name: user.clone(),
+            password: "$argon2id$hash".into(),
+        },
+        AuthChange::GrantRole {
+            user: user.clone(),
+            role: role.clone(),
+        },
+        AuthChange::RevokeRole {
+            user,
+            role: role.clone(),
+        },
+        AuthChange::AddRole { name: role.clone() },
+        AuthChange::DeleteRole { name: role.clone() },
+        permission(PermissionKind::Read, KeyRange::key("a")),
+        permission(PermissionKind::Write, KeyRange::between("a", "b")),
+        permission(PermissionKind::ReadWrite, KeyRange::from("a")),
+        AuthChange::RevokePermission {
+            role: role.clone(),
+            range: KeyRange::key("a"),
+        },
+    ]
 }
 
 fn every_backup_record() -> Vec<BackupRecord> {
@@ -263,7 +314,11 @@ fn frames() -> Vec<(String, Bytes)> {
     };
     for command in every_command() {
         let name = format!("{command:?}");
-        let name = name.split([' ', '(']).next().unwrap().to_owned();
+        let kind = |name: &str| name.split([' ', '(']).next().unwrap().to_owned();
+        let name = match name.strip_prefix("Auth(") {
+            Some(change) => format!("Auth {}", kind(change.trim_end_matches(')'))),
+            None => kind(&name),
+        };
         let proposal = Proposal {
             stamp: Some(stamp.clone()),
             command,
@@ -313,9 +368,14 @@ fn frames_keep_their_bytes() {
 /// Backups are kept for years.
 #[test]
 fn a_backup_keeps_its_bytes() {
-    let backup = Backup::of(&state().view);
-    golden::check(&file("backup.txt"), &(hex(&backup.bytes) + "\n"));
-    let pinned = std::fs::read_to_string(file("backup.txt")).unwrap();
+    backup_keeps_its_bytes("backup.txt", &state());
+    backup_keeps_its_bytes("backup_auth.txt", &state_with_auth());
+}
+
+fn backup_keeps_its_bytes(name: &str, store: &Store) {
+    let backup = Backup::of(&store.view);
+    golden::check(&file(name), &(hex(&backup.bytes) + "\n"));
+    let pinned = std::fs::read_to_string(file(name)).unwrap();
     let pinned = Backup::read(&from_hex(pinned.trim_end())).unwrap();
     assert_eq!(pinned.header, backup.header);
     assert_eq!(pinned.records, backup.records);
@@ -383,14 +443,56 @@ fn state() -> Store {
     store
 }
 
+/// And users, roles, permissions.
+fn state_with_auth() -> Store {
+    let mut store = state();
+    for change in [
+        AuthChange::AddUser {
+            name: "root".into(),
+            password: Some("$argon2id$hash".into()),
+        },
+        AuthChange::AddUser {
+            name: "alice".into(),
+            password: None,
+        },
+        AuthChange::AddRole {
+            name: "reader".into(),
+        },
+        AuthChange::GrantPermission {
+            role: "reader".into(),
+            permission: Permission {
+                kind: PermissionKind::Read,
+                range: KeyRange::prefix("a"),
+            },
+        },
+        AuthChange::GrantRole {
+            user: "alice".into(),
+            role: "reader".into(),
+        },
+        AuthChange::GrantRole {
+            user: "root".into(),
+            role: "root".into(),
+        },
+        AuthChange::Enable,
+        AuthChange::SetTokenSecret("secret".into()),
+    ] {
+        store.ok(Command::Auth(change));
+    }
+    store
+}
+
 #[test]
 fn the_state_keeps_its_bytes() {
-    let store = state();
+    state_keeps_its_bytes("state.txt", &state());
+    state_keeps_its_bytes("state_auth.txt", &state_with_auth());
+}
+
+fn state_keeps_its_bytes(name: &str, store: &Store) {
     let lines = store
         .view
         .iter()
         .map(|(key, value)| format!("{} {}\n", hex(key), hex(value)));
-    golden::check(&file("state.txt"), &lines.collect::<String>());
+    golden::check(&file(name), &lines.collect::<String>());
 }
 
 /// What an earlier release wrote is read as what it meant.

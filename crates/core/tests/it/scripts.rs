@@ -6,6 +6,9 @@
 //! transaction is `txn when value(a)=1 then { put b 2; range a } else { del a }`. Commands are
 //! checked as a node does before it proposes; `unchecked` leaves that out.
 //!
+//! `as alice@2 put a 1` is asked for by a remote caller whose token was made for auth revision 2, `as nobody`
+//! by one that did not say who it is. `rights alice@2 read a..c` prints what a node tells such a reader.
+//!
 //! `backup` keeps a backup of the store, `new_cluster` goes on with an empty store, and `restore`
 //! begins, restores records `2..5` of the backup, ends or discards.
 
@@ -99,6 +102,7 @@ impl<'a> Step<'a> {
     fn run(mut self, store: &mut Store) -> String {
         let checked = !self.take("unchecked");
         let stamp = self.stamp();
+        let caller = self.take("as").then(|| self.caller());
         let verb = self.word();
         match verb.as_str() {
             "clock" => {
@@ -118,6 +122,8 @@ impl<'a> Step<'a> {
             "leases" => format!("{:?}\n", leases(&store.view).unwrap()),
             "lease_status" => self.show_lease(store),
             "state" => self.show_state(store),
+            "auth" if self.tokens.peek().is_none() => show_auth(store),
+            "rights" => self.show_rights(store),
             "backup" => {
                 let backup = Backup::of(&store.view);
                 let text = format!(
@@ -134,7 +140,10 @@ impl<'a> Step<'a> {
                 String::new()
             }
             _ => {
-                let command = self.command(&verb);
+                let mut command = self.command(&verb);
+                if let Some(caller) = &caller {
+                    command = command.by(caller);
+                }
                 self.apply(store, stamp, command, checked)
             }
         }
@@ -210,12 +219,88 @@ impl<'a> Step<'a> {
                     replicas: self.number(),
                 })
             }
+            "auth" | "user" | "role" => Command::Auth(self.auth(verb)),
             "raise_revision" => Command::RaiseRevision {
                 revision: self.number(),
             },
             "restore" => self.restore(),
             verb => panic!("unknown command: {verb} in {}", self.line),
         }
+    }
+
+    fn caller(&mut self) -> Caller {
+        match self.word().split_once('@') {
+            None => Caller::Anonymous,
+            Some((name, revision)) => Caller::User {
+                name: name.into(),
+                revision: revision.parse().unwrap(),
+            },
+        }
+    }
+
+    fn auth(&mut self, what: &str) -> AuthChange {
+        let verb = self.word();
+        match (what, verb.as_str()) {
+            ("auth", "enable") => AuthChange::Enable,
+            ("auth", "disable") => AuthChange::Disable,
+            ("auth", "secret") => AuthChange::SetTokenSecret(self.word().into()),
+            ("user", "add") => AuthChange::AddUser {
+                name: self.word().replace("\"\"", ""),
+                password: self.tokens.next(),
+            },
+            ("user", "delete") => AuthChange::DeleteUser { name: self.word() },
+            ("user", "password") => AuthChange::SetPassword {
+                name: self.word(),
+                password: self.word(),
+            },
+            ("user", "grant") => AuthChange::GrantRole {
+                user: self.word(),
+                role: self.word(),
+            },
+            ("user", "revoke") => AuthChange::RevokeRole {
+                user: self.word(),
+                role: self.word(),
+            },
+            ("role", "add") => AuthChange::AddRole {
+                name: self.word().replace("\"\"", ""),
+            },
+            ("role", "delete") => AuthChange::DeleteRole { name: self.word() },
+            ("role", "grant") => AuthChange::GrantPermission {
+                role: self.word(),
+                permission: Permission {
+                    kind: match self.word().as_str() {
+                        "read" => PermissionKind::Read,
+                        "write" => PermissionKind::Write,
+                        _ => PermissionKind::ReadWrite,
+                    },
+                    range: key_range(&self.word()),
+                },
+            },
+            ("role", "revoke") => AuthChange::RevokePermission {
+                role: self.word(),
+                range: key_range(&self.word()),
+            },
+            _ => panic!("unknown command: {what} {verb} in {}", self.line),
+        }
+    }
+
+    fn show_rights(&mut self, store: &Store) -> String {
+        let caller = self.caller();
+        let rights = match rights(&store.view, &caller).unwrap() {
+            Ok(rights) => rights,
+            Err(reason) => return format!("{reason:?}\n"),
+        };
+        let allowed = match self.word().as_str() {
+            "read" => rights.may_read(&key_range(&self.word())),
+            "lease" => {
+                let lease = LeaseId(self.number());
+                rights.may_read_lease(&store.view, lease).unwrap()
+            }
+            "role" => rights.may_see_role(&self.word()),
+            "admin" => rights.may_administer(),
+            what => panic!("unknown right: {what}"),
+        };
+        allowed.map_or_else(|reason| format!("{reason:?}\n"), |()| "allowed\n".into())
     }
 
     fn restore(&mut self) -> Command {
@@ -462,6 +547,33 @@ fn table_name(key: &[u8]) -> &'static str {
         (0, 8) => "restore",
         other => panic!("unknown table {other:?}"),
     }
+}
+
+fn show_auth(store: &Store) -> String {
+    let info = auth_info(&store.view).unwrap();
+    let mut text = format!(
+        "{} at {}, secret {:?}\n",
+        if info.enabled { "enabled" } else { "disabled" },
+        info.revision,
+        info.token_secret
+    );
+    for name in auth_users(&store.view).unwrap() {
+        let user = auth_user(&store.view, &name).unwrap().unwrap();
+        let roles = user.roles.join(", ");
+        let _ = writeln!(
+            text,
+            "  user {name}@{}: {:?}, roles [{roles}]",
+            user.revision, user.password
+        );
+    }
+    for name in auth_roles(&store.view).unwrap() {
+        let _ = writeln!(text, "  role {name}");
+        for permission in auth_role(&store.view, &name).unwrap().unwrap() {
+            let Permission { kind, range } = permission;
+            let _ = writeln!(text, "    {kind:?} {:?} {:?}", range.start, range.end);
+        }
+    }
+    text
 }
 
 fn duration(text: &str) -> u64 {

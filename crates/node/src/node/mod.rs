@@ -18,7 +18,9 @@
 //! served from this replica. It takes no signals, installs no logger, owns no global. It starts inside
 //! the caller's tokio runtime and ends with [`Node::shutdown`].
 
+mod access;
 mod admin;
+mod auth;
 mod calls;
 mod founding;
 mod lookout;
@@ -35,17 +37,17 @@ mod store;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use podkv_api::{
     ClusterId, Consistency, Error, Header, Incarnation, LeaderHint, LeaseId, Limits, MemberId,
-    Reason, Result, Revision, SessionId, Txn, TxnResponse,
+    Reason, Result, Revision, SessionId,
 };
-use podkv_core::{Answer, Command, Proposal, Stamp};
+use podkv_core::{Answer, Proposal};
 use podkv_tls::Tls;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::access::Access;
 pub use self::admin::DataDigest;
 pub use self::requests::{Method, Requests};
 pub use self::restore::{RestoreWriter, Restored};
@@ -53,6 +55,7 @@ pub use self::snapshot::SnapshotReader;
 pub use self::start::{NodeBuilder, open_tls};
 pub use self::stats::{Latency, NodeStats, VolumeSpace};
 
+use crate::auth::{Passwords, Refusals};
 use crate::clock::LeaderClock;
 use crate::config::NodeConfig;
 use crate::health::Health;
@@ -100,6 +103,8 @@ struct Inner {
     /// Turns true when the state is at least as new as anything this node ever answered from.
     recovered: watch::Receiver<bool>,
     requests: Requests,
+    passwords: Passwords,
+    refusals: Refusals,
     /// One backup at a time.
     backups: Arc<tokio::sync::Semaphore>,
     tasks: TaskTracker,
@@ -247,29 +252,6 @@ impl Node {
         })
     }
 
-    /// Runs a transaction. One that cannot write is a read and does not go through the log.
-    pub async fn txn_with(
-        &self,
-        txn: Txn,
-        stamp: Option<Stamp>,
-        consistency: Consistency,
-        timeout: Option<Duration>,
-    ) -> Result<TxnResponse> {
-        if txn.is_read_only() {
-            podkv_core::check(&Command::Txn(txn.clone()), self.limits())?;
-            self.fresh(consistency, timeout).await?;
-            return self.0.query.txn(self.header(), txn).await;
-        }
-        let proposal = Proposal {
-            stamp,
-            command: Command::Txn(txn),
-        };
-        match self.propose(proposal, timeout).await?.answer {
-            Answer::Txn(response) => Ok(response),
-            _ => Err(unexpected()),
-        }
-    }
-
     /// Waits until this node may answer a read of that consistency.
     pub(crate) async fn fresh(
         &self,
@@ -307,45 +289,6 @@ impl Node {
                 },
             )),
         }
-    }
-
-    /// Opens a session. Opening the same id again under the same identity renews it.
-    pub async fn session_open(
-        &self,
-        id: SessionId,
-        ttl: Duration,
-        identity: Bytes,
-    ) -> Result<(Header, u64)> {
-        let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-        let command = Command::SessionOpen {
-            id,
-            ttl_ms,
-            identity,
-        };
-        let written = self.propose(command.into(), None).await?;
-        match written.answer {
-            Answer::SessionOpen { ttl_ms } => Ok((written.header, ttl_ms)),
-            _ => Err(unexpected()),
-        }
-    }
-
-    /// Sets a session back to its full TTL, and returns that in milliseconds.
-    pub async fn session_keep_alive(&self, id: SessionId) -> Result<(Header, u64)> {
-        let (term, ttl_ms) = self.0.session_renewals.renew(id).await?;
-        Ok((
-            Header {
-                term,
-                ..self.header()
-            },
-            ttl_ms,
-        ))
-    }
-
-    pub async fn session_close(&self, id: SessionId) -> Result<Header> {
-        Ok(self
-            .propose(Command::SessionClose { id }.into(), None)
-            .await?
-            .header)
     }
 
     /// Names the leader's client address, so that a caller can go there.

@@ -65,6 +65,23 @@ methods! {
     SnapshotSave = "/podkv.v1.Snapshot/Save", "snapshot.save";
     SnapshotRestore = "/podkv.v1.Snapshot/Restore", "snapshot.restore";
     SnapshotDiscardRestore = "/podkv.v1.Snapshot/DiscardRestore", "snapshot.discard_restore";
+    AuthAuthenticate = "/podkv.v1.Auth/Authenticate", "auth.authenticate";
+    AuthStatus = "/podkv.v1.Auth/Status", "auth.status";
+    AuthEnable = "/podkv.v1.Auth/Enable", "auth.enable";
+    AuthDisable = "/podkv.v1.Auth/Disable", "auth.disable";
+    AuthAddUser = "/podkv.v1.Auth/AddUser", "auth.add_user";
+    AuthGetUser = "/podkv.v1.Auth/GetUser", "auth.get_user";
+    AuthListUsers = "/podkv.v1.Auth/ListUsers", "auth.list_users";
+    AuthDeleteUser = "/podkv.v1.Auth/DeleteUser", "auth.delete_user";
+    AuthSetPassword = "/podkv.v1.Auth/SetPassword", "auth.set_password";
+    AuthGrantRole = "/podkv.v1.Auth/GrantRole", "auth.grant_role";
+    AuthRevokeRole = "/podkv.v1.Auth/RevokeRole", "auth.revoke_role";
+    AuthAddRole = "/podkv.v1.Auth/AddRole", "auth.add_role";
+    AuthGetRole = "/podkv.v1.Auth/GetRole", "auth.get_role";
+    AuthListRoles = "/podkv.v1.Auth/ListRoles", "auth.list_roles";
+    AuthDeleteRole = "/podkv.v1.Auth/DeleteRole", "auth.delete_role";
+    AuthGrantPermission = "/podkv.v1.Auth/GrantPermission", "auth.grant_permission";
+    AuthRevokePermission = "/podkv.v1.Auth/RevokePermission", "auth.revoke_permission";
     EtcdKvRange = "/etcdserverpb.KV/Range", "etcd.kv.range";
     EtcdKvRangeStream = "/etcdserverpb.KV/RangeStream", "etcd.kv.range_stream";
     EtcdKvPut = "/etcdserverpb.KV/Put", "etcd.kv.put";
@@ -77,6 +94,7 @@ methods! {
     EtcdLeaseKeepAlive = "/etcdserverpb.Lease/LeaseKeepAlive", "etcd.lease.keep_alive";
     EtcdLeaseTimeToLive = "/etcdserverpb.Lease/LeaseTimeToLive", "etcd.lease.time_to_live";
     EtcdLeaseLeases = "/etcdserverpb.Lease/LeaseLeases", "etcd.lease.list";
+    EtcdAuthAuthenticate = "/etcdserverpb.Auth/Authenticate", "etcd.auth.authenticate";
 }
 
 /// gRPC's status codes, by number.

@@ -17,6 +17,7 @@ use super::lookout::Lookout;
 use super::readiness::{self, LEADERLESS};
 use super::requests::Requests;
 use super::{Inner, Node};
+use crate::auth::{Passwords, Refusals};
 use crate::config::NodeConfig;
 use crate::discovery::{Discovery, FixedDiscovery};
 use crate::duties::{LeaderDuties, LogKeeper};
@@ -361,6 +362,8 @@ impl Parts {
             size_waits: watch::channel(None).0,
             recovered,
             requests: Requests::default(),
+            passwords: Passwords::default(),
+            refusals: Refusals::default(),
             backups: Arc::new(tokio::sync::Semaphore::new(1)),
             tasks,
             stop,

@@ -1,6 +1,7 @@
 //! Figures for metrics and balancers. Cheap to take: counters, no disk.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::Node;
 use super::requests::Requests;
@@ -30,6 +31,10 @@ pub struct NodeStats {
     pub snapshots_built_total: u64,
     /// Snapshots of a peer that took the place of the own state: this node had fallen behind a purged log.
     pub snapshots_installed_total: u64,
+    /// Wrong names and passwords.
+    pub passwords_refused_total: u64,
+    /// Tokens that did not hold, or no longer.
+    pub tokens_refused_total: u64,
     pub watches: usize,
     /// Watches that catch up, or are too slow for what happens now.
     pub watches_behind: usize,
@@ -124,6 +129,8 @@ impl Node {
             peers_behind: self.peers_behind(),
             snapshots_built_total: snapshots.built,
             snapshots_installed_total: snapshots.installed,
+            passwords_refused_total: self.0.refusals.passwords.load(Relaxed),
+            tokens_refused_total: self.0.refusals.tokens.load(Relaxed),
             watches: watch.watchers,
             watches_behind: watch.behind,
             watch_buffered_bytes: watch.buffered_bytes,

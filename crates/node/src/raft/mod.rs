@@ -72,4 +72,7 @@ pub(crate) trait EventSink: Send + Sync + 'static {
     /// The state was replaced as a whole, by a snapshot: revisions were skipped. Watchers catch up from
     /// its history, or learn that it is compacted.
     fn reset(&self, applied: Applied);
+
+    /// Users, roles or permissions have changed, or may have. Said before what came after it is published.
+    fn auth_changed(&self) {}
 }

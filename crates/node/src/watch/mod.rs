@@ -76,6 +76,8 @@ struct Shared {
     revision: AtomicU64,
     settings: WatchSettings,
     next_id: AtomicU64,
+    /// Marked when users, roles or permissions have changed.
+    auth: tokio::sync::watch::Sender<()>,
     /// Streams that were handed out and not yet dropped.
     open: AtomicUsize,
 }
@@ -141,6 +143,11 @@ impl WatchHub {
         self.shared.watch(watch, at_least)
     }
 
+    /// Changes whenever users, roles or permissions have changed: before anything that came after it is published.
+    pub fn auth_changes(&self) -> tokio::sync::watch::Receiver<()> {
+        self.shared.auth.subscribe()
+    }
+
     pub fn stats(&self) -> WatchStats {
         self.shared.counters.read(self.shared.feed.bytes())
     }
@@ -172,6 +179,7 @@ impl Shared {
             revision: AtomicU64::new(tip.revision),
             settings,
             next_id: AtomicU64::new(1),
+            auth: tokio::sync::watch::Sender::new(()),
             open: AtomicUsize::new(0),
         }
     }
@@ -264,6 +272,10 @@ impl EventSink for WatchHub {
 
     fn reset(&self, applied: Applied) {
         WatchHub::reset(self, Tip::from(&applied));
+    }
+
+    fn auth_changed(&self) {
+        self.shared.auth.send_replace(());
     }
 }
 

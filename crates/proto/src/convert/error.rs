@@ -78,7 +78,9 @@ impl From<v1::Error> for Error {
 pub fn code(error: &Error) -> Code {
     match error.reason() {
         Reason::DeadlineExceeded => return Code::DeadlineExceeded,
-        Reason::Unauthenticated => return Code::Unauthenticated,
+        Reason::Unauthenticated | Reason::CredentialsMissing | Reason::AuthenticationFailed => {
+            return Code::Unauthenticated;
+        }
         Reason::Unsupported => return Code::Unimplemented,
         Reason::Corrupt => return Code::DataLoss,
         _ => {}

@@ -7,6 +7,7 @@
 //!
 //! Nested transactions recurse here; prost refuses messages nested deeper than 100, which bounds it.
 
+mod auth;
 mod cluster;
 pub mod error;
 mod kv;

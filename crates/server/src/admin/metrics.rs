@@ -130,6 +130,16 @@ impl Page {
                 stats.snapshots_installed_total,
             ),
             (
+                "passwords_refused_total",
+                "Callers with a wrong name or password",
+                stats.passwords_refused_total,
+            ),
+            (
+                "tokens_refused_total",
+                "Calls with a token that did not hold, or no longer",
+                stats.tokens_refused_total,
+            ),
+            (
                 "watches_fell_behind_total",
                 "Times that a live watch's queue was full",
                 stats.watches_fell_behind_total,

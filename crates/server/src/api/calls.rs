@@ -4,32 +4,40 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podkv_api::{CompactResponse, Error, LeaseGrantResponse, Range, Reason, Result, Revision, Txn};
-use podkv_core::{Answer, Command, Proposal, Stamp};
-use podkv_node::{Node, Written};
+use podkv_core::{Answer, Command, Stamp};
+use podkv_node::{Access, Node, Written};
 use podkv_proto::convert::{self, Malformed, to_status};
 use podkv_proto::v1;
 use prost::Message;
 use tonic::{Request, Response, Status};
 
+use super::ApiSettings;
+use super::caller::access;
 use super::deadline::deadline;
-use super::{ApiSettings, Caller};
 
 /// The parts of a unary call.
 pub(crate) struct Call<T> {
-    pub caller: Caller,
+    /// The node as the caller may use it.
+    pub access: Access,
     /// `None` is the node's own limit.
     pub timeout: Option<Duration>,
     pub message: T,
 }
 
 impl<T> Call<T> {
-    pub fn of(request: Request<T>, settings: &ApiSettings) -> Result<Self, Status> {
-        let timeout = deadline(request.metadata(), settings.max_deadline);
+    pub async fn of(request: Request<T>, calls: &Calls) -> Result<Self> {
+        let (metadata, _, message) = request.into_parts();
         Ok(Self {
-            caller: Caller::of(&request),
-            timeout: timeout.map_err(|error| to_status(&error))?,
-            message: request.into_inner(),
+            timeout: deadline(&metadata, calls.settings.max_deadline)?,
+            access: access(&calls.node, &metadata).await?,
+            message,
         })
+    }
+
+    /// The same, for a handler.
+    pub async fn native(request: Request<T>, calls: &Calls) -> Result<Self, Status> {
+        let call = Self::of(request, calls).await;
+        call.map_err(|error| to_status(&error))
     }
 }
 
@@ -59,31 +67,33 @@ impl Calls {
     pub async fn get(
         &self,
         get: v1::GetRequest,
+        access: &Access,
         timeout: Option<Duration>,
     ) -> Result<v1::GetResponse> {
         let range = Range::try_from(get)?;
-        Ok(self.node.range_within(range, timeout).await?.into())
+        Ok(access.range_within(range, timeout).await?.into())
     }
 
     /// A range in one message.
     pub async fn range(
         &self,
         range: v1::RangeRequest,
+        access: &Access,
         timeout: Option<Duration>,
     ) -> Result<v1::RangeResponse> {
-        let response = self.node.range_within(range.try_into()?, timeout).await?;
+        let response = access.range_within(range.try_into()?, timeout).await?;
         self.fits(v1::RangeResponse::from(response))
     }
 
     pub async fn put(
         &self,
         mut put: v1::PutRequest,
-        caller: &Caller,
+        access: &Access,
         timeout: Option<Duration>,
     ) -> Result<v1::PutResponse> {
-        let stamp = stamp(put.session.take(), caller)?;
+        let stamp = stamp(put.session.take(), access)?;
         let command = Command::Put(put.try_into()?);
-        match self.write(stamp, command, timeout).await?.answer {
+        match access.propose(stamp, command, timeout).await?.answer {
             Answer::Put(response) => Ok(response.into()),
             _ => Err(unexpected()),
         }
@@ -92,12 +102,12 @@ impl Calls {
     pub async fn delete(
         &self,
         mut delete: v1::DeleteRequest,
-        caller: &Caller,
+        access: &Access,
         timeout: Option<Duration>,
     ) -> Result<v1::DeleteResponse> {
-        let stamp = stamp(delete.session.take(), caller)?;
+        let stamp = stamp(delete.session.take(), access)?;
         let command = Command::Delete(delete.try_into()?);
-        match self.write(stamp, command, timeout).await?.answer {
+        match access.propose(stamp, command, timeout).await?.answer {
             Answer::Delete(response) => {
                 let revision = response.header.revision;
                 self.applied_and_fits(response.into(), revision)
@@ -109,14 +119,14 @@ impl Calls {
     pub async fn txn(
         &self,
         mut txn: v1::TxnRequest,
-        caller: &Caller,
+        access: &Access,
         timeout: Option<Duration>,
     ) -> Result<v1::TxnResponse> {
-        let stamp = stamp(txn.session.take(), caller)?;
+        let stamp = stamp(txn.session.take(), access)?;
         let consistency = convert::consistency(txn.consistency.take())?;
         let txn = Txn::try_from(txn)?;
         let is_read = txn.is_read_only();
-        let response = self.node.txn_with(txn, stamp, consistency, timeout).await?;
+        let response = access.txn_with(txn, stamp, consistency, timeout).await?;
         let revision = response.header.revision;
         if is_read {
             self.fits(response.into())
@@ -128,14 +138,14 @@ impl Calls {
     pub async fn compact(
         &self,
         compact: v1::CompactRequest,
-        caller: &Caller,
+        access: &Access,
         timeout: Option<Duration>,
     ) -> Result<CompactResponse> {
-        let stamp = stamp(compact.session, caller)?;
+        let stamp = stamp(compact.session, access)?;
         let command = Command::Compact {
             revision: compact.revision,
         };
-        match self.write(stamp, command, timeout).await?.answer {
+        match access.propose(stamp, command, timeout).await?.answer {
             Answer::Compact(response) => Ok(response),
             _ => Err(unexpected()),
         }
@@ -144,10 +154,10 @@ impl Calls {
     pub async fn lease_grant(
         &self,
         grant: v1::LeaseGrantRequest,
-        caller: &Caller,
+        access: &Access,
         timeout: Option<Duration>,
     ) -> Result<LeaseGrantResponse> {
-        let stamp = stamp(grant.session, caller)?;
+        let stamp = stamp(grant.session, access)?;
         let id = match convert::optional_lease_id(grant.id) {
             Some(id) => id,
             // A retry that chose another id would be another request.
@@ -163,7 +173,7 @@ impl Calls {
             id,
             ttl_ms: grant.ttl_ms,
         };
-        match self.write(stamp, command, timeout).await?.answer {
+        match access.propose(stamp, command, timeout).await?.answer {
             Answer::LeaseGrant(response) => Ok(response),
             _ => Err(unexpected()),
         }
@@ -172,14 +182,13 @@ impl Calls {
     pub async fn lease_revoke(
         &self,
         revoke: v1::LeaseRevokeRequest,
-        caller: &Caller,
+        access: &Access,
         timeout: Option<Duration>,
     ) -> Result<v1::LeaseRevokeResponse> {
-        let stamp = stamp(revoke.session, caller)?;
+        let stamp = stamp(revoke.session, access)?;
         let id = convert::lease_id(revoke.id)?;
-        let written = self
-            .write(stamp, Command::LeaseRevoke { id }, timeout)
-            .await?;
+        let command = Command::LeaseRevoke { id };
+        let written: Written = access.propose(stamp, command, timeout).await?;
         Ok(v1::LeaseRevokeResponse {
             header: Some(written.header.into()),
         })
@@ -202,17 +211,6 @@ impl Calls {
                     format!("no answer within {timeout:?}"),
                 ))
             })
-    }
-
-    async fn write(
-        &self,
-        stamp: Option<Stamp>,
-        command: Command,
-        timeout: Option<Duration>,
-    ) -> Result<Written> {
-        self.node
-            .propose(Proposal { stamp, command }, timeout)
-            .await
     }
 
     /// Refuses an answer that is too large for one message.
@@ -243,11 +241,11 @@ impl Calls {
 }
 
 /// The stamp of a write, bound to its caller.
-fn stamp(session: Option<v1::SessionStamp>, caller: &Caller) -> Result<Option<Stamp>> {
+fn stamp(session: Option<v1::SessionStamp>, access: &Access) -> Result<Option<Stamp>> {
     let session = convert::session_stamp(session)?;
     Ok(session.map(|session| Stamp {
         session,
-        identity: caller.identity.clone(),
+        identity: access.identity(),
     }))
 }
 

@@ -1,14 +1,24 @@
 //! Cluster: members, status, changes of membership.
 
-use podkv_api::{Member, Retention, Store};
+use podkv_api::{Consistency, Member, Retention, Store};
 use podkv_node::Node;
-use podkv_proto::convert;
+use podkv_proto::convert::{self, to_status};
 use podkv_proto::v1;
 use tonic::{Request, Response, Status};
 
-use super::calls::answer;
+use super::calls::{Call, Calls, answer};
 
-pub(super) struct Cluster(pub Node);
+pub(super) struct Cluster(pub Calls);
+
+impl Cluster {
+    /// What was asked for, and the node, if the caller may change the cluster.
+    async fn administrator<T>(&self, request: Request<T>) -> Result<(Node, T), Status> {
+        let call = Call::native(request, &self.0).await?;
+        let node = call.access.administrator(Consistency::Linearizable).await;
+        let node = node.map_err(|error| to_status(&error))?.clone();
+        Ok((node, call.message))
+    }
+}
 
 #[tonic::async_trait]
 impl v1::cluster_server::Cluster for Cluster {
@@ -16,51 +26,57 @@ impl v1::cluster_server::Cluster for Cluster {
         &self,
         request: Request<v1::MembersRequest>,
     ) -> Result<Response<v1::MembersResponse>, Status> {
-        let members = if request.into_inner().local {
-            Ok(self.0.members_known())
+        let call = Call::native(request, &self.0).await?;
+        let members = if call.message.local {
+            call.access.known().await.map(|node| node.members_known())
         } else {
-            self.0.members().await
+            call.access.members().await
         };
-        answer(members.map(|members| (self.0.header(), members)))
+        answer(members.map(|members| (self.0.node.header(), members)))
     }
 
     async fn status(
         &self,
-        _request: Request<v1::StatusRequest>,
+        request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
-        answer(Store::status(&self.0).await)
+        let call = Call::native(request, &self.0).await?;
+        answer(Store::status(&call.access).await)
     }
 
     async fn add_member(
         &self,
         request: Request<v1::AddMemberRequest>,
     ) -> Result<Response<v1::MembersResponse>, Status> {
-        let member = Member::try_from(request.into_inner())?;
-        answer(self.0.add_member(member).await)
+        let (node, request) = self.administrator(request).await?;
+        let member = Member::try_from(request)?;
+        answer(node.add_member(member).await)
     }
 
     async fn promote_member(
         &self,
         request: Request<v1::PromoteMemberRequest>,
     ) -> Result<Response<v1::MembersResponse>, Status> {
-        let id = convert::member_id(request.into_inner().id)?;
-        answer(self.0.promote_member(id).await)
+        let (node, request) = self.administrator(request).await?;
+        let id = convert::member_id(request.id)?;
+        answer(node.promote_member(id).await)
     }
 
     async fn remove_member(
         &self,
         request: Request<v1::RemoveMemberRequest>,
     ) -> Result<Response<v1::MembersResponse>, Status> {
-        let id = convert::member_id(request.into_inner().id)?;
-        answer(self.0.remove_member(id).await)
+        let (node, request) = self.administrator(request).await?;
+        let id = convert::member_id(request.id)?;
+        answer(node.remove_member(id).await)
     }
 
     async fn set_retention(
         &self,
         request: Request<v1::SetRetentionRequest>,
     ) -> Result<Response<v1::SetRetentionResponse>, Status> {
-        let retention = Retention::try_from(request.into_inner())?;
-        let set = self.0.set_retention(retention).await;
+        let (node, request) = self.administrator(request).await?;
+        let retention = Retention::try_from(request)?;
+        let set = node.set_retention(retention).await;
         answer(set.map(|header| v1::SetRetentionResponse {
             header: Some(header.into()),
         }))
@@ -70,8 +86,8 @@ impl v1::cluster_server::Cluster for Cluster {
         &self,
         request: Request<v1::ResizeRequest>,
     ) -> Result<Response<v1::ResizeResponse>, Status> {
-        let request = request.into_inner();
-        let resized = self.0.resize(request.start, request.replicas).await;
+        let (node, request) = self.administrator(request).await?;
+        let resized = node.resize(request.start, request.replicas).await;
         answer(resized.map(|(header, size)| v1::ResizeResponse {
             header: Some(header.into()),
             desired_size: Some(size.into()),
@@ -82,8 +98,9 @@ impl v1::cluster_server::Cluster for Cluster {
         &self,
         request: Request<v1::TransferLeadershipRequest>,
     ) -> Result<Response<v1::TransferLeadershipResponse>, Status> {
-        let to = convert::optional_member_id(request.into_inner().to);
-        let moved = self.0.transfer_leadership(to).await;
+        let (node, request) = self.administrator(request).await?;
+        let to = convert::optional_member_id(request.to);
+        let moved = node.transfer_leadership(to).await;
         answer(
             moved.map(|(header, leader)| v1::TransferLeadershipResponse {
                 header: Some(header.into()),

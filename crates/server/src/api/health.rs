@@ -11,6 +11,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::{self, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
+use podkv_proto::v1::auth_server::SERVICE_NAME as AUTH;
 use podkv_proto::v1::cluster_server::SERVICE_NAME as CLUSTER;
 use podkv_proto::v1::kv_server::SERVICE_NAME as KV;
 use podkv_proto::v1::lease_server::SERVICE_NAME as LEASE;
@@ -19,7 +20,7 @@ use podkv_proto::v1::snapshot_server::SERVICE_NAME as SNAPSHOT;
 use podkv_proto::v1::watch_server::SERVICE_NAME as WATCH;
 
 /// Asked for by name, or by the empty name: the node as a whole. All share one health.
-const KNOWN: [&str; 7] = ["", KV, WATCH, LEASE, SESSION, CLUSTER, SNAPSHOT];
+const KNOWN: [&str; 8] = ["", AUTH, KV, WATCH, LEASE, SESSION, CLUSTER, SNAPSHOT];
 
 pub(super) fn service(node: Node) -> HealthServer<impl health_server::Health> {
     HealthServer::new(Service(node))

@@ -8,9 +8,10 @@ use podkv_proto::convert::to_status;
 use podkv_proto::v1;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::caller::access;
 use super::calls::{Call, Calls, answer};
 use super::draining::refuse_if_draining;
-use super::{Caller, pipe};
+use super::pipe;
 
 pub(super) struct Kv(pub Calls);
 
@@ -20,26 +21,26 @@ impl v1::kv_server::Kv for Kv {
         &self,
         request: Request<v1::GetRequest>,
     ) -> Result<Response<v1::GetResponse>, Status> {
-        let call = Call::of(request, &self.0.settings)?;
-        answer(self.0.get(call.message, call.timeout).await)
+        let call = Call::native(request, &self.0).await?;
+        answer(self.0.get(call.message, &call.access, call.timeout).await)
     }
 
     async fn put(
         &self,
         request: Request<v1::PutRequest>,
     ) -> Result<Response<v1::PutResponse>, Status> {
-        let call = Call::of(request, &self.0.settings)?;
-        answer(self.0.put(call.message, &call.caller, call.timeout).await)
+        let call = Call::native(request, &self.0).await?;
+        answer(self.0.put(call.message, &call.access, call.timeout).await)
     }
 
     async fn delete(
         &self,
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
-        let call = Call::of(request, &self.0.settings)?;
+        let call = Call::native(request, &self.0).await?;
         answer(
             self.0
-                .delete(call.message, &call.caller, call.timeout)
+                .delete(call.message, &call.access, call.timeout)
                 .await,
         )
     }
@@ -50,9 +51,9 @@ impl v1::kv_server::Kv for Kv {
         &self,
         request: Request<v1::RangeRequest>,
     ) -> Result<Response<Self::RangeStream>, Status> {
-        let call = Call::of(request, &self.0.settings)?;
+        let call = Call::native(request, &self.0).await?;
         let range = Range::try_from(call.message)?;
-        let opening = self.0.node.range_stream(range);
+        let opening = call.access.range_stream(range);
         let chunks = self
             .0
             .within(call.timeout, opening)
@@ -68,18 +69,18 @@ impl v1::kv_server::Kv for Kv {
         &self,
         request: Request<v1::TxnRequest>,
     ) -> Result<Response<v1::TxnResponse>, Status> {
-        let call = Call::of(request, &self.0.settings)?;
-        answer(self.0.txn(call.message, &call.caller, call.timeout).await)
+        let call = Call::native(request, &self.0).await?;
+        answer(self.0.txn(call.message, &call.access, call.timeout).await)
     }
 
     async fn compact(
         &self,
         request: Request<v1::CompactRequest>,
     ) -> Result<Response<v1::CompactResponse>, Status> {
-        let call = Call::of(request, &self.0.settings)?;
+        let call = Call::native(request, &self.0).await?;
         answer(
             self.0
-                .compact(call.message, &call.caller, call.timeout)
+                .compact(call.message, &call.access, call.timeout)
                 .await,
         )
     }
@@ -91,8 +92,9 @@ impl v1::kv_server::Kv for Kv {
         request: Request<Streaming<v1::PipeRequest>>,
     ) -> Result<Response<Self::PipeStream>, Status> {
         refuse_if_draining(&self.0.node)?;
-        let caller = Caller::of(&request);
-        let stream = pipe::serve(self.0.clone(), caller, request.into_inner());
+        let access = access(&self.0.node, request.metadata()).await;
+        let access = access.map_err(|error| to_status(&error))?;
+        let stream = pipe::serve(self.0.clone(), access, request.into_inner());
         Ok(Response::new(Box::pin(stream)))
     }
 }

@@ -5,10 +5,12 @@ use std::pin::Pin;
 use futures_util::stream::once;
 use futures_util::{Stream, StreamExt};
 use podkv_api::{Error, Store};
-use podkv_proto::convert;
+use podkv_node::Access;
+use podkv_proto::convert::{self, to_status};
 use podkv_proto::v1;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::caller::access;
 use super::calls::{Call, Calls, answer};
 use super::draining::{draining, goodbye, refuse_if_draining};
 
@@ -27,10 +29,10 @@ impl v1::lease_server::Lease for Lease {
         &self,
         request: Request<v1::LeaseGrantRequest>,
     ) -> Result<Response<v1::LeaseGrantResponse>, Status> {
-        let call = Call::of(request, &self.0.settings)?;
+        let call = Call::native(request, &self.0).await?;
         answer(
             self.0
-                .lease_grant(call.message, &call.caller, call.timeout)
+                .lease_grant(call.message, &call.access, call.timeout)
                 .await,
         )
     }
@@ -39,10 +41,10 @@ impl v1::lease_server::Lease for Lease {
         &self,
         request: Request<v1::LeaseRevokeRequest>,
     ) -> Result<Response<v1::LeaseRevokeResponse>, Status> {
-        let call = Call::of(request, &self.0.settings)?;
+        let call = Call::native(request, &self.0).await?;
         answer(
             self.0
-                .lease_revoke(call.message, &call.caller, call.timeout)
+                .lease_revoke(call.message, &call.access, call.timeout)
                 .await,
         )
     }
@@ -53,16 +55,18 @@ impl v1::lease_server::Lease for Lease {
         &self,
         request: Request<Streaming<v1::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::KeepAliveStream>, Status> {
-        keep_alives(&self.0, request, keep_alive)
+        let access = access(&self.0.node, request.metadata()).await;
+        let access = access.map_err(|error| to_status(&error))?;
+        keep_alives(&self.0, access, request, keep_alive)
     }
 
     async fn status(
         &self,
         request: Request<v1::LeaseStatusRequest>,
     ) -> Result<Response<v1::LeaseStatusResponse>, Status> {
-        let call = Call::of(request, &self.0.settings)?;
+        let call = Call::native(request, &self.0).await?;
         let id = convert::lease_id(call.message.id)?;
-        let read = self.0.node.lease_status(id, call.message.keys);
+        let read = call.access.lease_status(id, call.message.keys);
         answer(self.0.within(call.timeout, read).await)
     }
 
@@ -70,8 +74,8 @@ impl v1::lease_server::Lease for Lease {
         &self,
         request: Request<v1::LeaseListRequest>,
     ) -> Result<Response<v1::LeaseListResponse>, Status> {
-        let call = Call::of(request, &self.0.settings)?;
-        let ids = self.0.within(call.timeout, self.0.node.leases()).await;
+        let call = Call::native(request, &self.0).await?;
+        let ids = self.0.within(call.timeout, call.access.leases()).await;
         answer(ids.map(|ids| v1::LeaseListResponse {
             header: Some(self.0.node.header().into()),
             ids: ids.into_iter().map(|id| id.0).collect(),
@@ -83,8 +87,9 @@ impl v1::lease_server::Lease for Lease {
 /// the node drains.
 pub(crate) fn keep_alives<Q, A, F>(
     calls: &Calls,
+    access: Access,
     requests: Request<Streaming<Q>>,
-    keep_alive: impl Fn(Calls, Result<Q, Status>) -> F + Send + 'static,
+    keep_alive: impl Fn(Access, Calls, Result<Q, Status>) -> F + Send + 'static,
 ) -> Result<Response<KeepAlives<A>>, Status>
 where
     Q: Send + 'static,
@@ -97,7 +102,7 @@ where
     let answers = requests
         .into_inner()
         .take_until(draining(health.clone()))
-        .map(move |request| keep_alive(calls.clone(), request))
+        .map(move |request| keep_alive(access.clone(), calls.clone(), request))
         .buffered(KEEP_ALIVES_AT_ONCE);
     // A client that said all gets a plain end; one that is cut off is told why.
     let last = once(async move { health.borrow().draining.then(|| Err(goodbye(&node))) })
@@ -106,13 +111,14 @@ where
 }
 
 async fn keep_alive(
-    calls: Calls,
+    access: Access,
+    _: Calls,
     request: Result<v1::LeaseKeepAliveRequest, Status>,
 ) -> Result<v1::LeaseKeepAliveResponse, Status> {
     let id = request?.id;
     match convert::lease_id(id) {
         Ok(lease) => {
-            let result = calls.node.lease_keep_alive(lease).await;
+            let result = access.lease_keep_alive(lease).await;
             Ok(v1::LeaseKeepAliveResponse::new(lease, result))
         }
         Err(malformed) => {

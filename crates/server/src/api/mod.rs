@@ -7,6 +7,8 @@
 //! Streams that would never end by themselves follow the node's health: when it drains, they end, and
 //! the client goes on elsewhere.
 
+mod auth;
+pub(crate) mod caller;
 pub(crate) mod calls;
 mod cluster;
 mod counting;
@@ -24,10 +26,10 @@ mod watch;
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use podkv_api::Limits;
 use podkv_node::Node;
 use podkv_proto::v1;
+use podkv_proto::v1::auth_server::AuthServer;
 use podkv_proto::v1::cluster_server::ClusterServer;
 use podkv_proto::v1::kv_server::KvServer;
 use podkv_proto::v1::lease_server::LeaseServer;
@@ -78,19 +80,6 @@ const REQUEST_OVERHEAD_BYTES: usize = 512 * 1024;
 /// 4 MiB that gRPC clients accept by default.
 const MESSAGE_BYTES: usize = 1 << 20;
 
-/// Who calls. Without authentication everybody is the same.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Caller {
-    /// What a session is bound to.
-    pub identity: Bytes,
-}
-
-impl Caller {
-    fn of<T>(_request: &tonic::Request<T>) -> Self {
-        Self::default()
-    }
-}
-
 /// The largest message that is decoded.
 fn max_request_bytes(node: &Node) -> usize {
     node.limits().max_request_bytes + REQUEST_OVERHEAD_BYTES
@@ -114,10 +103,11 @@ pub fn routes(node: Node, settings: ApiSettings) -> Routes {
         LeaseServer::new(lease::Lease(calls.clone())).max_decoding_message_size(max_request);
     let watch = WatchServer::new(watch::Watch(node.clone())).max_decoding_message_size(max_request);
     let session =
-        SessionServer::new(session::Session(node.clone())).max_decoding_message_size(max_request);
+        SessionServer::new(session::Session(calls.clone())).max_decoding_message_size(max_request);
     let cluster =
-        ClusterServer::new(cluster::Cluster(node.clone())).max_decoding_message_size(max_request);
-    let snapshot = SnapshotServer::new(snapshot::Snapshot(node.clone()))
+        ClusterServer::new(cluster::Cluster(calls.clone())).max_decoding_message_size(max_request);
+    let auth = AuthServer::new(auth::Auth(calls.clone())).max_decoding_message_size(max_request);
+    let snapshot = SnapshotServer::new(snapshot::Snapshot(calls.clone()))
         .max_decoding_message_size(max_request);
 
     let mut routes = Routes::builder();
@@ -129,6 +119,7 @@ pub fn routes(node: Node, settings: ApiSettings) -> Routes {
     routes
         .add_service(cluster)
         .add_service(snapshot)
+        .add_service(auth)
         .add_service(health::service(node.clone()));
     etcd::add_services(&mut routes, &calls, max_request);
     add_reflection(&mut routes);

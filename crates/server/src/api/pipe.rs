@@ -10,6 +10,8 @@
 //! client has room for it; a client that does not read stops being asked, so its requests are not read
 //! either, and what it holds here is bounded by its credits.
 //!
+//! Who asks is found out once, when the stream begins; what it may do, at each operation.
+//!
 //! Dropping the stream (the client is gone) gives up its operations: a write that is already on its way
 //! may still be applied.
 
@@ -23,7 +25,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, unfold};
 use futures_util::{Stream, StreamExt};
 use podkv_api::{Error, Reason};
-use podkv_node::Method;
+use podkv_node::{Access, Method};
 use podkv_proto::convert::{Malformed, to_status};
 use podkv_proto::v1;
 use podkv_proto::v1::pipe_operation::Operation;
@@ -34,16 +36,16 @@ use tonic::{Code, Status, Streaming};
 
 use super::calls::Calls;
 use super::draining::{draining, goodbye};
-use super::{Caller, MESSAGE_BYTES, oversized};
+use super::{MESSAGE_BYTES, oversized};
 
 /// The answers of one pipe.
 pub(super) fn serve(
     calls: Calls,
-    caller: Caller,
+    access: Access,
     requests: Streaming<v1::PipeRequest>,
 ) -> impl Stream<Item = Result<v1::PipeResponse, Status>> + Send {
     unfold(
-        Some(Pipe::new(calls, caller, requests)),
+        Some(Pipe::new(calls, access, requests)),
         |pipe| async move {
             let mut pipe = pipe?;
             match pipe.next().await {
@@ -58,7 +60,7 @@ pub(super) fn serve(
 /// What all operations of a pipe share.
 struct Shared {
     calls: Calls,
-    caller: Caller,
+    access: Access,
 }
 
 struct Pipe {
@@ -94,9 +96,9 @@ enum Happened {
 }
 
 impl Pipe {
-    fn new(calls: Calls, caller: Caller, requests: Streaming<v1::PipeRequest>) -> Self {
+    fn new(calls: Calls, access: Access, requests: Streaming<v1::PipeRequest>) -> Self {
         Self {
-            shared: Arc::new(Shared { calls, caller }),
+            shared: Arc::new(Shared { calls, access }),
             requests,
             in_flight: FuturesUnordered::new(),
             refused: Vec::new(),
@@ -258,20 +260,23 @@ fn method(operation: Option<&Operation>) -> Method {
 }
 
 async fn run(shared: Arc<Shared>, operation: v1::PipeOperation) -> v1::PipeResult {
-    let Shared { calls, caller } = &*shared;
+    let Shared { calls, access } = &*shared;
     let timeout = (operation.deadline_ms != 0).then(|| {
         Duration::from_millis(operation.deadline_ms.into()).min(calls.settings.max_deadline)
     });
     let method = method(operation.operation.as_ref());
     let result = match operation.operation {
-        Some(Operation::Put(put)) => calls.put(put, caller, timeout).await.map(Outcome::Put),
+        Some(Operation::Put(put)) => calls.put(put, access, timeout).await.map(Outcome::Put),
         Some(Operation::Delete(delete)) => calls
-            .delete(delete, caller, timeout)
+            .delete(delete, access, timeout)
             .await
             .map(Outcome::Delete),
-        Some(Operation::Txn(txn)) => calls.txn(txn, caller, timeout).await.map(Outcome::Txn),
-        Some(Operation::Get(get)) => calls.get(get, timeout).await.map(Outcome::Get),
-        Some(Operation::Range(range)) => calls.range(range, timeout).await.map(Outcome::Range),
+        Some(Operation::Txn(txn)) => calls.txn(txn, access, timeout).await.map(Outcome::Txn),
+        Some(Operation::Get(get)) => calls.get(get, access, timeout).await.map(Outcome::Get),
+        Some(Operation::Range(range)) => calls
+            .range(range, access, timeout)
+            .await
+            .map(Outcome::Range),
         None => {
             let problem = "not set; expected put, delete, txn, get or range";
             Err(Malformed::request("operation", problem).into())

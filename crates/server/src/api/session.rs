@@ -3,15 +3,13 @@
 use std::time::Duration;
 
 use podkv_core::SESSION_WINDOW;
-use podkv_node::Node;
 use podkv_proto::convert;
 use podkv_proto::v1;
 use tonic::{Request, Response, Status};
 
-use super::Caller;
-use super::calls::answer;
+use super::calls::{Call, Calls, answer};
 
-pub(super) struct Session(pub Node);
+pub(super) struct Session(pub Calls);
 
 #[tonic::async_trait]
 impl v1::session_server::Session for Session {
@@ -19,11 +17,11 @@ impl v1::session_server::Session for Session {
         &self,
         request: Request<v1::SessionOpenRequest>,
     ) -> Result<Response<v1::SessionOpenResponse>, Status> {
-        let caller = Caller::of(&request);
-        let request = request.into_inner();
+        let call = Call::native(request, &self.0).await?;
+        let request = call.message;
         let id = convert::session_id("id", &request.id)?;
         let ttl = Duration::from_millis(request.ttl_ms);
-        let opened = self.0.session_open(id, ttl, caller.identity).await;
+        let opened = call.access.session_open(id, ttl).await;
         answer(opened.map(|(header, ttl_ms)| v1::SessionOpenResponse {
             header: Some(header.into()),
             id: request.id,
@@ -36,8 +34,9 @@ impl v1::session_server::Session for Session {
         &self,
         request: Request<v1::SessionKeepAliveRequest>,
     ) -> Result<Response<v1::SessionKeepAliveResponse>, Status> {
-        let id = convert::session_id("id", &request.into_inner().id)?;
-        let kept = self.0.session_keep_alive(id).await;
+        let call = Call::native(request, &self.0).await?;
+        let id = convert::session_id("id", &call.message.id)?;
+        let kept = call.access.session_keep_alive(id).await;
         answer(
             kept.map(|(header, remaining_ms)| v1::SessionKeepAliveResponse {
                 header: Some(header.into()),
@@ -50,8 +49,9 @@ impl v1::session_server::Session for Session {
         &self,
         request: Request<v1::SessionCloseRequest>,
     ) -> Result<Response<v1::SessionCloseResponse>, Status> {
-        let id = convert::session_id("id", &request.into_inner().id)?;
-        let closed = self.0.session_close(id).await;
+        let call = Call::native(request, &self.0).await?;
+        let id = convert::session_id("id", &call.message.id)?;
+        let closed = call.access.session_close(id).await;
         answer(closed.map(|header| v1::SessionCloseResponse {
             header: Some(header.into()),
         }))

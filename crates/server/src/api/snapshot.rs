@@ -11,16 +11,31 @@ use std::pin::Pin;
 use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream::try_unfold;
-use podkv_api::{Error, Result};
+use podkv_api::{Consistency, Error, Result};
 use podkv_node::{Node, SnapshotReader};
 use podkv_proto::convert::to_status;
 use podkv_proto::v1;
 use sha2::{Digest, Sha256};
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::caller::access;
+use super::calls::Calls;
 use super::restore;
 
-pub(super) struct Snapshot(pub Node);
+pub(super) struct Snapshot(pub Calls);
+
+impl Snapshot {
+    /// The node, if the caller may do everything: a backup has all keys, and the hashes of passwords.
+    async fn administrator(&self, metadata: &MetadataMap) -> Result<Node, Status> {
+        let allowed = async {
+            let access = access(&self.0.node, metadata).await?;
+            let node = access.administrator(Consistency::Linearizable).await?;
+            Ok(node.clone())
+        };
+        allowed.await.map_err(|error: Error| to_status(&error))
+    }
+}
 
 #[tonic::async_trait]
 impl v1::snapshot_server::Snapshot for Snapshot {
@@ -29,9 +44,10 @@ impl v1::snapshot_server::Snapshot for Snapshot {
 
     async fn save(
         &self,
-        _request: Request<v1::SnapshotSaveRequest>,
+        request: Request<v1::SnapshotSaveRequest>,
     ) -> Result<Response<Self::SaveStream>, Status> {
-        let reader = self.0.snapshot().await.map_err(|error| to_status(&error))?;
+        let node = self.administrator(request.metadata()).await?;
+        let reader = node.snapshot().await.map_err(|error| to_status(&error))?;
         Ok(Response::new(Box::pin(try_unfold(
             Step::First(reader),
             |step| async { step.next().await.map_err(|error| to_status(&error)) },
@@ -42,7 +58,8 @@ impl v1::snapshot_server::Snapshot for Snapshot {
         &self,
         request: Request<Streaming<v1::RestoreRequest>>,
     ) -> Result<Response<Self::RestoreStream>, Status> {
-        let first = restore::Step::First(self.0.clone(), request.into_inner());
+        let node = self.administrator(request.metadata()).await?;
+        let first = restore::Step::First(node, request.into_inner());
         Ok(Response::new(Box::pin(try_unfold(
             first,
             restore::Step::next,
@@ -51,9 +68,10 @@ impl v1::snapshot_server::Snapshot for Snapshot {
 
     async fn discard_restore(
         &self,
-        _request: Request<v1::DiscardRestoreRequest>,
+        request: Request<v1::DiscardRestoreRequest>,
     ) -> Result<Response<v1::DiscardRestoreResponse>, Status> {
-        let header = self.0.discard_restore().await;
+        let node = self.administrator(request.metadata()).await?;
+        let header = node.discard_restore().await;
         let header = header.map_err(|error| to_status(&error))?;
         Ok(Response::new(v1::DiscardRestoreResponse {
             header: Some(header.into()),

@@ -12,6 +12,7 @@ use podkv_proto::v1;
 use tonic::{Request, Response, Status};
 
 use super::MESSAGE_BYTES;
+use super::caller::access;
 use super::draining::{draining, goodbye, refuse_if_draining};
 
 pub(super) struct Watch(pub Node);
@@ -25,9 +26,10 @@ impl v1::watch_server::Watch for Watch {
         request: Request<v1::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         refuse_if_draining(&self.0)?;
+        let access = access(&self.0, request.metadata()).await;
+        let access = access.map_err(|error| to_status(&error))?;
         let watch = podkv_api::Watch::try_from(request.into_inner())?;
-        let messages = self
-            .0
+        let messages = access
             .watch(watch)
             .await
             .map_err(|error| to_status(&error))?;

@@ -1,17 +1,19 @@
 //! Cluster: who is a member. Adding and moving members is Kubernetes' business: a pod joins by itself.
 
 use podkv_api::{
-    Error, Header, Member, MemberId, MemberRole, Reason, Result as PodkvResult, Store,
+    Consistency, Error, Header, Member, MemberId, MemberRole, Reason, Result as PodkvResult, Store,
 };
-use podkv_node::Node;
+use podkv_node::{Access, Node};
 use podkv_proto::etcd::etcdserverpb as pb;
 use podkv_tls::TlsMode;
 use tonic::{Request, Response, Status};
 
+use super::called;
 use super::convert::header;
 use super::error::status;
+use crate::api::calls::Calls;
 
-pub(super) struct Cluster(pub Node);
+pub(super) struct Cluster(pub Calls);
 
 #[tonic::async_trait]
 impl pb::cluster_server::Cluster for Cluster {
@@ -28,14 +30,16 @@ impl pb::cluster_server::Cluster for Cluster {
         &self,
         request: Request<pb::MemberRemoveRequest>,
     ) -> Result<Response<pb::MemberRemoveResponse>, Status> {
-        let id = MemberId(request.into_inner().id);
+        let (access, request) = called(&self.0, request).await?;
+        let node = administrator(&access).await?;
+        let id = MemberId(request.id);
         // To podkv, a member that is gone is removed. etcd's clients are told that there was none.
-        let known = self.0.members().await.map_err(|error| status(&error))?;
+        let known = node.members().await.map_err(|error| status(&error))?;
         if !known.iter().any(|member| member.id == id) {
             let error = Error::new(Reason::MemberNotFound, format!("no member {id}"));
             return Err(status(&error));
         }
-        let removed = self.0.remove_member(id).await;
+        let removed = node.remove_member(id).await;
         let (header, members) = self.members(removed)?;
         Ok(Response::new(pb::MemberRemoveResponse { header, members }))
     }
@@ -53,11 +57,13 @@ impl pb::cluster_server::Cluster for Cluster {
         &self,
         request: Request<pb::MemberListRequest>,
     ) -> Result<Response<pb::MemberListResponse>, Status> {
-        let members = match request.into_inner().linearizable {
-            true => self.0.members().await,
-            false => Ok(self.0.members_known()),
+        let (access, request) = called(&self.0, request).await?;
+        let members = match request.linearizable {
+            true => access.members().await,
+            false => access.known().await.map(|node| node.members_known()),
         };
-        let (header, members) = self.members(members.map(|members| (self.0.header(), members)))?;
+        let node = &self.0.node;
+        let (header, members) = self.members(members.map(|members| (node.header(), members)))?;
         Ok(Response::new(pb::MemberListResponse { header, members }))
     }
 
@@ -65,13 +71,17 @@ impl pb::cluster_server::Cluster for Cluster {
         &self,
         request: Request<pb::MemberPromoteRequest>,
     ) -> Result<Response<pb::MemberPromoteResponse>, Status> {
-        let promoted = self
-            .0
-            .promote_member(MemberId(request.into_inner().id))
-            .await;
+        let (access, request) = called(&self.0, request).await?;
+        let node = administrator(&access).await?;
+        let promoted = node.promote_member(MemberId(request.id)).await;
         let (header, members) = self.members(promoted)?;
         Ok(Response::new(pb::MemberPromoteResponse { header, members }))
     }
+}
+
+async fn administrator(access: &Access) -> Result<&Node, Status> {
+    let allowed = access.administrator(Consistency::Linearizable).await;
+    allowed.map_err(|error| status(&error))
 }
 
 impl Cluster {
@@ -85,7 +95,7 @@ impl Cluster {
             revision: 0,
             ..header(head)
         };
-        let scheme = match self.0.tls().map(|tls| tls.config().mode) {
+        let scheme = match self.0.node.tls().map(|tls| tls.config().mode) {
             None | Some(TlsMode::Off | TlsMode::Allow) => "http",
             Some(TlsMode::Require) => "https",
         };

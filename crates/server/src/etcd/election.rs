@@ -9,16 +9,17 @@ use podkv_api::{
     EventKind, Header, KeyRange, KeyValue, LeaseId, Op, Put, Range, RangeResponse, Revision, Store,
     Txn, Watch, WatchMessage, WatchStream,
 };
-use podkv_node::Node;
+use podkv_node::Access;
 use podkv_proto::etcd::v3electionpb as pb;
 use tonic::{Request, Response, Status};
 
 use super::convert::{header, key_value, signed};
 use super::error::status;
-use super::{convert, recipe, require_leader};
+use super::{called, convert, recipe};
+use crate::api::calls::Calls;
 use crate::api::draining::{draining, goodbye, refuse_if_draining};
 
-pub(super) struct Election(pub Node);
+pub(super) struct Election(pub Calls);
 
 #[tonic::async_trait]
 impl pb::election_server::Election for Election {
@@ -26,17 +27,16 @@ impl pb::election_server::Election for Election {
         &self,
         request: Request<pb::CampaignRequest>,
     ) -> Result<Response<pb::CampaignResponse>, Status> {
-        require_leader(&self.0, request.metadata())?;
-        let request = request.into_inner();
+        let (access, request) = called(&self.0, request).await?;
         let value = request.value;
-        let place = recipe::enter(&self.0, &request.name, request.lease, value.clone()).await?;
-        let waiting = recipe::Waiting::new(&self.0, &place);
+        let place = recipe::enter(&access, &request.name, request.lease, value.clone()).await?;
+        let waiting = recipe::Waiting::new(&access, &place);
         let mut head = place.header;
         if place.before.as_ref().is_some_and(|kv| kv.value != value) {
             let held = (place.key.clone(), place.revision);
-            head = proclaim(&self.0, held, place.lease, value).await?;
+            head = proclaim(&access, held, place.lease, value).await?;
         }
-        recipe::wait(&self.0, &request.name, &place).await?;
+        recipe::wait(&access, &request.name, &place).await?;
         waiting.done();
         Ok(Response::new(pb::CampaignResponse {
             header: Some(header(head)),
@@ -53,12 +53,11 @@ impl pb::election_server::Election for Election {
         &self,
         request: Request<pb::ProclaimRequest>,
     ) -> Result<Response<pb::ProclaimResponse>, Status> {
-        require_leader(&self.0, request.metadata())?;
-        let request = request.into_inner();
+        let (access, request) = called(&self.0, request).await?;
         let leader = request.leader.ok_or_else(missing_leader)?;
         let lease = convert::lease(leader.lease).ok_or_else(not_leader)?;
         let held = (leader.key, revision(leader.rev));
-        let head = proclaim(&self.0, held, lease, request.value).await?;
+        let head = proclaim(&access, held, lease, request.value).await?;
         Ok(Response::new(pb::ProclaimResponse {
             header: Some(header(head)),
         }))
@@ -68,8 +67,8 @@ impl pb::election_server::Election for Election {
         &self,
         request: Request<pb::LeaderRequest>,
     ) -> Result<Response<pb::LeaderResponse>, Status> {
-        require_leader(&self.0, request.metadata())?;
-        let (head, found) = first(&self.0, &request.into_inner().name).await?;
+        let (access, request) = called(&self.0, request).await?;
+        let (head, found) = first(&access, &request.name).await?;
         let kv = found.ok_or_else(|| Status::unknown("election: no leader"))?;
         Ok(Response::new(leader_response(head, kv)))
     }
@@ -80,11 +79,12 @@ impl pb::election_server::Election for Election {
         &self,
         request: Request<pb::LeaderRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
-        refuse_if_draining(&self.0)?;
-        require_leader(&self.0, request.metadata())?;
+        let node = self.0.node.clone();
+        refuse_if_draining(&node)?;
+        let (access, request) = called(&self.0, request).await?;
         let observer = Observer {
-            node: self.0.clone(),
-            name: request.into_inner().name,
+            node: access,
+            name: request.name,
             following: None,
         };
         let seen: BoxStream<_> = try_unfold(observer, |mut observer| async move {
@@ -92,9 +92,8 @@ impl pb::election_server::Election for Election {
             Ok(Some((response, observer)))
         })
         .boxed();
-        let node = self.0.clone();
+        let until = draining(node.health());
         let last = futures_util::stream::once(async move { Err(goodbye(&node)) });
-        let until = draining(self.0.health());
         Ok(Response::new(Box::pin(seen.take_until(until).chain(last))))
     }
 
@@ -102,9 +101,9 @@ impl pb::election_server::Election for Election {
         &self,
         request: Request<pb::ResignRequest>,
     ) -> Result<Response<pb::ResignResponse>, Status> {
-        require_leader(&self.0, request.metadata())?;
-        let leader = request.into_inner().leader.ok_or_else(missing_leader)?;
-        let head = recipe::leave(&self.0, leader.key, revision(leader.rev)).await?;
+        let (access, request) = called(&self.0, request).await?;
+        let leader = request.leader.ok_or_else(missing_leader)?;
+        let head = recipe::leave(&access, leader.key, revision(leader.rev)).await?;
         Ok(Response::new(pb::ResignResponse {
             header: Some(header(head)),
         }))
@@ -113,7 +112,7 @@ impl pb::election_server::Election for Election {
 
 /// Follows the leader's key, then that of the next one.
 struct Observer {
-    node: Node,
+    node: Access,
     name: Bytes,
     following: Option<WatchStream>,
 }
@@ -165,12 +164,12 @@ impl Observer {
     }
 }
 
-async fn watch(node: &Node, watch: Watch) -> Result<WatchStream, Status> {
+async fn watch(node: &Access, watch: Watch) -> Result<WatchStream, Status> {
     node.watch(watch).await.map_err(|error| status(&error))
 }
 
 /// Whoever came first leads.
-async fn first(node: &Node, name: &[u8]) -> Result<(Header, Option<KeyValue>), Status> {
+async fn first(node: &Access, name: &[u8]) -> Result<(Header, Option<KeyValue>), Status> {
     let all = node.range(Range::new(recipe::queue(name))).await;
     let RangeResponse { header, kvs, .. } = all.map_err(|error| status(&error))?;
     let first = kvs.into_iter().min_by_key(|kv| kv.create_revision);
@@ -179,7 +178,7 @@ async fn first(node: &Node, name: &[u8]) -> Result<(Header, Option<KeyValue>), S
 
 /// Writes the leader's value, if the place is still the leader's.
 async fn proclaim(
-    node: &Node,
+    node: &Access,
     (key, revision): (Bytes, Revision),
     lease: LeaseId,
     value: Bytes,

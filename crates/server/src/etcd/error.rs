@@ -18,7 +18,7 @@ pub(super) fn status(error: &Error) -> Status {
 fn known(error: &Error) -> Option<(Code, &'static str)> {
     use Code::{
         DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, OutOfRange,
-        ResourceExhausted, Unavailable,
+        PermissionDenied, ResourceExhausted, Unauthenticated, Unavailable,
     };
     // Whatever kept the answer away: never a code that somebody repeats by himself.
     if error.outcome_unknown() {
@@ -57,6 +57,38 @@ fn known(error: &Error) -> Option<(Code, &'static str)> {
         ),
         Reason::Overloaded => (ResourceExhausted, "etcdserver: too many requests"),
         Reason::MemberNotFound => (NotFound, "etcdserver: member not found"),
+        Reason::Unauthenticated => (Unauthenticated, "etcdserver: invalid auth token"),
+        Reason::PermissionDenied => (PermissionDenied, "etcdserver: permission denied"),
+        Reason::CredentialsMissing | Reason::EmptyUserName => {
+            (InvalidArgument, "etcdserver: user name is empty")
+        }
+        Reason::AuthenticationFailed => (
+            InvalidArgument,
+            "etcdserver: authentication failed, invalid user ID or password",
+        ),
+        Reason::AuthNotEnabled => (
+            FailedPrecondition,
+            "etcdserver: authentication is not enabled",
+        ),
+        Reason::UserExists => (FailedPrecondition, "etcdserver: user name already exists"),
+        Reason::UserNotFound => (FailedPrecondition, "etcdserver: user name not found"),
+        Reason::EmptyRoleName => (InvalidArgument, "etcdserver: role name is empty"),
+        Reason::RoleExists => (FailedPrecondition, "etcdserver: role name already exists"),
+        Reason::RoleNotFound => (FailedPrecondition, "etcdserver: role name not found"),
+        Reason::RoleNotGranted => (
+            FailedPrecondition,
+            "etcdserver: role is not granted to the user",
+        ),
+        Reason::PermissionNotGranted => (
+            FailedPrecondition,
+            "etcdserver: permission is not granted to the role",
+        ),
+        Reason::RootUserNotFound => (FailedPrecondition, "etcdserver: root user does not exist"),
+        Reason::RootRoleNotGranted => (
+            FailedPrecondition,
+            "etcdserver: root user does not have root role",
+        ),
+        Reason::InvalidAuthChange => (InvalidArgument, "etcdserver: invalid auth management"),
         Reason::NoLeader => (Unavailable, "etcdserver: no leader"),
         Reason::NotLeader => (FailedPrecondition, "etcdserver: not leader"),
         Reason::LeaderChanged => (Unavailable, "etcdserver: leader changed"),
@@ -108,6 +140,10 @@ pub(super) mod etcd {
 
     pub fn ttl_too_large() -> Status {
         because(Reason::InvalidTtl, "the TTL is too large")
+    }
+
+    pub fn permission_not_given() -> Status {
+        Status::invalid_argument("etcdserver: permission not given")
     }
 
     pub fn bad_transferee() -> Status {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use podkv_api::{Error, Range, Reason, SessionId, SessionStamp, Store};
-use podkv_core::{Answer, Command, Proposal, Stamp};
-use podkv_node::Written;
+use podkv_core::{Answer, Command, Stamp};
+use podkv_node::{Access, Written};
 use podkv_proto::etcd::etcdserverpb as pb;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
@@ -15,49 +15,43 @@ use super::convert::{self, delete_response, header, put_response};
 use super::error::status;
 use super::range::{self, Gathered, Shape};
 use super::{require_leader, txn};
-use crate::api::Caller;
 use crate::api::calls::{Call, Calls};
 
 pub(super) struct Kv(pub Calls);
 
 /// A unary call of an etcd client.
 struct Asked<T> {
+    /// The node as the caller may use it.
+    access: Access,
     message: T,
     timeout: Option<Duration>,
     stamp: Option<Stamp>,
 }
 
 impl Kv {
-    fn asked<T>(&self, request: Request<T>) -> Result<Asked<T>, Status> {
+    async fn asked<T>(&self, request: Request<T>) -> Result<Asked<T>, Status> {
         require_leader(&self.0.node, request.metadata())?;
         let session = session(request.metadata())?;
-        let call = Call::of(request, &self.0.settings)?;
-        let Caller { identity } = call.caller;
+        let call = Call::of(request, &self.0).await;
+        let call = call.map_err(|error| status(&error))?;
+        let identity = call.access.identity();
         Ok(Asked {
+            access: call.access,
             message: call.message,
             timeout: call.timeout,
             stamp: session.map(|session| Stamp { session, identity }),
         })
     }
 
-    async fn write(
-        &self,
-        command: Command,
-        stamp: Option<Stamp>,
-        timeout: Option<Duration>,
-    ) -> Result<Written, Status> {
-        let written = self.0.node.propose(Proposal { stamp, command }, timeout);
-        written.await.map_err(|error| status(&error))
-    }
-
     /// Reads all of a range in parts, and keeps what can be in the answer.
     async fn gather(
         &self,
+        access: &Access,
         read: Range,
         shape: &Shape,
         timeout: Option<Duration>,
     ) -> Result<pb::RangeResponse, Error> {
-        let opening = self.0.node.range_stream(read);
+        let opening = access.range_stream(read);
         let mut parts = self.0.within(timeout, opening).await?;
         let most = self.0.settings.max_etcd_answer_bytes;
         let mut gathered = Gathered::default();
@@ -84,18 +78,18 @@ impl pb::kv_server::Kv for Kv {
         &self,
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<pb::RangeResponse>, Status> {
-        let call = self.asked(request)?;
+        let call = self.asked(request).await?;
         let (read, shape) = range::range(call.message)?;
         let is_small =
             read.range.is_single() || read.count_only || (1..=SMALL).contains(&read.limit);
         let answer = if is_small && shape.is_plain() {
-            let response = self.0.node.range_within(read, call.timeout).await;
+            let response = call.access.range_within(read, call.timeout).await;
             response.map(|response| {
                 let header = header(response.header);
                 shape.apply(response, header)
             })
         } else {
-            self.gather(read, &shape, call.timeout).await
+            self.gather(&call.access, read, &shape, call.timeout).await
         };
         answer.map(Response::new).map_err(|error| status(&error))
     }
@@ -107,13 +101,13 @@ impl pb::kv_server::Kv for Kv {
         &self,
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
-        let call = self.asked(request)?;
+        let call = self.asked(request).await?;
         let (read, shape) = range::range(call.message)?;
         if !shape.is_plain() || read.reverse {
             let text = "etcdserver: RangeStream takes no filters, and no order but the key's";
             return Err(Status::unimplemented(text));
         }
-        let opening = self.0.node.range_stream(read);
+        let opening = call.access.range_stream(read);
         let parts = self
             .0
             .within(call.timeout, opening)
@@ -139,9 +133,9 @@ impl pb::kv_server::Kv for Kv {
         &self,
         request: Request<pb::PutRequest>,
     ) -> Result<Response<pb::PutResponse>, Status> {
-        let call = self.asked(request)?;
+        let call = self.asked(request).await?;
         let command = Command::Put(convert::put(call.message)?);
-        let written = self.write(command, call.stamp, call.timeout).await?;
+        let written = write(&call.access, command, call.stamp, call.timeout).await?;
         match written.answer {
             Answer::Put(response) => Ok(Response::new(put_response(
                 response,
@@ -155,9 +149,9 @@ impl pb::kv_server::Kv for Kv {
         &self,
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
-        let call = self.asked(request)?;
+        let call = self.asked(request).await?;
         let command = Command::Delete(convert::delete(call.message)?);
-        let written = self.write(command, call.stamp, call.timeout).await?;
+        let written = write(&call.access, command, call.stamp, call.timeout).await?;
         match written.answer {
             Answer::Delete(response) => Ok(Response::new(delete_response(
                 response,
@@ -171,12 +165,11 @@ impl pb::kv_server::Kv for Kv {
         &self,
         request: Request<pb::TxnRequest>,
     ) -> Result<Response<pb::TxnResponse>, Status> {
-        let call = self.asked(request)?;
+        let call = self.asked(request).await?;
         let max_ops = self.0.node.limits().max_txn_ops;
         let (txn, consistency, branches) = txn::txn(call.message, max_ops)?;
-        let response = self
-            .0
-            .node
+        let response = call
+            .access
             .txn_with(txn, call.stamp, consistency, call.timeout)
             .await
             .map_err(|error| status(&error))?;
@@ -187,11 +180,11 @@ impl pb::kv_server::Kv for Kv {
         &self,
         request: Request<pb::CompactionRequest>,
     ) -> Result<Response<pb::CompactionResponse>, Status> {
-        let call = self.asked(request)?;
+        let call = self.asked(request).await?;
         // Below 1 everything is compacted already.
         let revision = u64::try_from(call.message.revision).unwrap_or(0);
         let command = Command::Compact { revision };
-        let written = self.write(command, call.stamp, call.timeout).await?;
+        let written = write(&call.access, command, call.stamp, call.timeout).await?;
         Ok(Response::new(pb::CompactionResponse {
             header: Some(header(written.header)),
         }))
@@ -200,6 +193,16 @@ impl pb::kv_server::Kv for Kv {
 
 /// Up to so many keys are read as one.
 const SMALL: u64 = 4096;
+
+async fn write(
+    access: &Access,
+    command: Command,
+    stamp: Option<Stamp>,
+    timeout: Option<Duration>,
+) -> Result<Written, Status> {
+    let written = access.propose(stamp, command, timeout);
+    written.await.map_err(|error| status(&error))
+}
 
 fn unexpected() -> Status {
     status(&Error::internal("a command was answered by something else"))

@@ -1,13 +1,15 @@
 //! Lease: grant, revoke, keep alive, look. Seconds here, milliseconds in the core.
 
 use podkv_api::{LeaseId, LeaseStatus, Limits, Reason, Store};
-use podkv_core::{Answer, Command, Proposal};
+use podkv_core::{Answer, Command};
+use podkv_node::Access;
 use podkv_proto::etcd::etcdserverpb as pb;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert::{self, header, signed};
 use super::error::{etcd, status};
 use super::require_leader;
+use crate::api::caller::access;
 use crate::api::calls::{Call, Calls};
 use crate::api::lease::{KeepAlives, keep_alives};
 
@@ -20,7 +22,8 @@ impl pb::lease_server::Lease for Lease {
         request: Request<pb::LeaseGrantRequest>,
     ) -> Result<Response<pb::LeaseGrantResponse>, Status> {
         require_leader(&self.0.node, request.metadata())?;
-        let call = Call::of(request, &self.0.settings)?;
+        let call = Call::of(request, &self.0).await;
+        let call = call.map_err(|error| status(&error))?;
         // Positive, as etcd's are.
         let id = convert::lease(call.message.id)
             .unwrap_or_else(|| LeaseId(rand::random_range(1..=i64::MAX)));
@@ -28,10 +31,9 @@ impl pb::lease_server::Lease for Lease {
             id,
             ttl_ms: ttl_ms(call.message.ttl)?,
         };
-        let written = self
-            .0
-            .node
-            .propose(Proposal::from(command), call.timeout)
+        let written = call
+            .access
+            .propose(None, command, call.timeout)
             .await
             .map_err(|error| status(&error))?;
         let Answer::LeaseGrant(granted) = written.answer else {
@@ -50,10 +52,11 @@ impl pb::lease_server::Lease for Lease {
         request: Request<pb::LeaseRevokeRequest>,
     ) -> Result<Response<pb::LeaseRevokeResponse>, Status> {
         require_leader(&self.0.node, request.metadata())?;
-        let call = Call::of(request, &self.0.settings)?;
+        let call = Call::of(request, &self.0).await;
+        let call = call.map_err(|error| status(&error))?;
         let id = convert::lease(call.message.id).ok_or_else(etcd::lease_not_found)?;
-        let command = Proposal::from(Command::LeaseRevoke { id });
-        let written = self.0.node.propose(command, call.timeout).await;
+        let command = Command::LeaseRevoke { id };
+        let written = call.access.propose(None, command, call.timeout).await;
         let written = written.map_err(|error| status(&error))?;
         Ok(Response::new(pb::LeaseRevokeResponse {
             header: Some(header(written.header)),
@@ -67,7 +70,9 @@ impl pb::lease_server::Lease for Lease {
         request: Request<Streaming<pb::LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         require_leader(&self.0.node, request.metadata())?;
-        keep_alives(&self.0, request, keep_alive)
+        let access = access(&self.0.node, request.metadata()).await;
+        let access = access.map_err(|error| status(&error))?;
+        keep_alives(&self.0, access, request, keep_alive)
     }
 
     async fn lease_time_to_live(
@@ -75,12 +80,13 @@ impl pb::lease_server::Lease for Lease {
         request: Request<pb::LeaseTimeToLiveRequest>,
     ) -> Result<Response<pb::LeaseTimeToLiveResponse>, Status> {
         require_leader(&self.0.node, request.metadata())?;
-        let call = Call::of(request, &self.0.settings)?;
+        let call = Call::of(request, &self.0).await;
+        let call = call.map_err(|error| status(&error))?;
         let id = call.message.id;
         let Some(lease) = convert::lease(id) else {
             return Ok(Response::new(self.no_lease(id)));
         };
-        let read = self.0.node.lease_status(lease, call.message.keys);
+        let read = call.access.lease_status(lease, call.message.keys);
         match self.0.within(call.timeout, read).await {
             Ok(found) => Ok(Response::new(pb::LeaseTimeToLiveResponse {
                 header: Some(header(found.header)),
@@ -101,8 +107,9 @@ impl pb::lease_server::Lease for Lease {
         request: Request<pb::LeaseLeasesRequest>,
     ) -> Result<Response<pb::LeaseLeasesResponse>, Status> {
         require_leader(&self.0.node, request.metadata())?;
-        let call = Call::of(request, &self.0.settings)?;
-        let read = self.0.within(call.timeout, self.0.node.leases()).await;
+        let call = Call::of(request, &self.0).await;
+        let call = call.map_err(|error| status(&error))?;
+        let read = self.0.within(call.timeout, call.access.leases()).await;
         let ids = read.map_err(|error| status(&error))?;
         Ok(Response::new(pb::LeaseLeasesResponse {
             header: Some(header(self.0.node.header())),
@@ -126,12 +133,13 @@ impl Lease {
 }
 
 async fn keep_alive(
+    access: Access,
     calls: Calls,
     request: Result<pb::LeaseKeepAliveRequest, Status>,
 ) -> Result<pb::LeaseKeepAliveResponse, Status> {
     let id = request?.id;
     let renewed = match convert::lease(id) {
-        Some(lease) => calls.node.lease_keep_alive(lease).await.map(Some),
+        Some(lease) => access.lease_keep_alive(lease).await.map(Some),
         None => Ok(None),
     };
     let answer = |header, ttl| pb::LeaseKeepAliveResponse {

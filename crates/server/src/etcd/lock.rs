@@ -2,15 +2,15 @@
 
 use bytes::Bytes;
 use podkv_api::{Delete, KeyRange, Range, Store};
-use podkv_node::Node;
 use podkv_proto::etcd::v3lockpb as pb;
 use tonic::{Request, Response, Status};
 
 use super::convert::header;
 use super::error::status;
-use super::{recipe, require_leader};
+use super::{called, recipe};
+use crate::api::calls::Calls;
 
-pub(super) struct Lock(pub Node);
+pub(super) struct Lock(pub Calls);
 
 #[tonic::async_trait]
 impl pb::lock_server::Lock for Lock {
@@ -18,14 +18,13 @@ impl pb::lock_server::Lock for Lock {
         &self,
         request: Request<pb::LockRequest>,
     ) -> Result<Response<pb::LockResponse>, Status> {
-        require_leader(&self.0, request.metadata())?;
-        let request = request.into_inner();
-        let place = recipe::enter(&self.0, &request.name, request.lease, Bytes::new()).await?;
-        let waiting = recipe::Waiting::new(&self.0, &place);
-        recipe::wait(&self.0, &request.name, &place).await?;
+        let (access, request) = called(&self.0, request).await?;
+        let place = recipe::enter(&access, &request.name, request.lease, Bytes::new()).await?;
+        let waiting = recipe::Waiting::new(&access, &place);
+        recipe::wait(&access, &request.name, &place).await?;
         // The lease may have ended while it waited.
         let mine = Range::new(KeyRange::key(place.key.clone()));
-        let found = self.0.range(mine).await.map_err(|error| status(&error))?;
+        let found = access.range(mine).await.map_err(|error| status(&error))?;
         if found
             .kvs
             .first()
@@ -44,11 +43,9 @@ impl pb::lock_server::Lock for Lock {
         &self,
         request: Request<pb::UnlockRequest>,
     ) -> Result<Response<pb::UnlockResponse>, Status> {
-        require_leader(&self.0, request.metadata())?;
-        let key = request.into_inner().key;
-        let delete = Delete::new(KeyRange::key(key));
-        let deleted = self
-            .0
+        let (access, request) = called(&self.0, request).await?;
+        let delete = Delete::new(KeyRange::key(request.key));
+        let deleted = access
             .delete(delete)
             .await
             .map_err(|error| status(&error))?;

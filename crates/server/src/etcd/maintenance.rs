@@ -5,19 +5,34 @@ use std::pin::Pin;
 use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream::try_unfold;
-use podkv_api::{MemberId, MemberRole, Reason, Store};
+use podkv_api::{Consistency, MemberId, MemberRole, Reason, Store};
 use podkv_node::{Node, SnapshotReader};
 use podkv_proto::etcd::etcdserverpb as pb;
 use podkv_proto::etcd::etcdserverpb::alarm_request::AlarmAction;
 use sha2::{Digest, Sha256};
 use tonic::{Request, Response, Status};
 
-use super::ETCD_VERSION;
 use super::convert::{header, signed};
 use super::error::{etcd, status};
+use super::{ETCD_VERSION, called};
+use crate::api::calls::Calls;
 use crate::api::snapshot::add;
 
-pub(super) struct Maintenance(pub Node);
+pub(super) struct Maintenance(pub Calls);
+
+impl Maintenance {
+    /// What was asked for, and the node, if the caller may do everything. Judged by this node's own state where the call
+    /// is of that.
+    async fn administrator<T>(
+        &self,
+        request: Request<T>,
+        consistency: Consistency,
+    ) -> Result<(Node, T), Status> {
+        let (access, message) = called(&self.0, request).await?;
+        let node = access.administrator(consistency).await;
+        Ok((node.map_err(|error| status(&error))?.clone(), message))
+    }
+}
 
 #[tonic::async_trait]
 impl pb::maintenance_server::Maintenance for Maintenance {
@@ -25,7 +40,9 @@ impl pb::maintenance_server::Maintenance for Maintenance {
         &self,
         request: Request<pb::AlarmRequest>,
     ) -> Result<Response<pb::AlarmResponse>, Status> {
-        match request.into_inner().action() {
+        let (access, request) = called(&self.0, request).await?;
+        access.known().await.map_err(|error| status(&error))?;
+        match request.action() {
             // Nothing raises one, so there is none to see, and none to take back. etcd's have no header either.
             AlarmAction::Get | AlarmAction::Deactivate => Ok(Response::new(pb::AlarmResponse {
                 header: None,
@@ -37,9 +54,10 @@ impl pb::maintenance_server::Maintenance for Maintenance {
 
     async fn status(
         &self,
-        _: Request<pb::StatusRequest>,
+        request: Request<pb::StatusRequest>,
     ) -> Result<Response<pb::StatusResponse>, Status> {
-        let found = Store::status(&self.0)
+        let (access, _) = called(&self.0, request).await?;
+        let found = Store::status(&access)
             .await
             .map_err(|error| status(&error))?;
         let leader = found.leader.map_or(0, |leader| leader.0);
@@ -66,20 +84,18 @@ impl pb::maintenance_server::Maintenance for Maintenance {
 
     async fn defragment(
         &self,
-        _: Request<pb::DefragmentRequest>,
+        request: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
+        self.administrator(request, Consistency::Local).await?;
         Ok(Response::new(pb::DefragmentResponse { header: None }))
     }
 
     async fn hash(
         &self,
-        _: Request<pb::HashRequest>,
+        request: Request<pb::HashRequest>,
     ) -> Result<Response<pb::HashResponse>, Status> {
-        let digest = self
-            .0
-            .data_digest(0)
-            .await
-            .map_err(|error| status(&error))?;
+        let (node, _) = self.administrator(request, Consistency::Local).await?;
+        let digest = node.data_digest(0).await.map_err(|error| status(&error))?;
         Ok(Response::new(pb::HashResponse {
             header: Some(header(digest.header)),
             hash: short(&digest.sha256),
@@ -90,8 +106,9 @@ impl pb::maintenance_server::Maintenance for Maintenance {
         &self,
         request: Request<pb::HashKvRequest>,
     ) -> Result<Response<pb::HashKvResponse>, Status> {
-        let revision = u64::try_from(request.into_inner().revision).unwrap_or(0);
-        let digest = self.0.data_digest(revision).await;
+        let (node, request) = self.administrator(request, Consistency::Local).await?;
+        let revision = u64::try_from(request.revision).unwrap_or(0);
+        let digest = node.data_digest(revision).await;
         let digest = digest.map_err(|error| status(&error))?;
         Ok(Response::new(pb::HashKvResponse {
             header: Some(header(digest.header)),
@@ -105,9 +122,12 @@ impl pb::maintenance_server::Maintenance for Maintenance {
 
     async fn snapshot(
         &self,
-        _: Request<pb::SnapshotRequest>,
+        request: Request<pb::SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        let reader = self.0.snapshot().await.map_err(|error| status(&error))?;
+        let (node, _) = self
+            .administrator(request, Consistency::Linearizable)
+            .await?;
+        let reader = node.snapshot().await.map_err(|error| status(&error))?;
         let remaining = reader.total_bytes();
         let start = Step::Data(Box::new(reader), Sha256::new(), remaining);
         Ok(Response::new(Box::pin(try_unfold(start, |step| {
@@ -119,8 +139,11 @@ impl pb::maintenance_server::Maintenance for Maintenance {
         &self,
         request: Request<pb::MoveLeaderRequest>,
     ) -> Result<Response<pb::MoveLeaderResponse>, Status> {
-        let to = MemberId(request.into_inner().target_id);
-        match self.0.transfer_leadership(Some(to)).await {
+        let (node, request) = self
+            .administrator(request, Consistency::Linearizable)
+            .await?;
+        let to = MemberId(request.target_id);
+        match node.transfer_leadership(Some(to)).await {
             Ok(_) => Ok(Response::new(pb::MoveLeaderResponse { header: None })),
             Err(error)
                 if matches!(

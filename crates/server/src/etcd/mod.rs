@@ -30,6 +30,7 @@
 //! | a negative revision inside a transaction | compacted, or the newest | refused before it runs | the same |
 //! | `watch` from "now" | this node's now | after everything acknowledged, if there is a leader | a client may have written elsewhere |
 
+mod auth;
 mod cluster;
 mod convert;
 mod election;
@@ -45,40 +46,50 @@ mod recipe;
 mod txn;
 mod watch;
 
-use podkv_node::Node;
+use podkv_node::{Access, Node};
 use podkv_proto::etcd::etcdserverpb as pb;
 use podkv_proto::etcd::v3electionpb::election_server::ElectionServer;
 use podkv_proto::etcd::v3lockpb::lock_server::LockServer;
+use tonic::metadata::MetadataMap;
 use tonic::service::RoutesBuilder;
-use tonic::{Status, metadata::MetadataMap};
+use tonic::{Request, Status};
 
 pub(crate) use self::gateway::add as add_gateway;
 
 use self::error::status;
-use crate::api::calls::Calls;
+use crate::api::calls::{Call, Calls};
 
 /// The newest etcd whose calls are answered. Kubernetes and others decide by it what to use.
 const ETCD_VERSION: &str = "3.7.0";
 
 /// Adds every service of etcd.
 pub(crate) fn add_services(routes: &mut RoutesBuilder, calls: &Calls, max_request: usize) {
-    let node = &calls.node;
+    let auth = pb::auth_server::AuthServer::new(auth::Auth(calls.clone()));
     let kv = pb::kv_server::KvServer::new(kv::Kv(calls.clone()));
-    let watch = pb::watch_server::WatchServer::new(watch::Watch(node.clone()));
+    let watch = pb::watch_server::WatchServer::new(watch::Watch(calls.node.clone()));
     let lease = pb::lease_server::LeaseServer::new(lease::Lease(calls.clone()));
-    let cluster = pb::cluster_server::ClusterServer::new(cluster::Cluster(node.clone()));
+    let cluster = pb::cluster_server::ClusterServer::new(cluster::Cluster(calls.clone()));
     let maintenance =
-        pb::maintenance_server::MaintenanceServer::new(maintenance::Maintenance(node.clone()));
-    let lock = LockServer::new(lock::Lock(node.clone()));
-    let election = ElectionServer::new(election::Election(node.clone()));
+        pb::maintenance_server::MaintenanceServer::new(maintenance::Maintenance(calls.clone()));
+    let lock = LockServer::new(lock::Lock(calls.clone()));
+    let election = ElectionServer::new(election::Election(calls.clone()));
     routes
         .add_service(kv.max_decoding_message_size(max_request))
         .add_service(watch.max_decoding_message_size(max_request))
         .add_service(lease.max_decoding_message_size(max_request))
+        .add_service(auth.max_decoding_message_size(max_request))
         .add_service(cluster.max_decoding_message_size(max_request))
         .add_service(maintenance.max_decoding_message_size(max_request))
         .add_service(lock.max_decoding_message_size(max_request))
         .add_service(election.max_decoding_message_size(max_request));
+}
+
+/// A call, and the node as its caller may use it.
+async fn called<T>(calls: &Calls, request: Request<T>) -> Result<(Access, T), Status> {
+    require_leader(&calls.node, request.metadata())?;
+    let call = Call::of(request, calls).await;
+    let call = call.map_err(|error| status(&error))?;
+    Ok((call.access, call.message))
 }
 
 /// Clients that say `hasleader` want to be told at once, instead of waiting for a leader.

@@ -14,7 +14,7 @@ use podkv_api::{
     Compare, Delete, EventKind, Header, KeyRange, KeyValue, LeaseId, Op, OpResponse, Put, Range,
     Reason, Revision, Store, Txn, Watch, WatchMessage,
 };
-use podkv_node::Node;
+use podkv_node::Access;
 use tonic::Status;
 
 use super::convert;
@@ -42,7 +42,7 @@ pub(super) fn queue(name: &[u8]) -> KeyRange {
 
 /// Takes a place under a lease; the same again for the same lease.
 pub(super) async fn enter(
-    node: &Node,
+    node: &Access,
     name: &[u8],
     lease: i64,
     value: Bytes,
@@ -77,7 +77,7 @@ pub(super) async fn enter(
 }
 
 /// Waits until everybody who came before has left.
-pub(super) async fn wait(node: &Node, name: &[u8], place: &Place) -> Result<(), Status> {
+pub(super) async fn wait(node: &Access, name: &[u8], place: &Place) -> Result<(), Status> {
     loop {
         let all = Range::new(queue(name)).keys_only();
         let found = node.range(all).await.map_err(|error| status(&error))?;
@@ -93,7 +93,7 @@ pub(super) async fn wait(node: &Node, name: &[u8], place: &Place) -> Result<(), 
 }
 
 /// Returns when the key is deleted, at `from` or later.
-pub(super) async fn gone(node: &Node, key: Bytes, from: Revision) -> Result<(), Status> {
+pub(super) async fn gone(node: &Access, key: Bytes, from: Revision) -> Result<(), Status> {
     let watch = Watch::new(KeyRange::key(key)).from_revision(from);
     let mut changes = node.watch(watch).await.map_err(|error| status(&error))?;
     while let Some(message) = changes.next().await {
@@ -113,7 +113,7 @@ pub(super) async fn gone(node: &Node, key: Bytes, from: Revision) -> Result<(), 
 }
 
 /// Leaves the queue, if the place is still this one.
-pub(super) async fn leave(node: &Node, key: Bytes, revision: Revision) -> Result<Header, Status> {
+pub(super) async fn leave(node: &Access, key: Bytes, revision: Revision) -> Result<Header, Status> {
     let delete = Delete::new(KeyRange::key(key.clone()));
     let txn = Txn::new()
         .when([created_at(key, revision)])
@@ -134,12 +134,12 @@ pub(super) fn created_at(key: Bytes, revision: Revision) -> Compare {
 /// Leaves the queue if whoever waits in it goes away: a place of nobody would hold up all who come later, until its
 /// lease ends.
 pub(super) struct Waiting {
-    node: Node,
+    node: Access,
     place: Option<(Bytes, Revision)>,
 }
 
 impl Waiting {
-    pub fn new(node: &Node, place: &Place) -> Self {
+    pub fn new(node: &Access, place: &Place) -> Self {
         // A place that was there before is not this caller's to give up.
         let place = place
             .before

@@ -24,8 +24,9 @@ use futures_util::stream::{FuturesOrdered, SelectAll, unfold};
 use futures_util::{FutureExt, Stream, StreamExt};
 use podkv_api::{
     Consistency, Error, ErrorKind, Header, Reason, Result as PodkvResult, Revision, WatchMessage,
+    WatchStream,
 };
-use podkv_node::{Node, Progress, Watching};
+use podkv_node::{Access, Node, Progress};
 use podkv_proto::etcd::etcdserverpb as pb;
 use podkv_proto::etcd::etcdserverpb::watch_create_request::FilterType;
 use podkv_proto::etcd::etcdserverpb::watch_request::RequestUnion;
@@ -34,9 +35,10 @@ use prost::Message;
 use tokio::sync::oneshot;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::auth::cancel_reason;
 use super::convert::{event, header, key_range, signed};
-use super::error::status;
 use super::require_leader;
+use crate::api::caller::access;
 use crate::api::draining::{draining, goodbye, refuse_if_draining};
 
 /// Requests of one stream that wait for this node to be fresh. They share one round to the leader.
@@ -60,7 +62,9 @@ impl pb::watch_server::Watch for Watch {
     ) -> Result<Response<Self::WatchStream>, Status> {
         refuse_if_draining(&self.0)?;
         require_leader(&self.0, request.metadata())?;
-        let session = Session::new(self.0.clone(), request.into_inner());
+        // A token that does not hold refuses each watch, not the stream: so clients know what to do.
+        let access = access(&self.0, request.metadata()).await;
+        let session = Session::new(self.0.clone(), access, request.into_inner());
         let responses = unfold(session, |mut session| async move {
             let response = session.next().await?;
             Some((response, session))
@@ -71,7 +75,7 @@ impl pb::watch_server::Watch for Watch {
 
 /// A request, with what it took to prepare it.
 enum Prepared {
-    Create(pb::WatchCreateRequest, PodkvResult<Revision>),
+    Create(pb::WatchCreateRequest, PodkvResult<(Progress, WatchStream)>),
     Cancel(i64),
     Progress,
     Nothing,
@@ -84,6 +88,8 @@ type Said = (i64, u64, Option<PodkvResult<WatchMessage>>);
 
 struct Session {
     node: Node,
+    /// The node as the caller may use it, or why it may not at all.
+    access: PodkvResult<Access>,
     requests: Option<Streaming<pb::WatchRequest>>,
     preparing: FuturesOrdered<Preparing>,
     watches: HashMap<i64, Open>,
@@ -122,10 +128,11 @@ enum Turn {
 }
 
 impl Session {
-    fn new(node: Node, requests: Streaming<pb::WatchRequest>) -> Self {
+    fn new(node: Node, access: PodkvResult<Access>, requests: Streaming<pb::WatchRequest>) -> Self {
         let draining = Box::pin(draining(node.health()));
         Self {
             node,
+            access,
             requests: Some(requests),
             preparing: FuturesOrdered::new(),
             watches: HashMap::new(),
@@ -188,10 +195,10 @@ impl Session {
     fn prepare(&mut self, request: pb::WatchRequest) {
         let prepared: Preparing = match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => {
-                let node = self.node.clone();
+                let (node, access) = (self.node.clone(), self.access.clone());
                 Box::pin(async move {
-                    let at_least = fresh(&node, create.start_revision).await;
-                    Prepared::Create(create, at_least)
+                    let watching = watching(&node, access, &create).await;
+                    Prepared::Create(create, watching)
                 })
             }
             Some(RequestUnion::CancelRequest(cancel)) => {
@@ -205,7 +212,7 @@ impl Session {
 
     fn prepared(&mut self, prepared: Prepared) {
         match prepared {
-            Prepared::Create(create, at_least) => self.create(create, at_least),
+            Prepared::Create(create, watching) => self.create(&create, watching),
             Prepared::Cancel(id) => {
                 // An unknown id is no error: it may have ended by itself.
                 if self.watches.remove(&id).is_some() {
@@ -226,8 +233,12 @@ impl Session {
         }
     }
 
-    fn create(&mut self, create: pb::WatchCreateRequest, at_least: PodkvResult<Revision>) {
-        let watch = watch_of(&create);
+    fn create(
+        &mut self,
+        create: &pb::WatchCreateRequest,
+        watching: PodkvResult<(Progress, WatchStream)>,
+    ) {
+        let watch = watch_of(create);
         // Before an id is chosen: what is refused takes none.
         if watch.range.is_empty() {
             return self.refuse("mvcc: watcher range is empty".to_owned());
@@ -237,17 +248,16 @@ impl Session {
             Err(why) => return self.refuse(why.to_owned()),
         };
         let asked_start = watch.start_revision;
-        let watching = at_least.and_then(|at_least| self.node.watching(watch, at_least));
-        let watching = match watching {
+        let (progress, watching) = match watching {
             Ok(watching) => watching,
-            Err(error) => return self.refuse(status(&error).message().to_owned()),
+            Err(error) => return self.refuse(cancel_reason(&error)),
         };
         let serial = self.next_serial;
         self.next_serial += 1;
         let (stop, stopped) = oneshot::channel();
         let open = Open {
             serial,
-            progress: watching.progress(),
+            progress,
             reported: 0,
             asked_start,
             notify: create.progress_notify,
@@ -317,7 +327,7 @@ impl Session {
                 ..canceled(self.node.header(), id, String::new())
             };
         }
-        canceled(self.node.header(), id, status(error).message().to_owned())
+        canceled(self.node.header(), id, cancel_reason(error))
     }
 
     /// Answers a progress request, once every watch has reported what was there when it came.
@@ -412,6 +422,17 @@ async fn fresh(node: &Node, start_revision: i64) -> PodkvResult<Revision> {
     node.revision(Consistency::Local, None).await
 }
 
+/// A watch that its caller may have. What is refused for another reason is refused for that one: it takes no watch.
+async fn watching(
+    node: &Node,
+    access: PodkvResult<Access>,
+    create: &pb::WatchCreateRequest,
+) -> PodkvResult<(Progress, WatchStream)> {
+    let access = access?;
+    let at_least = fresh(node, create.start_revision).await?;
+    access.watching(watch_of(create), at_least).await
+}
+
 fn watch_of(create: &pb::WatchCreateRequest) -> podkv_api::Watch {
     // No key is the first key.
     let key = match create.key.is_empty() {
@@ -436,7 +457,7 @@ fn watch_of(create: &pb::WatchCreateRequest) -> podkv_api::Watch {
 
 /// A watch of the node, until it is stopped.
 fn say(
-    watching: Watching,
+    watching: WatchStream,
     id: i64,
     serial: u64,
     stopped: oneshot::Receiver<()>,

@@ -1,5 +1,6 @@
 //! podkv against etcd, etcd against itself with planted slips, and the scripts.
 
+mod auth;
 mod etcdctl;
 mod newer;
 mod plants;

@@ -233,6 +233,7 @@ impl Twin {
             | Command::RestoreRecords { .. }
             | Command::RestoreEnd { .. }
             | Command::RestoreDiscard { .. } => unreachable!("no program restores a backup"),
+            Command::Auth(_) | Command::As { .. } => unreachable!("no program asks who it is"),
         })
     }
 

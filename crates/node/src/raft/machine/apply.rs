@@ -44,6 +44,7 @@ fn apply(shared: &Shared, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<
         writes,
         events,
         restored,
+        auth_changed,
         meta,
     } = effects;
     let writes = state_writes(writes, &shared.reached(), &reached);
@@ -60,6 +61,9 @@ fn apply(shared: &Shared, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<
     shared.applied.send_replace(applied.clone());
     for (responder, outcomes) in answers {
         responder.send(outcomes);
+    }
+    if auth_changed {
+        shared.events.auth_changed();
     }
     match restored {
         // What was restored was no event: watchers find out as after a snapshot.

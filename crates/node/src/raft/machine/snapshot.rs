@@ -169,6 +169,7 @@ impl Shared {
         *self.reached() = reached;
         self.counters.installed.fetch_add(1, Relaxed);
         self.applied.send_replace(applied.clone());
+        self.events.auth_changed();
         self.events.reset(applied);
         Ok(())
     }
