@@ -156,6 +156,12 @@ reasons! {
     NotRestoring = 51, Conflict;
     /// This node's id is no longer its cluster's. Started again, the node joins anew under another one.
     Retired = 52, Conflict;
+    /// The key lies below a prefix that is frozen.
+    Frozen = 53, Conflict;
+    /// Nobody has frozen that prefix.
+    NotFrozen = 54, NotFound;
+    /// As many prefixes are frozen as can be.
+    TooManyFrozen = 55, Exhausted;
 }
 
 /// Where the leader is, as far as the node that answered knew.

@@ -5,7 +5,7 @@
 //!         | BackupHeader | BackupBlock |     | BackupBlock | BackupEnd |
 //!         +--------------+-------------+- - -+-------------+-----------+
 //! header  whose: cluster, incarnation, revision, cluster clock, retention, release
-//! block   leases in the order of ids, then keys in their order: about 256 KiB of them
+//! block   leases in the order of ids, then frozen prefixes, then keys, both in their order: about 256 KiB of them
 //! end     how many records there are; SHA-256 over every byte before this frame
 //! ```
 //!
@@ -26,6 +26,7 @@ use podkv_api::{ClusterId, Incarnation, KeyRange, KeyValue, LeaseId, Revision};
 use sha2::{Digest, Sha256};
 
 use crate::codec::{self, CodecError, FRAME_HEADER_BYTES, FrameKind};
+use crate::freeze::frozen_prefixes;
 use crate::lease;
 use crate::mvcc::decode_latest;
 use crate::record::backup::{BackupBlockV1, BackupEndV1, BackupHeaderV1, BackupRecordV1};
@@ -64,6 +65,10 @@ pub enum BackupRecord {
     },
     /// With its revisions and its version. A deadline of its own is on the backup's clock.
     Key(KeyValue),
+    /// A prefix that nobody may write below.
+    Frozen {
+        prefix: Bytes,
+    },
 }
 
 impl BackupRecord {
@@ -73,6 +78,7 @@ impl BackupRecord {
         24 + match self {
             BackupRecord::Lease { .. } => 0,
             BackupRecord::Key(kv) => kv.key.len() + kv.value.len(),
+            BackupRecord::Frozen { prefix } => prefix.len(),
         }
     }
 }
@@ -130,6 +136,8 @@ enum Part {
     Header(BackupHeader),
     /// From this key of the state on.
     Leases(Bytes),
+    /// They are few: one block.
+    Frozen,
     Keys(Bytes),
     End,
     Nothing,
@@ -152,6 +160,7 @@ impl BackupWriter {
                     Some(self.frames.header(&header))
                 }
                 Part::Leases(from) => self.leases(view, &from)?,
+                Part::Frozen => self.frozen(view)?,
                 Part::Keys(from) => self.keys(view, &from)?,
                 Part::End => Some(self.frames.end()),
                 Part::Nothing => return Ok(None),
@@ -164,7 +173,7 @@ impl BackupWriter {
 
     fn leases(&mut self, view: &dyn View, from: &Bytes) -> Result<Option<Bytes>, ViewError> {
         let mut block = Block::default();
-        self.next = Part::Keys(schema::latest_bounds(&KeyRange::all()).0);
+        self.next = Part::Frozen;
         for item in view.scan(from, &schema::lease_bounds().1, false) {
             let (key, record) = item?;
             let id = schema::read_lease_key(&key)?;
@@ -173,6 +182,15 @@ impl BackupWriter {
                 self.next = Part::Leases(schema::just_after(&key));
                 break;
             }
+        }
+        Ok(self.frames.block(block))
+    }
+
+    fn frozen(&mut self, view: &dyn View) -> Result<Option<Bytes>, ViewError> {
+        let mut block = Block::default();
+        self.next = Part::Keys(schema::latest_bounds(&KeyRange::all()).0);
+        for prefix in frozen_prefixes(view)? {
+            block.push(&BackupRecord::Frozen { prefix });
         }
         Ok(self.frames.block(block))
     }

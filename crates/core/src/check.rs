@@ -79,6 +79,10 @@ impl Checker<'_> {
             }
             Command::RestoreRecords { records, .. } => backup_records(records),
             Command::SetDesiredSize(size) => desired_size(size),
+            // An empty one is every key.
+            Command::Freeze { prefix } | Command::Thaw { prefix } => {
+                self.key_length(prefix, self.limits.max_key_bytes)
+            }
             Command::SetFeatureLevel(level) if *level > FEATURE_LEVEL => Err(invalid(format!(
                 "the feature level is {level}; this release understands {FEATURE_LEVEL} at most"
             ))),
@@ -209,19 +213,32 @@ fn invalid(text: impl Into<String>) -> Error {
     Error::new(Reason::InvalidArgument, text)
 }
 
-/// Records as a backup has them: leases in order, then keys in order. The limit on keys may be
+/// Records as a backup has them: leases in order, then frozen prefixes in order, then keys in order. The limit on keys may be
 /// lower here than where they were written, and does not apply.
 fn backup_records(records: &[BackupRecord]) -> Checked {
     let mut last_lease = None;
+    let mut last_frozen = None;
     let mut last_key = None;
     for record in records {
         match record {
             BackupRecord::Lease { id, ttl_ms } => {
                 ttl("the lease", *ttl_ms)?;
-                if id.0 == 0 || last_key.is_some() || last_lease.is_some_and(|last| last >= *id) {
+                if id.0 == 0
+                    || last_key.is_some()
+                    || last_frozen.is_some()
+                    || last_lease.is_some_and(|last| last >= *id)
+                {
                     return Err(invalid("the leases of a backup are not in their order"));
                 }
                 last_lease = Some(*id);
+            }
+            BackupRecord::Frozen { prefix } => {
+                if last_key.is_some() || last_frozen.is_some_and(|last| last >= prefix) {
+                    return Err(invalid(
+                        "the frozen prefixes of a backup are not in their order",
+                    ));
+                }
+                last_frozen = Some(prefix);
             }
             BackupRecord::Key(kv) => {
                 if kv.key.is_empty() || last_key.is_some_and(|last| last >= &kv.key) {

@@ -159,6 +159,13 @@ pub enum Command {
     },
     /// See `size.rs` for which one counts.
     SetDesiredSize(DesiredSize),
+    /// Refuses writes below the prefix from now on: see `freeze.rs`.
+    Freeze {
+        prefix: Bytes,
+    },
+    Thaw {
+        prefix: Bytes,
+    },
 }
 
 impl Command {
@@ -177,6 +184,7 @@ impl Command {
                     records.iter().map(BackupRecord::size).sum()
                 }
                 Command::SetDesiredSize(size) => size.source.len(),
+                Command::Freeze { prefix } | Command::Thaw { prefix } => prefix.len(),
                 Command::Compact { .. }
                 | Command::LeaseGrant { .. }
                 | Command::LeaseRevoke { .. }

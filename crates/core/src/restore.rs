@@ -112,7 +112,8 @@ impl State<'_> {
         let is_empty = meta.revision == Meta::default().revision
             && meta.compacted_revision == 0
             && meta.keys == 0
-            && meta.leases == 0;
+            && meta.leases == 0
+            && crate::freeze::frozen_prefixes(&self.overlay)?.is_empty();
         if !is_empty {
             return Ok(Err(self.reject(Reason::NotEmpty)));
         }
@@ -151,6 +152,7 @@ impl State<'_> {
             match record {
                 BackupRecord::Lease { id, ttl_ms } => self.restore_lease(*id, *ttl_ms),
                 BackupRecord::Key(kv) => self.restore_key(&restore, kv)?,
+                BackupRecord::Frozen { prefix } => self.put_frozen(prefix),
             }
         }
         restore.records = after;
@@ -164,6 +166,7 @@ impl State<'_> {
             let (before, _) = records.split_at(at);
             let is_new = match record {
                 BackupRecord::Lease { id, .. } => self.lease(*id)?.is_none(),
+                BackupRecord::Frozen { .. } => true,
                 BackupRecord::Key(kv) => {
                     let has_its_lease = match kv.lease {
                         None => true,
@@ -232,6 +235,7 @@ impl State<'_> {
         left -= self.discard_keys(left)?;
         left -= self.discard_counts(left)?;
         left -= self.discard_leases(left)?;
+        left -= self.discard_frozen(left)?;
         if left == 0 {
             restore.phase = RestorePhaseV1::Discarding;
             self.put_restore(&restore);

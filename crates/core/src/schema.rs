@@ -34,6 +34,7 @@
 //! 07 clock marks     | clock_ms u64                    -> the revision at that time
 //! 08 restore                                           -> which backup, how far
 //! 09 desired size                                      -> how many pods there should be
+//! 0a frozen          | prefix                          -> nothing
 //! 80..ff the node's  | name                            -> applied position, membership, ...
 //! ```
 //!
@@ -72,6 +73,7 @@ const SESSION_RESULTS: u8 = 0x06;
 const CLOCK_MARKS: u8 = 0x07;
 const RESTORE: u8 = 0x08;
 const DESIRED_SIZE: u8 = 0x09;
+const FROZEN: u8 = 0x0a;
 /// Tables from here on are the node's. The core neither reads nor digests them.
 const NODE: u8 = 0x80;
 
@@ -140,6 +142,19 @@ pub(crate) fn meta_key() -> Bytes {
 
 pub(crate) fn desired_size_key() -> Bytes {
     start_key(SYSTEM_KEYSPACE, DESIRED_SIZE, 0).freeze()
+}
+
+pub(crate) fn frozen_key(prefix: &[u8]) -> Bytes {
+    raw_key(SYSTEM_KEYSPACE, FROZEN, prefix)
+}
+
+pub(crate) fn frozen_bounds() -> (Bytes, Bytes) {
+    let start = start_key(SYSTEM_KEYSPACE, FROZEN, 0).freeze();
+    (start, table_end(SYSTEM_KEYSPACE, FROZEN))
+}
+
+pub(crate) fn read_frozen_key(key: &Bytes) -> Result<Bytes, ViewError> {
+    tail(key, PREFIX_BYTES)
 }
 
 pub(crate) fn restore_key() -> Bytes {

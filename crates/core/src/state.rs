@@ -1,7 +1,7 @@
 //! The state while entries are applied: a view, the writes so far, and what they mean for watchers.
 //!
 //! Other modules add the verbs: `mvcc.rs` puts and deletes keys, `lease.rs`, `session.rs`,
-//! `expire.rs` and `compact.rs` do the rest.
+//! `expire.rs`, `freeze.rs` and `compact.rs` do the rest.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub(crate) struct State<'v> {
     pub(crate) restored: bool,
     /// Sessions that this batch has met, so that a busy one is read once. `None`: there is none.
     pub(crate) session_cache: BTreeMap<SessionId, Option<SessionV1>>,
+    /// The frozen prefixes, once this batch has looked: see `freeze.rs`.
+    pub(crate) frozen_cache: Option<Vec<Bytes>>,
 }
 
 impl<'v> State<'v> {
@@ -42,6 +44,7 @@ impl<'v> State<'v> {
             overlay: Overlay::new(view),
             events: Vec::new(),
             session_cache: BTreeMap::new(),
+            frozen_cache: None,
         })
     }
 

@@ -4,7 +4,7 @@ use podkv_api::{ClusterId, Incarnation, LeaseId};
 
 use super::KeyValueV1;
 use crate::backup::{BackupHeader, BackupRecord};
-use crate::codec::{Decode, Encode};
+use crate::codec::{Blob, Decode, Encode};
 use crate::record::state::RetentionV1;
 
 #[derive(Debug, Encode, Decode)]
@@ -27,6 +27,7 @@ pub(crate) struct BackupBlockV1 {
 pub(crate) enum BackupRecordV1 {
     Lease { id: i64, ttl_ms: u64 },
     Key(KeyValueV1),
+    Frozen { prefix: Blob },
 }
 
 #[derive(Debug, Encode, Decode)]
@@ -69,6 +70,9 @@ impl From<&BackupRecord> for BackupRecordV1 {
                 ttl_ms: *ttl_ms,
             },
             BackupRecord::Key(kv) => Self::Key(kv.into()),
+            BackupRecord::Frozen { prefix } => Self::Frozen {
+                prefix: prefix.into(),
+            },
         }
     }
 }
@@ -81,6 +85,7 @@ impl From<BackupRecordV1> for BackupRecord {
                 ttl_ms,
             },
             BackupRecordV1::Key(kv) => Self::Key(kv.into()),
+            BackupRecordV1::Frozen { prefix } => Self::Frozen { prefix: prefix.0 },
         }
     }
 }

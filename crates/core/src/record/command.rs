@@ -92,6 +92,12 @@ pub(crate) enum CommandV1 {
         limit: u32,
     },
     SetDesiredSize(DesiredSizeV1),
+    Freeze {
+        prefix: Blob,
+    },
+    Thaw {
+        prefix: Blob,
+    },
 }
 
 #[derive(Debug, Encode, Decode)]
@@ -279,6 +285,12 @@ impl From<&Command> for CommandV1 {
             },
             Command::RestoreDiscard { limit } => Self::RestoreDiscard { limit: *limit },
             Command::SetDesiredSize(size) => Self::SetDesiredSize(size.into()),
+            Command::Freeze { prefix } => Self::Freeze {
+                prefix: prefix.into(),
+            },
+            Command::Thaw { prefix } => Self::Thaw {
+                prefix: prefix.into(),
+            },
         }
     }
 }
@@ -344,6 +356,8 @@ impl TryFrom<CommandV1> for Command {
             },
             CommandV1::RestoreDiscard { limit } => Self::RestoreDiscard { limit },
             CommandV1::SetDesiredSize(size) => Self::SetDesiredSize(size.try_into()?),
+            CommandV1::Freeze { prefix } => Self::Freeze { prefix: prefix.0 },
+            CommandV1::Thaw { prefix } => Self::Thaw { prefix: prefix.0 },
         })
     }
 }

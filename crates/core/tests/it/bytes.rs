@@ -150,6 +150,19 @@ fn every_command() -> Vec<Command> {
             start: 1,
             replicas: 300,
         }),
+        Command::Freeze {
+            prefix: "k/".into(),
+        },
+        Command::Thaw {
+            prefix: Bytes::new(),
+        },
+        Command::RestoreRecords {
+            backup: BackupId(1),
+            first: 2,
+            records: vec![BackupRecord::Frozen {
+                prefix: "k/".into(),
+            }],
+        },
     ]);
     commands
 }
@@ -383,9 +396,18 @@ fn state() -> Store {
     store
 }
 
+/// The same, with what came after the backup that is pinned.
+fn every_table() -> Store {
+    let mut store = state();
+    store.ok(Command::Freeze {
+        prefix: "f/".into(),
+    });
+    store
+}
+
 #[test]
 fn the_state_keeps_its_bytes() {
-    let store = state();
+    let store = every_table();
     let lines = store
         .view
         .iter()
@@ -403,7 +425,7 @@ fn pinned_state_is_read() {
         (from_hex(key), Some(from_hex(value)))
     });
     view.commit(rows.collect());
-    let store = state();
+    let store = every_table();
     assert_eq!(store.meta(), read_meta(&view).unwrap());
     let all = Range::new(KeyRange::all());
     let pinned = range(&view, &all, PageLimits::default()).unwrap().unwrap();

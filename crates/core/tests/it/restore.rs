@@ -321,7 +321,7 @@ fn records_that_do_not_fit_change_nothing() {
             mod_revision: backup.header.revision + 1,
             ..kv
         }),
-        BackupRecord::Lease { .. } => panic!("not a key"),
+        BackupRecord::Lease { .. } | BackupRecord::Frozen { .. } => panic!("not a key"),
     };
     let before = store.view.clone();
     for bad in [

@@ -382,7 +382,7 @@ async fn a_backup_holds_what_was_acknowledged_anywhere_and_nothing_later() {
             .into_iter()
             .filter_map(|record| match record {
                 BackupRecord::Key(kv) => Some(kv.key),
-                BackupRecord::Lease { .. } => None,
+                BackupRecord::Lease { .. } | BackupRecord::Frozen { .. } => None,
             });
         assert!(keys.eq(expected.keys().cloned()));
     }

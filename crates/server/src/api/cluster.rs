@@ -1,6 +1,6 @@
 //! Cluster: members, status, changes of membership.
 
-use podkv_api::{Member, Retention, Store};
+use podkv_api::{Bytes, Header, Member, Retention, Store};
 use podkv_node::Node;
 use podkv_proto::convert;
 use podkv_proto::v1;
@@ -66,6 +66,27 @@ impl v1::cluster_server::Cluster for Cluster {
         }))
     }
 
+    async fn freeze(
+        &self,
+        request: Request<v1::FreezeRequest>,
+    ) -> Result<Response<v1::FrozenResponse>, Status> {
+        answer(self.0.freeze(request.into_inner().prefix).await.map(frozen))
+    }
+
+    async fn thaw(
+        &self,
+        request: Request<v1::ThawRequest>,
+    ) -> Result<Response<v1::FrozenResponse>, Status> {
+        answer(self.0.thaw(request.into_inner().prefix).await.map(frozen))
+    }
+
+    async fn frozen(
+        &self,
+        _request: Request<v1::FrozenRequest>,
+    ) -> Result<Response<v1::FrozenResponse>, Status> {
+        answer(self.0.frozen().await.map(frozen))
+    }
+
     async fn resize(
         &self,
         request: Request<v1::ResizeRequest>,
@@ -90,5 +111,12 @@ impl v1::cluster_server::Cluster for Cluster {
                 leader_id: leader.0,
             }),
         )
+    }
+}
+
+fn frozen((header, prefixes): (Header, Vec<Bytes>)) -> v1::FrozenResponse {
+    v1::FrozenResponse {
+        header: Some(header.into()),
+        prefixes,
     }
 }
