@@ -19,7 +19,9 @@ COMBINATIONS = [
 ]
 # Of the examples, those that are clusters, and those that are not.
 CLUSTERS = ["production"]
-OTHERS = ["backup", "read-only"]
+OTHERS = ["backup", "projection", "read-only"]
+# Components for pods that are no nodes. Examples render them.
+FOR_APPLICATIONS = {"projection"}
 
 
 def settings_of_the_program():
@@ -55,7 +57,7 @@ def tree_problems():
     for folder in (K8S / "examples").iterdir():
         if folder.name not in CLUSTERS + OTHERS or f"examples/{folder.name}" not in readme:
             yield f"examples/{folder.name} is not rendered here, or not in the README"
-    named = {word for one in COMBINATIONS for word in one}
+    named = {word for one in COMBINATIONS for word in one} | FOR_APPLICATIONS
     for folder in (K8S / "components").iterdir():
         if folder.name not in named or f"`{folder.name}`" not in readme:
             yield f"components/{folder.name} is not rendered here, or not in the README"

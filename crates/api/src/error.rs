@@ -182,6 +182,12 @@ reasons! {
     RootRoleNotGranted = 66, Conflict;
     /// Nobody could change anything any more, or the range of a permission is empty.
     InvalidAuthChange = 67, Invalid;
+    /// The key lies below a prefix that is frozen.
+    Frozen = 68, Conflict;
+    /// Nobody has frozen that prefix.
+    NotFrozen = 69, NotFound;
+    /// As many prefixes are frozen as can be.
+    TooManyFrozen = 70, Exhausted;
 }
 
 /// Where the leader is, as far as the node that answered knew.

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 #[cfg(doc)]
 use podkv_api::Store;
-use podkv_api::{DesiredSize, Header, LeaderHint, Member, MemberId, NodeStatus, Result, Retention};
+use podkv_api::{
+    Bytes, DesiredSize, Header, LeaderHint, Member, MemberId, NodeStatus, Result, Retention,
+};
 use podkv_proto::convert;
 use podkv_proto::v1;
 use podkv_proto::v1::cluster_client::ClusterClient;
@@ -119,6 +121,51 @@ impl Client {
         .await
     }
 
+    /// Refuses every write below `prefix` from now on, with [`Reason::Frozen`](podkv_api::Reason::Frozen). Leases and TTLs
+    /// still expire there. Returns all frozen prefixes.
+    pub async fn freeze(&self, prefix: impl Into<Bytes>) -> Result<Vec<Bytes>> {
+        let request = v1::FreezeRequest {
+            prefix: prefix.into(),
+        };
+        let core = self.core();
+        core.call(Plan::ADMIN, core.deadline(), |endpoint, until| {
+            let request = request.clone();
+            async move {
+                let mut client = ClusterClient::new(endpoint.channel());
+                frozen(endpoint.unary(until, client.freeze(request)).await?)
+            }
+        })
+        .await
+    }
+
+    /// Lets a prefix be written again that was frozen; [`Reason::NotFrozen`](podkv_api::Reason::NotFrozen) if that very
+    /// one is not.
+    pub async fn thaw(&self, prefix: impl Into<Bytes>) -> Result<Vec<Bytes>> {
+        let request = v1::ThawRequest {
+            prefix: prefix.into(),
+        };
+        let core = self.core();
+        core.call(Plan::ADMIN, core.deadline(), |endpoint, until| {
+            let request = request.clone();
+            async move {
+                let mut client = ClusterClient::new(endpoint.channel());
+                frozen(endpoint.unary(until, client.thaw(request)).await?)
+            }
+        })
+        .await
+    }
+
+    /// The frozen prefixes.
+    pub async fn frozen(&self) -> Result<Vec<Bytes>> {
+        let core = self.core();
+        core.call(Plan::READ, core.deadline(), |endpoint, until| async move {
+            let mut client = ClusterClient::new(endpoint.channel());
+            let asked = client.frozen(v1::FrozenRequest {});
+            frozen(endpoint.unary(until, asked).await?)
+        })
+        .await
+    }
+
     /// Sets by hand how many pods there should be, the ordinals from `start` on. Whoever is beyond it leaves
     /// after half a minute; 0 changes nothing, since pods that are suspended come back. Returns what counts now.
     pub async fn resize(&self, start: u32, replicas: u32) -> Result<DesiredSize> {
@@ -198,4 +245,9 @@ pub(crate) async fn ask_members(
 
 fn members(answer: v1::MembersResponse) -> Answered<Vec<Member>> {
     <(Header, Vec<Member>)>::try_from(answer).map_err(|error| corrupt(error.to_string()))
+}
+
+fn frozen(answer: v1::FrozenResponse) -> Answered<Vec<Bytes>> {
+    let header = convert::header(answer.header).map_err(|error| corrupt(error.to_string()))?;
+    Ok((header, answer.prefixes))
 }

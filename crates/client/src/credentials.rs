@@ -99,7 +99,10 @@ impl Credentials {
             Ok(given) => {
                 let token = HeaderValue::try_from(given.into_inner().token);
                 let mut token = token.map_err(|_| {
-                    to_status(&Error::new(Reason::Corrupt, "the node gave a token that is none"))
+                    to_status(&Error::new(
+                        Reason::Corrupt,
+                        "the node gave a token that is none",
+                    ))
                 })?;
                 token.set_sensitive(true);
                 Ok(Some(token))

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use podkv_api::Reason;
+use podkv_api::{KeyRange, Reason};
 
 use crate::auth::Caller;
 use crate::changes::RevisionEvents;
@@ -145,6 +145,9 @@ impl State<'_> {
     fn run(&mut self, command: &Command) -> Result<Result<Answer, Rejection>, ViewError> {
         Ok(match command {
             Command::Put(put) => {
+                if let Err(reason) = self.check_frozen(&KeyRange::key(put.key.clone()))? {
+                    return Ok(Err(self.reject(reason)));
+                }
                 if let Err(reason) = self.check_put(put)? {
                     return Ok(Err(self.reject(reason)));
                 }
@@ -154,6 +157,9 @@ impl State<'_> {
                 Ok(Answer::Put(response))
             }
             Command::Delete(delete) => {
+                if let Err(reason) = self.check_frozen(&delete.range)? {
+                    return Ok(Err(self.reject(reason)));
+                }
                 let mut changes = self.next_revision();
                 let mut response = self.delete_range(&mut changes, delete)?;
                 self.commit(changes);
@@ -202,6 +208,8 @@ impl State<'_> {
             Command::RestoreEnd { backup, records } => self.restore_end(*backup, *records)?,
             Command::RestoreDiscard { limit } => Ok(self.restore_discard(*limit)?),
             Command::SetDesiredSize(size) => self.set_desired_size(size)?,
+            Command::Freeze { prefix } => self.freeze(prefix)?,
+            Command::Thaw { prefix } => self.thaw(prefix)?,
             Command::Auth(change) => self.change_auth(change)?,
             // Unwrapped before; one inside another is malformed.
             Command::As { .. } => Err(self.reject(Reason::InvalidArgument)),

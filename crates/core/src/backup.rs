@@ -5,7 +5,7 @@
 //!         | BackupHeader | BackupBlock |     | BackupBlock | BackupEnd |
 //!         +--------------+-------------+- - -+-------------+-----------+
 //! header  whose: cluster, incarnation, revision, cluster clock, retention, release
-//! block   auth, users, roles in the order of names, leases in the order of ids, keys in their
+//! block   auth, users, roles in the order of names, leases in the order of ids, frozen prefixes, keys in their
 //!         order: about 256 KiB of them
 //! end     how many records there are; SHA-256 over every byte before this frame
 //! ```
@@ -29,6 +29,7 @@ use sha2::{Digest, Sha256};
 
 use crate::auth::{self, AuthUser};
 use crate::codec::{self, CodecError, FRAME_HEADER_BYTES, FrameKind};
+use crate::freeze::frozen_prefixes;
 use crate::lease;
 use crate::mvcc::decode_latest;
 use crate::record::auth::{RoleV1, UserV1};
@@ -81,6 +82,10 @@ pub enum BackupRecord {
         name: String,
         permissions: Vec<Permission>,
     },
+    /// A prefix that nobody may write below.
+    Frozen {
+        prefix: Bytes,
+    },
 }
 
 impl BackupRecord {
@@ -101,6 +106,7 @@ impl BackupRecord {
                     .map(|one| crate::command::range_size(&one.range));
                 name.len() + ranges.sum::<usize>()
             }
+            BackupRecord::Frozen { prefix } => prefix.len(),
         }
     }
 }
@@ -161,6 +167,8 @@ enum Part {
     Users(Bytes),
     Roles(Bytes),
     Leases(Bytes),
+    /// They are few: one block.
+    Frozen,
     Keys(Bytes),
     End,
     Nothing,
@@ -186,6 +194,7 @@ impl BackupWriter {
                 Part::Users(from) => self.users(view, &from)?,
                 Part::Roles(from) => self.roles(view, &from)?,
                 Part::Leases(from) => self.leases(view, &from)?,
+                Part::Frozen => self.frozen(view)?,
                 Part::Keys(from) => self.keys(view, &from)?,
                 Part::End => Some(self.frames.end()),
                 Part::Nothing => return Ok(None),
@@ -243,7 +252,7 @@ impl BackupWriter {
 
     fn leases(&mut self, view: &dyn View, from: &Bytes) -> Result<Option<Bytes>, ViewError> {
         let mut block = Block::default();
-        self.next = Part::Keys(schema::latest_bounds(&KeyRange::all()).0);
+        self.next = Part::Frozen;
         for item in view.scan(from, &schema::lease_bounds().1, false) {
             let (key, record) = item?;
             let id = schema::read_lease_key(&key)?;
@@ -252,6 +261,15 @@ impl BackupWriter {
                 self.next = Part::Leases(schema::just_after(&key));
                 break;
             }
+        }
+        Ok(self.frames.block(block))
+    }
+
+    fn frozen(&mut self, view: &dyn View) -> Result<Option<Bytes>, ViewError> {
+        let mut block = Block::default();
+        self.next = Part::Keys(schema::latest_bounds(&KeyRange::all()).0);
+        for prefix in frozen_prefixes(view)? {
+            block.push(&BackupRecord::Frozen { prefix });
         }
         Ok(self.frames.block(block))
     }

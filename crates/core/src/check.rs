@@ -91,6 +91,10 @@ impl Checker<'_> {
                 }
                 self.command(command)
             }
+            // An empty one is every key.
+            Command::Freeze { prefix } | Command::Thaw { prefix } => {
+                self.key_length(prefix, self.limits.max_key_bytes)
+            }
             Command::SetFeatureLevel(level) if *level > FEATURE_LEVEL => Err(invalid(format!(
                 "the feature level is {level}; this release understands {FEATURE_LEVEL} at most"
             ))),
@@ -277,6 +281,8 @@ fn backup_records(records: &[BackupRecord]) -> Checked {
                 ttl("the lease", *ttl_ms)?;
                 id.0 != 0
             }
+            // The empty prefix is every key.
+            BackupRecord::Frozen { .. } => true,
             BackupRecord::Key(kv) => !kv.key.is_empty(),
         };
         let place = Some(place(record));
@@ -295,7 +301,8 @@ fn place(record: &BackupRecord) -> (u8, i64, &[u8]) {
         BackupRecord::User { name, .. } => (1, 0, name.as_bytes()),
         BackupRecord::Role { name, .. } => (2, 0, name.as_bytes()),
         BackupRecord::Lease { id, .. } => (3, id.0, &[]),
-        BackupRecord::Key(kv) => (4, 0, &kv.key),
+        BackupRecord::Frozen { prefix } => (4, 0, prefix),
+        BackupRecord::Key(kv) => (5, 0, &kv.key),
     }
 }
 

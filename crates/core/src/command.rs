@@ -169,6 +169,13 @@ pub enum Command {
         /// Not another one of these.
         command: Box<Command>,
     },
+    /// Refuses writes below the prefix from now on: see `freeze.rs`.
+    Freeze {
+        prefix: Bytes,
+    },
+    Thaw {
+        prefix: Bytes,
+    },
 }
 
 impl Command {
@@ -211,6 +218,7 @@ impl Command {
                     };
                     name + command.size()
                 }
+                Command::Freeze { prefix } | Command::Thaw { prefix } => prefix.len(),
                 Command::Compact { .. }
                 | Command::LeaseGrant { .. }
                 | Command::LeaseRevoke { .. }

@@ -58,7 +58,7 @@ pub(crate) fn decode(record: &[u8]) -> Result<LeaseV1, ViewError> {
 }
 
 /// The keys attached to a lease, in key order.
-fn attached_keys(view: &dyn View, id: LeaseId) -> Result<Vec<Bytes>, ViewError> {
+pub(crate) fn attached_keys(view: &dyn View, id: LeaseId) -> Result<Vec<Bytes>, ViewError> {
     let (start, end) = schema::attached_bounds(id);
     view.scan(&start, &end, false)
         .map(|item| schema::read_attached_key(&item?.0))
@@ -113,6 +113,9 @@ impl State<'_> {
         match self.lease(id)? {
             None => Ok(Err(self.reject(Reason::LeaseNotFound))),
             Some(lease) => {
+                if let Err(reason) = self.check_lease_frozen(id)? {
+                    return Ok(Err(self.reject(reason)));
+                }
                 self.end_lease(id, &lease)?;
                 Ok(Ok(Answer::LeaseRevoke))
             }

@@ -226,6 +226,14 @@ impl From<Rejection> for Error {
                 "there are {} sessions, and no more can be opened until one ends",
                 crate::session::MAX_SESSIONS
             ),
+            Reason::Frozen => "a key lies below a prefix that is frozen: `podkv freeze` lists them, and \
+                               `podkv thaw` ends it"
+                .into(),
+            Reason::NotFrozen => "that prefix is not frozen; `podkv freeze` lists those that are".into(),
+            Reason::TooManyFrozen => format!(
+                "{} prefixes are frozen, and no more can be",
+                crate::freeze::MAX_FROZEN_PREFIXES
+            ),
             reason => format!("rejected: {}", reason.name()),
         };
         Error::new(reason, text).with_revision(revision)

@@ -118,7 +118,8 @@ impl State<'_> {
             && meta.compacted_revision == 0
             && meta.keys == 0
             && meta.leases == 0
-            && self.overlay.get(&schema::auth_key())?.is_none();
+            && self.overlay.get(&schema::auth_key())?.is_none()
+            && crate::freeze::frozen_prefixes(&self.overlay)?.is_empty();
         if !is_empty {
             return Ok(Err(self.reject(Reason::NotEmpty)));
         }
@@ -160,6 +161,7 @@ impl State<'_> {
                 BackupRecord::Auth { .. }
                 | BackupRecord::User { .. }
                 | BackupRecord::Role { .. } => self.restore_auth(record),
+                BackupRecord::Frozen { prefix } => self.put_frozen(prefix),
             }
         }
         restore.records = after;
@@ -176,6 +178,7 @@ impl State<'_> {
                 BackupRecord::User { name, .. } => read_user(&self.overlay, name)?.is_none(),
                 BackupRecord::Role { name, .. } => read_role(&self.overlay, name)?.is_none(),
                 BackupRecord::Lease { id, .. } => self.lease(*id)?.is_none(),
+                BackupRecord::Frozen { .. } => true,
                 BackupRecord::Key(kv) => {
                     let has_its_lease = match kv.lease {
                         None => true,
@@ -205,7 +208,7 @@ impl State<'_> {
                 let permissions = permissions.iter().map(Into::into).collect();
                 self.put_role(name, &RoleV1 { permissions });
             }
-            BackupRecord::Lease { .. } | BackupRecord::Key(_) => {}
+            BackupRecord::Lease { .. } | BackupRecord::Frozen { .. } | BackupRecord::Key(_) => {}
         }
     }
 
@@ -262,6 +265,7 @@ impl State<'_> {
         left -= self.discard_counts(left)?;
         left -= self.discard_leases(left)?;
         left -= self.discard_auth(left)?;
+        left -= self.discard_frozen(left)?;
         if left == 0 {
             restore.phase = RestorePhaseV1::Discarding;
             self.put_restore(&restore);

@@ -207,6 +207,8 @@ impl Rights {
             | Command::RestoreEnd { .. }
             | Command::RestoreDiscard { .. }
             | Command::SetDesiredSize(_)
+            | Command::Freeze { .. }
+            | Command::Thaw { .. }
             | Command::Auth(_)
             | Command::As { .. } => self.may_administer(),
         })

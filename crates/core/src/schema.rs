@@ -37,6 +37,7 @@
 //! 0a auth                                              -> enabled?, its revision, secret of tokens
 //! 0b users           | name                            -> password's hash, roles
 //! 0c roles           | name                            -> permissions
+//! 0d frozen          | prefix                          -> nothing
 //! 80..ff the node's  | name                            -> applied position, membership, ...
 //! ```
 //!
@@ -78,6 +79,7 @@ const DESIRED_SIZE: u8 = 0x09;
 const AUTH: u8 = 0x0a;
 const USERS: u8 = 0x0b;
 const ROLES: u8 = 0x0c;
+const FROZEN: u8 = 0x0d;
 /// Tables from here on are the node's. The core neither reads nor digests them.
 const NODE: u8 = 0x80;
 
@@ -146,6 +148,19 @@ pub(crate) fn meta_key() -> Bytes {
 
 pub(crate) fn desired_size_key() -> Bytes {
     start_key(SYSTEM_KEYSPACE, DESIRED_SIZE, 0).freeze()
+}
+
+pub(crate) fn frozen_key(prefix: &[u8]) -> Bytes {
+    raw_key(SYSTEM_KEYSPACE, FROZEN, prefix)
+}
+
+pub(crate) fn frozen_bounds() -> (Bytes, Bytes) {
+    let start = start_key(SYSTEM_KEYSPACE, FROZEN, 0).freeze();
+    (start, table_end(SYSTEM_KEYSPACE, FROZEN))
+}
+
+pub(crate) fn read_frozen_key(key: &Bytes) -> Result<Bytes, ViewError> {
+    tail(key, PREFIX_BYTES)
 }
 
 pub(crate) fn restore_key() -> Bytes {

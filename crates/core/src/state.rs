@@ -1,7 +1,7 @@
 //! The state while entries are applied: a view, the writes so far, and what they mean for watchers.
 //!
 //! Other modules add the verbs: `mvcc.rs` puts and deletes keys, `lease.rs`, `session.rs`,
-//! `expire.rs` and `compact.rs` do the rest.
+//! `expire.rs`, `freeze.rs` and `compact.rs` do the rest.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,6 +36,8 @@ pub(crate) struct State<'v> {
     pub(crate) rights_cache: BTreeMap<Caller, Result<Arc<Rights>, Reason>>,
     /// Users, roles or permissions changed in this batch.
     pub(crate) auth_changed: bool,
+    /// The frozen prefixes, once this batch has looked: see `freeze.rs`.
+    pub(crate) frozen_cache: Option<Vec<Bytes>>,
 }
 
 impl<'v> State<'v> {
@@ -50,6 +52,7 @@ impl<'v> State<'v> {
             session_cache: BTreeMap::new(),
             rights_cache: BTreeMap::new(),
             auth_changed: false,
+            frozen_cache: None,
         })
     }
 

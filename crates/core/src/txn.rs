@@ -4,7 +4,7 @@
 //!
 //! 1. All compares that matter are decided on the state before the transaction, nested ones too.
 //!    The result is a [`Path`]: which branch each transaction takes.
-//! 2. Everything on the path that can be refused is checked: leases, `ignore_*`, revisions of
+//! 2. Everything on the path that can be refused is checked: frozen prefixes, leases, `ignore_*`, revisions of
 //!    ranges. A refusal ends it here, and nothing was written.
 //! 3. The path is executed. Ranges see the operations before them.
 
@@ -171,6 +171,9 @@ fn holds_for(compare: &Compare, stored: Option<&Stored>) -> bool {
 impl State<'_> {
     pub(crate) fn txn(&mut self, txn: &Txn) -> Result<Result<TxnResponse, Rejection>, ViewError> {
         let path = Path::choose(&self.overlay, txn)?;
+        if let Err(reason) = self.check_path_frozen(txn, &path)? {
+            return Ok(Err(self.reject(reason)));
+        }
         // In etcd's order, which its clients see: all puts, then all ranges.
         if let Err(reason) = self.check_puts(txn, &path)? {
             return Ok(Err(self.reject(reason)));
@@ -184,6 +187,27 @@ impl State<'_> {
         // Inside, answers carry the revision that the transaction took, if it took one.
         set_revision(&mut response, self.meta.revision);
         Ok(Ok(response))
+    }
+
+    fn check_path_frozen(
+        &mut self,
+        txn: &Txn,
+        path: &Path,
+    ) -> Result<Result<(), Reason>, ViewError> {
+        let mut nested = path.nested.iter();
+        for op in path.ops(txn) {
+            let checked = match op {
+                Op::Txn(txn) => match nested.next() {
+                    Some(path) => self.check_path_frozen(txn, path)?,
+                    None => Ok(()),
+                },
+                op => self.check_op_frozen(op)?,
+            };
+            if checked.is_err() {
+                return Ok(checked);
+            }
+        }
+        Ok(Ok(()))
     }
 
     fn check_puts(&self, txn: &Txn, path: &Path) -> Result<Result<(), Reason>, ViewError> {

@@ -11,6 +11,7 @@
 //! | [`project`] | keeps a target equal to a prefix |
 //! | [`source`], [`manifest`] | what a directory, or ConfigMaps and Secrets, hold |
 //! | [`import`] | writes that under a prefix |
+//! | [`rollback`] | a prefix as it was at an earlier revision |
 //! | [`environment`] | which environment variables a set of keys means |
 //!
 //! Nothing here takes signals, starts processes or listens: that is the `podkv` binary's.
@@ -23,6 +24,7 @@ pub mod import;
 pub mod manifest;
 pub mod plan;
 pub mod project;
+pub mod rollback;
 pub mod source;
 pub mod target;
 

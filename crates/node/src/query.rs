@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use podkv_api::{
-    DesiredSize, Error, Header, LeaseId, LeaseStatus, Permission, Range, RangeEnd, RangeResponse,
-    RangeStream, Reason, Result, Revision, Txn, TxnResponse,
+    Bytes, DesiredSize, Error, Header, LeaseId, LeaseStatus, Permission, Range, RangeEnd,
+    RangeResponse, RangeStream, Reason, Result, Revision, Txn, TxnResponse,
 };
 use podkv_core::{
     Answer, AuthInfo, AuthUser, Caller, Meta, PageLimits, RangePage, Rejection, Rights, View,
@@ -285,6 +285,11 @@ impl Query {
 
     pub async fn desired_size(&self) -> Result<Option<DesiredSize>> {
         self.read(|view| podkv_core::desired_size(view)).await
+    }
+
+    pub async fn frozen(&self) -> Result<Vec<Bytes>> {
+        self.read_whole(|view| podkv_core::frozen_prefixes(view))
+            .await
     }
 
     /// Refuses a state that a backup is being restored into; ranges do that by themselves.

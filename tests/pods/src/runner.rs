@@ -309,6 +309,13 @@ fn play_job(plan: &Plan, job: &Job, stage: &StageProgram, folder: &Path) -> Outc
         // What was to be found leaves nothing to look at.
         Ok(_) => remove(&of_run),
         Err(_) if found => remove(&of_run),
+        Err(why) if wanted.is_some() => {
+            println!(
+                "{:<22} not found with seed {}: {why}",
+                job.scenario.name, job.seed
+            );
+            remove(&of_run);
+        }
         Err(why) => {
             eprintln!(
                 "{} FAILED with seed {} after {took:.0?}:\n{why}\n  logs: {}\n  again: {}\n",

@@ -3,6 +3,7 @@
 mod bad_input;
 mod doctor;
 mod exactly_once;
+mod files;
 mod group_commit;
 mod import_etcd;
 mod kills;

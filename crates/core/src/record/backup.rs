@@ -5,7 +5,7 @@ use podkv_api::{ClusterId, Incarnation, LeaseId};
 use super::KeyValueV1;
 use super::auth::{PermissionV1, UserV1};
 use crate::backup::{BackupHeader, BackupRecord};
-use crate::codec::{Decode, Encode};
+use crate::codec::{Blob, Decode, Encode};
 use crate::record::state::RetentionV1;
 
 #[derive(Debug, Encode, Decode)]
@@ -42,6 +42,9 @@ pub(crate) enum BackupRecordV1 {
     Role {
         name: String,
         permissions: Vec<PermissionV1>,
+    },
+    Frozen {
+        prefix: Blob,
     },
 }
 
@@ -97,6 +100,9 @@ impl From<&BackupRecord> for BackupRecordV1 {
                 name: name.clone(),
                 permissions: permissions.iter().map(Into::into).collect(),
             },
+            BackupRecord::Frozen { prefix } => Self::Frozen {
+                prefix: prefix.into(),
+            },
         }
     }
 }
@@ -118,6 +124,7 @@ impl From<BackupRecordV1> for BackupRecord {
                 name,
                 permissions: permissions.into_iter().map(Into::into).collect(),
             },
+            BackupRecordV1::Frozen { prefix } => Self::Frozen { prefix: prefix.0 },
         }
     }
 }

@@ -99,6 +99,12 @@ pub(crate) enum CommandV1 {
         /// The bytes of a [`CommandV1`]; opaque, so that hostile bytes cannot make it recurse.
         command: Blob,
     },
+    Freeze {
+        prefix: Blob,
+    },
+    Thaw {
+        prefix: Blob,
+    },
 }
 
 #[derive(Debug, Encode, Decode)]
@@ -291,6 +297,12 @@ impl From<&Command> for CommandV1 {
                 caller: caller.into(),
                 command: Blob(codec::encode(&CommandV1::from(&**command))),
             },
+            Command::Freeze { prefix } => Self::Freeze {
+                prefix: prefix.into(),
+            },
+            Command::Thaw { prefix } => Self::Thaw {
+                prefix: prefix.into(),
+            },
         }
     }
 }
@@ -368,6 +380,8 @@ impl TryFrom<CommandV1> for Command {
                     command: Box::new(command.try_into()?),
                 }
             }
+            CommandV1::Freeze { prefix } => Self::Freeze { prefix: prefix.0 },
+            CommandV1::Thaw { prefix } => Self::Thaw { prefix: prefix.0 },
         })
     }
 }

@@ -150,6 +150,19 @@ fn every_command() -> Vec<Command> {
             start: 1,
             replicas: 300,
         }),
+        Command::Freeze {
+            prefix: "k/".into(),
+        },
+        Command::Thaw {
+            prefix: Bytes::new(),
+        },
+        Command::RestoreRecords {
+            backup: BackupId(1),
+            first: 2,
+            records: vec![BackupRecord::Frozen {
+                prefix: "k/".into(),
+            }],
+        },
     ]);
     commands.extend(every_auth_change().into_iter().map(Command::Auth));
     commands.extend([
@@ -481,10 +494,20 @@ fn state_with_auth() -> Store {
     store
 }
 
+/// And a frozen prefix.
+fn state_with_frozen() -> Store {
+    let mut store = state();
+    store.ok(Command::Freeze {
+        prefix: "f/".into(),
+    });
+    store
+}
+
 #[test]
 fn the_state_keeps_its_bytes() {
     state_keeps_its_bytes("state.txt", &state());
     state_keeps_its_bytes("state_auth.txt", &state_with_auth());
+    state_keeps_its_bytes("state_frozen.txt", &state_with_frozen());
 }
 
 fn state_keeps_its_bytes(name: &str, store: &Store) {

@@ -119,6 +119,7 @@ impl<'a> Step<'a> {
             "meta" => format!("{:?}\n", store.meta()),
             "next_deadline" => format!("{:?}\n", next_deadline(&store.view).unwrap()),
             "retention_target" => format!("{:?}\n", retention_target(&store.view).unwrap()),
+            "frozen" => format!("{:?}\n", frozen_prefixes(&store.view).unwrap()),
             "leases" => format!("{:?}\n", leases(&store.view).unwrap()),
             "lease_status" => self.show_lease(store),
             "state" => self.show_state(store),
@@ -200,6 +201,12 @@ impl<'a> Step<'a> {
             },
             "sweep" => Command::Sweep {
                 limit: self.number(),
+            },
+            "freeze" => Command::Freeze {
+                prefix: self.word().into(),
+            },
+            "thaw" => Command::Thaw {
+                prefix: self.word().into(),
             },
             "retention" => Command::SetRetention(Retention {
                 keep_ms: self.option("keep").map(|keep| duration(&keep)),

@@ -112,7 +112,11 @@ impl Writer<'_> {
                 && self.link(before, folder, name, held)
             {
                 count.linked += 1;
-                files.insert(path.clone(), held.clone());
+                let held = Held {
+                    contents: contents.clone(),
+                    ..held.clone()
+                };
+                files.insert(path.clone(), held);
                 continue;
             }
             self.make.file(folder, name, contents, each)?;

@@ -177,9 +177,13 @@ impl Target {
     /// Shows this tree. If it fails, what was shown before still is.
     pub fn write(&mut self, tree: &Tree, cluster: &str, revision: u64) -> Result<Written> {
         self.clear_the_way(tree)?;
-        if let Some(current) = &self.current
+        if let Some(current) = &mut self.current
             && folder::shows(&current.files, tree)
         {
+            // What was read from the disk at the start is let go of: the same bytes are in the tree.
+            for (held, contents) in current.files.values_mut().zip(tree.values()) {
+                held.contents = contents.clone();
+            }
             let about = current.about.clone();
             self.link_names(tree)?;
             let count = Count::default();

@@ -2,6 +2,7 @@
 
 mod attacks;
 mod project;
+mod rollback;
 mod support;
 mod target;
 mod volumes;

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use podkv_api::{
-    Consistency, DesiredSize, Error, Header, Member, MemberId, NodeStatus, Reason, Result,
+    Bytes, Consistency, DesiredSize, Error, Header, Member, MemberId, NodeStatus, Reason, Result,
     Retention, Revision,
 };
 use podkv_core::Command;
@@ -90,6 +90,32 @@ impl Node {
     pub async fn set_retention(&self, retention: Retention) -> Result<Header> {
         let command = Command::SetRetention(retention);
         Ok(self.write_once(command).await?.header)
+    }
+
+    /// Refuses every write below `prefix` from now on, with [`Reason::Frozen`]. Leases and TTLs still expire there. Returns
+    /// all frozen prefixes.
+    ///
+    /// # Errors
+    /// [`Reason::TooManyFrozen`].
+    pub async fn freeze(&self, prefix: Bytes) -> Result<(Header, Vec<Bytes>)> {
+        self.write_once(Command::Freeze { prefix }).await?;
+        self.frozen().await
+    }
+
+    /// Lets a prefix be written again that was frozen.
+    ///
+    /// # Errors
+    /// [`Reason::NotFrozen`]: that very prefix is not.
+    pub async fn thaw(&self, prefix: Bytes) -> Result<(Header, Vec<Bytes>)> {
+        self.write_once(Command::Thaw { prefix }).await?;
+        self.frozen().await
+    }
+
+    /// The frozen prefixes.
+    pub async fn frozen(&self) -> Result<(Header, Vec<Bytes>)> {
+        self.fresh(Consistency::Linearizable, None).await?;
+        let prefixes = self.0.query.frozen().await?;
+        Ok((self.header(), prefixes))
     }
 
     /// Sets by hand how many pods there should be, the ordinals from `start` on. Whoever is beyond it leaves

@@ -62,6 +62,9 @@ methods! {
     ClusterTransferLeadership = "/podkv.v1.Cluster/TransferLeadership", "cluster.transfer_leadership";
     ClusterSetRetention = "/podkv.v1.Cluster/SetRetention", "cluster.set_retention";
     ClusterResize = "/podkv.v1.Cluster/Resize", "cluster.resize";
+    ClusterFreeze = "/podkv.v1.Cluster/Freeze", "cluster.freeze";
+    ClusterThaw = "/podkv.v1.Cluster/Thaw", "cluster.thaw";
+    ClusterFrozen = "/podkv.v1.Cluster/Frozen", "cluster.frozen";
     SnapshotSave = "/podkv.v1.Snapshot/Save", "snapshot.save";
     SnapshotRestore = "/podkv.v1.Snapshot/Restore", "snapshot.restore";
     SnapshotDiscardRestore = "/podkv.v1.Snapshot/DiscardRestore", "snapshot.discard_restore";

@@ -1,6 +1,6 @@
 //! Cluster: members, status, changes of membership.
 
-use podkv_api::{Consistency, Member, Retention, Store};
+use podkv_api::{Bytes, Consistency, Header, Member, Retention, Store};
 use podkv_node::Node;
 use podkv_proto::convert::{self, to_status};
 use podkv_proto::v1;
@@ -82,6 +82,32 @@ impl v1::cluster_server::Cluster for Cluster {
         }))
     }
 
+    async fn freeze(
+        &self,
+        request: Request<v1::FreezeRequest>,
+    ) -> Result<Response<v1::FrozenResponse>, Status> {
+        let (node, request) = self.administrator(request).await?;
+        answer(node.freeze(request.prefix).await.map(frozen))
+    }
+
+    async fn thaw(
+        &self,
+        request: Request<v1::ThawRequest>,
+    ) -> Result<Response<v1::FrozenResponse>, Status> {
+        let (node, request) = self.administrator(request).await?;
+        answer(node.thaw(request.prefix).await.map(frozen))
+    }
+
+    async fn frozen(
+        &self,
+        request: Request<v1::FrozenRequest>,
+    ) -> Result<Response<v1::FrozenResponse>, Status> {
+        let call = Call::native(request, &self.0).await?;
+        let node = call.access.known().await;
+        let node = node.map_err(|error| to_status(&error))?;
+        answer(node.frozen().await.map(frozen))
+    }
+
     async fn resize(
         &self,
         request: Request<v1::ResizeRequest>,
@@ -107,5 +133,12 @@ impl v1::cluster_server::Cluster for Cluster {
                 leader_id: leader.0,
             }),
         )
+    }
+}
+
+fn frozen((header, prefixes): (Header, Vec<Bytes>)) -> v1::FrozenResponse {
+    v1::FrozenResponse {
+        header: Some(header.into()),
+        prefixes,
     }
 }

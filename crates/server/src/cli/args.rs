@@ -192,6 +192,28 @@ pub enum Command {
         #[arg(long, default_value_t = 0)]
         start: u32,
     },
+    /// Refuse every write below a prefix until it thaws; leases and TTLs still expire there. Without a prefix, print those
+    /// that are frozen
+    Freeze {
+        /// A folder of keys: app is app/…
+        prefix: Option<String>,
+    },
+    /// Let a frozen prefix be written again
+    Thaw {
+        /// As it was frozen
+        prefix: String,
+    },
+    /// Bring the keys below a prefix back to what they were at an earlier revision, in one transaction
+    Rollback {
+        /// A folder of keys: app is app/…
+        prefix: String,
+        /// The revision; history goes back as far as `podkv retention` says
+        #[arg(long)]
+        to: u64,
+        /// Print what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// How much history automatic compaction leaves; without options, print it
     Retention {
         /// Keep history younger than this, like 2h; "all" puts no bound on age

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use podkv_api::{MemberId, Store as _};
+use podkv_api::{Bytes, MemberId, Store as _};
 use podkv_client::{Client, NewMember};
+use podkv_files::folder_prefix;
 use serde_json::json;
 
 use super::args::{Bound, MemberCommand};
@@ -121,6 +122,35 @@ pub async fn resize(
             "{} pods, from ordinal {} on",
             size.replicas, size.start
         ))?;
+    }
+    Ok(Exit::Ok)
+}
+
+/// Freezes what is given, and prints all that is frozen.
+pub async fn freeze(
+    client: &Client,
+    printer: &mut Printer,
+    prefix: Option<String>,
+) -> Result<Exit, Failure> {
+    let frozen = match prefix {
+        Some(prefix) => client.freeze(folder_prefix(&prefix)).await?,
+        None => client.frozen().await?,
+    };
+    print_frozen(printer, &frozen)
+}
+
+pub async fn thaw(client: &Client, printer: &mut Printer, prefix: &str) -> Result<Exit, Failure> {
+    let frozen = client.thaw(folder_prefix(prefix)).await?;
+    print_frozen(printer, &frozen)
+}
+
+fn print_frozen(printer: &mut Printer, frozen: &[Bytes]) -> Result<Exit, Failure> {
+    for prefix in frozen {
+        if printer.is_json() {
+            printer.json(&serde_json::Value::Object(output::prefix(prefix)))?;
+        } else {
+            printer.line(prefix.escape_ascii())?;
+        }
     }
     Ok(Exit::Ok)
 }

@@ -14,6 +14,7 @@ mod output;
 mod project;
 mod recover;
 mod restore;
+mod rollback;
 mod tls;
 mod txn;
 
@@ -198,6 +199,13 @@ async fn dispatch(
         Command::Resize { replicas, start } => {
             cluster::resize(client, printer, start, replicas).await
         }
+        Command::Freeze { prefix } => cluster::freeze(client, printer, prefix).await,
+        Command::Thaw { prefix } => cluster::thaw(client, printer, &prefix).await,
+        Command::Rollback {
+            prefix,
+            to,
+            dry_run,
+        } => rollback::rollback(client, printer, &prefix, to, dry_run).await,
         Command::Retention {
             keep,
             max_revisions,

@@ -142,6 +142,12 @@ pub fn key_value(kv: &KeyValue) -> Map<String, Value> {
     object
 }
 
+pub fn prefix(prefix: &[u8]) -> Map<String, Value> {
+    let mut object = Map::new();
+    insert_bytes(&mut object, "prefix", prefix);
+    object
+}
+
 fn insert_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
     match std::str::from_utf8(bytes) {
         Ok(text) => object.insert(name.into(), json!(text)),

@@ -27,6 +27,7 @@
 //! | `Defragment` | stops the world | nothing to do | space is reclaimed all the time |
 //! | keys above 64 KiB, transactions deeper than 8 | accepted | refused | see `Limits` |
 //! | an unknown enum value in a compare | holds, or compares as equal | refused | a guess decides about a write |
+//! | a write below a frozen prefix | there are none | `FailedPrecondition`, and podkv's own text | etcd has no word for it |
 //! | a negative revision inside a transaction | compacted, or the newest | refused before it runs | the same |
 //! | `watch` from "now" | this node's now | after everything acknowledged, if there is a leader | a client may have written elsewhere |
 

@@ -34,6 +34,43 @@ async fn retention_is_set_and_told() {
 }
 
 #[tokio::test]
+async fn a_frozen_prefix_refuses_writes_of_both_apis() {
+    use podkv_proto::etcd::etcdserverpb as etcd;
+    use podkv_proto::etcd::etcdserverpb::kv_client::KvClient as EtcdKvClient;
+
+    let harness = Harness::start().await;
+    let mut cluster = ClusterClient::new(harness.channel.clone());
+    let prefix = |prefix: &'static str| v1::FreezeRequest {
+        prefix: prefix.into(),
+    };
+    let frozen = cluster.freeze(prefix("app/")).await.unwrap().into_inner();
+    assert_eq!(frozen.prefixes, ["app/"]);
+    refused(harness.kv().put(put("app/a", "1")).await, Reason::Frozen);
+    harness.kv().put(put("apple", "1")).await.unwrap();
+    let mut kv = EtcdKvClient::new(harness.channel.clone());
+    let request = etcd::PutRequest {
+        key: "app/a".into(),
+        ..Default::default()
+    };
+    let status = kv.put(request.clone()).await.unwrap_err();
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert_eq!(error(&status).reason(), Reason::Frozen);
+
+    let other = v1::ThawRequest {
+        prefix: "app".into(),
+    };
+    refused(cluster.thaw(other).await, Reason::NotFrozen);
+    let thaw = v1::ThawRequest {
+        prefix: "app/".into(),
+    };
+    let frozen = cluster.thaw(thaw).await.unwrap().into_inner();
+    assert!(frozen.prefixes.is_empty());
+    kv.put(request).await.unwrap();
+    let frozen = cluster.frozen(v1::FrozenRequest {}).await.unwrap();
+    assert!(frozen.into_inner().prefixes.is_empty());
+}
+
+#[tokio::test]
 async fn put_get_txn_delete_compact() {
     let harness = Harness::start().await;
     let mut kv = harness.kv();

@@ -6,6 +6,7 @@ mod kills;
 mod lost_volumes;
 mod majority;
 mod moves;
+mod projection;
 mod recovery;
 mod rolling_restart;
 mod scaling;
@@ -219,6 +220,14 @@ pub const SCENARIOS: &[Scenario] = &[
         seeds: 1,
         must_find: None,
         play: |run| Box::pin(bad_input::play(run)),
+    },
+    Scenario {
+        name: "projection",
+        what: "directories follow 10 000 keys, served by an unmodified program, through a kill and a rolling restart",
+        components: &[],
+        seeds: 1,
+        must_find: None,
+        play: |run| Box::pin(projection::play(run)),
     },
     Scenario {
         name: "tls",

@@ -246,6 +246,27 @@ impl cluster_server::Cluster for Node {
         Err(Status::unimplemented("not in this script"))
     }
 
+    async fn freeze(
+        &self,
+        _: Request<v1::FreezeRequest>,
+    ) -> Result<Response<v1::FrozenResponse>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
+
+    async fn thaw(
+        &self,
+        _: Request<v1::ThawRequest>,
+    ) -> Result<Response<v1::FrozenResponse>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
+
+    async fn frozen(
+        &self,
+        _: Request<v1::FrozenRequest>,
+    ) -> Result<Response<v1::FrozenResponse>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
+
     async fn resize(
         &self,
         _: Request<v1::ResizeRequest>,

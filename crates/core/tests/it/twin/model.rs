@@ -208,9 +208,11 @@ impl Twin {
             }
             Command::Expire { limit } => self.expire(u64::from((*limit).max(1))),
             Command::Sweep { .. } => Answer::Sweep { more: false },
-            Command::SetRetention(_) | Command::SetFeatureLevel(_) | Command::SetDesiredSize(_) => {
-                Answer::Done
-            }
+            Command::SetRetention(_)
+            | Command::SetFeatureLevel(_)
+            | Command::SetDesiredSize(_)
+            | Command::Freeze { .. }
+            | Command::Thaw { .. } => Answer::Done,
             Command::RaiseRevision { revision } => {
                 let keys = self.keys().clone();
                 self.revision = self.revision.max(*revision);

@@ -97,10 +97,10 @@ pub struct ProjectArgs {
     #[arg(long, default_value = "2s", value_parser = duration)]
     pub linger: Duration,
     /// Run this after each change: a program and its arguments, without a shell
-    #[arg(long, value_name = "CMD", conflicts_with = "signal")]
+    #[arg(long, value_name = "CMD", conflicts_with_all = ["signal", "once"])]
     pub exec: Option<String>,
     /// Send this after each change: SIGNAL:PIDFILE or SIGNAL:NAME, like HUP:/run/nginx.pid or HUP:nginx
-    #[arg(long, value_name = "SIGNAL:TO")]
+    #[arg(long, value_name = "SIGNAL:TO", conflicts_with = "once")]
     pub signal: Option<SignalTo>,
     /// How long the command may take
     #[arg(long, default_value = "30s", value_parser = duration)]
