@@ -206,7 +206,10 @@ impl Client {
         .await
     }
 
-    async fn change<F>(&self, send: impl Fn(AuthClient<Authorized>) -> F + Send + Sync) -> Result<Header>
+    async fn change<F>(
+        &self,
+        send: impl Fn(AuthClient<Authorized>) -> F + Send + Sync,
+    ) -> Result<Header>
     where
         F: Future<Output = Result<Response<v1::AuthResponse>, Status>> + Send,
     {
