@@ -16,7 +16,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use hyper::header::AUTHORIZATION;
 use hyper::http::{HeaderValue, Request, Response};
@@ -25,7 +24,6 @@ use podkv_proto::convert::{Call, from_status, to_status};
 use podkv_proto::v1;
 use podkv_proto::v1::auth_client::AuthClient;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::transport::Channel;
@@ -33,23 +31,14 @@ use tower::Service;
 
 use crate::failure::{Failure, Fate};
 
-/// A token that is refused sooner is refused for good: another would be as well.
-const YOUNG: Duration = Duration::from_secs(1);
-
 /// A name, its password, and what they were exchanged for.
 pub(crate) struct Credentials {
     name: String,
     password: String,
-    got: Mutex<Option<Got>>,
+    /// What was got for them: a token, or the word that the cluster asks nobody who he is.
+    got: Mutex<Option<Option<HeaderValue>>>,
     /// How often what was got was forgotten.
     generation: AtomicU64,
-}
-
-#[derive(Clone)]
-struct Got {
-    /// `None`: the cluster asks nobody who he is.
-    token: Option<HeaderValue>,
-    at: Instant,
 }
 
 impl std::fmt::Debug for Credentials {
@@ -80,13 +69,10 @@ impl Credentials {
     async fn token(&self, channel: &Channel) -> Result<Option<HeaderValue>, Status> {
         let mut got = self.got.lock().await;
         if let Some(got) = &*got {
-            return Ok(got.token.clone());
+            return Ok(got.clone());
         }
         let token = self.authenticate(channel.clone()).await?;
-        *got = Some(Got {
-            token: token.clone(),
-            at: Instant::now(),
-        });
+        *got = Some(token.clone());
         Ok(token)
     }
 
@@ -118,8 +104,8 @@ impl Credentials {
         }
     }
 
-    /// To be told of each failure of an attempt that began at that generation. If it was about the token, the attempt is
-    /// worth making again.
+    /// To be told of each failure of an attempt that began at that generation. If it was about the token, that is forgotten
+    /// once, and the attempt is worth making again. How often a call may is for `retry.rs` to say.
     pub async fn judge(&self, failure: Failure, generation: u64) -> Failure {
         let about_token = matches!(
             failure.error.reason(),
@@ -129,17 +115,15 @@ impl Credentials {
             return failure;
         }
         let mut got = self.got.lock().await;
-        let again = match &*got {
-            // Somebody else was told before.
-            _ if self.generation() != generation => true,
-            None => true,
-            Some(got) => got.at.elapsed() >= YOUNG || got.token.is_none(),
-        };
-        if again && self.generation() == generation {
+        // Else somebody else was told before.
+        if self.generation() == generation {
             *got = None;
             self.generation.fetch_add(1, Ordering::Release);
         }
-        Failure { again, ..failure }
+        Failure {
+            again: true,
+            ..failure
+        }
     }
 }
 

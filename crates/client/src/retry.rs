@@ -17,6 +17,8 @@ use crate::failure::{Failure, Fate, closed};
 pub(crate) struct Attempt {
     pub endpoint: Arc<Endpoint>,
     pub until: Instant,
+    /// Of the credentials that it begins with.
+    pub generation: u64,
 }
 
 pub(crate) struct Attempts {
@@ -30,6 +32,8 @@ pub(crate) struct Attempts {
     rounds: u32,
     count: u32,
     last: Option<Error>,
+    /// Attempts that ended with a token that was refused. One is an accident.
+    tokens_refused: u32,
 }
 
 impl Attempts {
@@ -48,6 +52,7 @@ impl Attempts {
             rounds: 0,
             count: 0,
             last: None,
+            tokens_refused: 0,
         }
     }
 
@@ -55,7 +60,10 @@ impl Attempts {
     pub async fn next(&mut self) -> Option<Attempt> {
         loop {
             let now = Instant::now();
-            if self.runtime.stop.is_cancelled() || self.deadline.is_some_and(|at| now >= at) {
+            if self.runtime.stop.is_cancelled()
+                || self.tokens_refused > 1
+                || self.deadline.is_some_and(|at| now >= at)
+            {
                 return None;
             }
             let pick = self.endpoints.pick(self.route, &self.asked, now);
@@ -65,7 +73,12 @@ impl Attempts {
                     self.asked.push(endpoint.clone());
                     let until = now + self.runtime.settings.attempt_timeout;
                     let until = self.deadline.map_or(until, |deadline| until.min(deadline));
-                    return Some(Attempt { endpoint, until });
+                    let generation = endpoint.generation();
+                    return Some(Attempt {
+                        endpoint,
+                        until,
+                        generation,
+                    });
                 }
                 Pick::Exhausted | Pick::Rest(None) => now,
                 Pick::Rest(Some(at)) => at,
@@ -97,6 +110,7 @@ impl Attempts {
     pub fn failed(&mut self, attempt: &Attempt, failure: &Failure) {
         let endpoint = &attempt.endpoint;
         let error = &failure.error;
+        self.tokens_refused += u32::from(failure.again);
         // The node answers and is no use now, as when it is cut off from the others. Elsewhere, rather.
         let is_about_node = matches!(
             error.reason(),
@@ -130,6 +144,8 @@ impl Attempts {
         match &self.last {
             // What the nodes say about themselves tells more than "too late".
             Some(last) if last.kind() == ErrorKind::Exhausted => last.clone(),
+            // Another token was refused, too.
+            Some(last) if self.tokens_refused > 1 => last.clone(),
             Some(last) => Error::new(
                 Reason::DeadlineExceeded,
                 format!(

@@ -226,8 +226,14 @@ impl Scan {
                 Ok(Err(status)) => Failure::from_status(&status),
                 Err(_elapsed) => Failure::lost(crate::endpoint::no_answer()),
             };
-            self.attempts.failed(&source.attempt, &failure);
-            self.judge(failure)?;
+            let attempt = &source.attempt;
+            let judged = attempt
+                .endpoint
+                .judged(Err::<(), _>(failure), attempt.generation);
+            if let Err(failure) = judged.await {
+                self.attempts.failed(attempt, &failure);
+                self.judge(failure)?;
+            }
         }
     }
 

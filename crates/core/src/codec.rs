@@ -322,7 +322,12 @@ fn checked_payload(kind: FrameKind, bytes: &[u8], limit: usize) -> Result<&[u8],
 
 /// The bytes of `value` alone, without frame or version. For parts of larger things.
 pub fn encode(value: &impl Encode) -> Bytes {
-    let mut buffer = BytesMut::with_capacity(128);
+    encode_sized(value, 128)
+}
+
+/// The same, with room for what it is about to be.
+pub fn encode_sized(value: &impl Encode, size_hint: usize) -> Bytes {
+    let mut buffer = BytesMut::with_capacity(size_hint);
     encode_into(&mut buffer, value);
     buffer.freeze()
 }

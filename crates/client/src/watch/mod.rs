@@ -164,7 +164,9 @@ impl Watching {
             Ok(None) => Failure::lost(Error::new(Reason::WatchLost, "the node ended the watch")),
             Err(status) => Failure::from_status(&status),
         };
-        let judged = attempt.endpoint.judged(Err::<(), _>(failure), generation);
+        let judged = attempt
+            .endpoint
+            .judged(Err::<(), _>(failure), attempt.generation);
         if let Err(failure) = judged.await {
             self.broke(&attempt, failure)?;
         }

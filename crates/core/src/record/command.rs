@@ -295,7 +295,11 @@ impl From<&Command> for CommandV1 {
             Command::Auth(change) => Self::Auth(change.into()),
             Command::As { caller, command } => Self::As {
                 caller: caller.into(),
-                command: Blob(codec::encode(&CommandV1::from(&**command))),
+                // A caller's value is in it: it should not be moved as the buffer grows.
+                command: Blob(codec::encode_sized(
+                    &CommandV1::from(&**command),
+                    command.size(),
+                )),
             },
             Command::Freeze { prefix } => Self::Freeze {
                 prefix: prefix.into(),

@@ -1,5 +1,6 @@
 //! The command line, as clap sees it.
 
+mod auth;
 mod files;
 
 use std::collections::BTreeMap;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use self::auth::{Allow, AuthCommand, RoleCommand, UserCommand};
 pub use self::files::{ExecArgs, ImportCommand, ImportEtcdArgs, ImportHow, OnChange, ProjectArgs};
 use super::exit::EXIT_CODES;
 use crate::settings::{SETTINGS, Setting, TLS_CA, TLS_CERT, TLS_KEY, parse_duration};
@@ -38,6 +40,9 @@ pub struct ClientArgs {
     pub timeout: Duration,
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
     pub output: Output,
+    /// Who asks, once auth is enabled: NAME:PASSWORD, or NAME with the password in the variable PODKV_PASSWORD
+    #[arg(long, global = true, env = "PODKV_USER", hide_env_values = true)]
+    pub user: Option<String>,
     #[command(flatten)]
     pub tls: TlsArgs,
 }
@@ -181,6 +186,15 @@ pub enum Command {
     /// The members of the cluster
     #[command(subcommand)]
     Member(MemberCommand),
+    /// Users: who may call the cluster, once auth is enabled
+    #[command(subcommand)]
+    User(UserCommand),
+    /// Roles: what users may do
+    #[command(subcommand)]
+    Role(RoleCommand),
+    /// Whether callers must say who they are
+    #[command(subcommand)]
+    Auth(AuthCommand),
     /// How each node is
     Status,
     /// Forget the history below a revision

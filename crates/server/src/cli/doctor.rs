@@ -4,7 +4,7 @@ use podkv_client::Client;
 
 use super::args::{ClientArgs, DoctorArgs};
 use super::output::Printer;
-use super::{Exit, Failure, tls};
+use super::{Exit, Failure, auth, tls};
 use crate::doctor::gather::{Sources, gather};
 use crate::doctor::{Finding, Level, judge, worst};
 use podkv_pod::Surroundings;
@@ -13,7 +13,7 @@ pub(super) async fn run(client: ClientArgs, args: DoctorArgs) -> Result<Exit, Fa
     let mut printer = Printer::new(client.output);
     let findings = match args.kube {
         true => kube(args).await?,
-        false => inside(client).await,
+        false => inside(client).await?,
     };
     for finding in &findings {
         if printer.is_json() {
@@ -31,8 +31,12 @@ pub(super) async fn run(client: ClientArgs, args: DoctorArgs) -> Result<Exit, Fa
     })
 }
 
-async fn inside(args: ClientArgs) -> Vec<Finding> {
+async fn inside(args: ClientArgs) -> Result<Vec<Finding>, Failure> {
     let builder = Client::builder().deadline(args.timeout);
+    let builder = match auth::credentials(&args)? {
+        Some((name, password)) => builder.user(name, password),
+        None => builder,
+    };
     let client = match tls::options(args.tls, |name| std::env::var(name).ok()) {
         Some(options) => builder.tls(options),
         None => builder,
@@ -43,7 +47,7 @@ async fn inside(args: ClientArgs) -> Vec<Finding> {
         variables: std::env::vars().collect(),
         surroundings: Surroundings::read(),
     });
-    judge(&seen.await)
+    Ok(judge(&seen.await))
 }
 
 #[cfg(feature = "kubernetes")]

@@ -1,6 +1,7 @@
 //! The command line: parse, call, print, exit with a code that scripts can use.
 
 pub mod args;
+mod auth;
 mod bulk;
 mod cert;
 mod cluster;
@@ -131,11 +132,16 @@ async fn finish(cli: Cli) -> Exit {
 
 async fn with_client(args: args::ClientArgs, command: Command) -> Result<Exit, Failure> {
     let mut printer = Printer::new(args.output);
+    let credentials = auth::credentials(&args)?;
     let builder = Client::builder()
         .endpoints(args.endpoints)
         .deadline(args.timeout);
     let builder = match tls::options(args.tls, |name| std::env::var(name).ok()) {
         Some(options) => builder.tls(options),
+        None => builder,
+    };
+    let builder = match credentials {
+        Some((name, password)) => builder.user(name, password),
         None => builder,
     };
     let client = builder.connect().await?;
@@ -248,6 +254,9 @@ async fn dispatch(
             .await
         }
         Command::Member(command) => cluster::member(client, printer, command).await,
+        Command::User(command) => auth::user(client, printer, command).await,
+        Command::Role(command) => auth::role(client, printer, command).await,
+        Command::Auth(command) => auth::auth(client, printer, command).await,
         Command::Status => cluster::status(client, printer).await,
         Command::Load {
             file,

@@ -148,7 +148,7 @@ pub fn prefix(prefix: &[u8]) -> Map<String, Value> {
     object
 }
 
-fn insert_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
+pub fn insert_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
     match std::str::from_utf8(bytes) {
         Ok(text) => object.insert(name.into(), json!(text)),
         Err(_) => {

@@ -185,11 +185,11 @@ impl pb::auth_server::Auth for Auth {
         let (access, role) = self.call(request).await?;
         let found = access.role_get(&role.role).await;
         let (head, found) = found.map_err(|error| status(&error))?;
-        let mut perm: Vec<_> = found.permissions.into_iter().map(permission).collect();
-        if found.name == ROOT {
+        let perm = match found.name.as_str() {
             // It may do everything, whatever it was granted.
-            perm.insert(0, root_permission());
-        }
+            ROOT => vec![root_permission()],
+            _ => found.permissions.into_iter().map(permission).collect(),
+        };
         Ok(Response::new(pb::AuthRoleGetResponse {
             header: Some(header(head)),
             perm,

@@ -10,6 +10,7 @@
 //! | `range` | order and filters of a range, on top of what the core reads |
 //! | `txn` | transactions, there and back |
 //! | `watch` | many watches in one stream |
+//! | `auth` | users, roles, permissions, tokens |
 //! | `lock`, `election` | recipes on the server's side |
 //! | `import` | `podkv import etcd`: a running etcd moves in |
 //! | `gateway` | JSON over HTTP, and what else is beside gRPC on etcd's port |
@@ -29,6 +30,12 @@
 //! | an unknown enum value in a compare | holds, or compares as equal | refused | a guess decides about a write |
 //! | a write below a frozen prefix | there are none | `FailedPrecondition`, and podkv's own text | etcd has no word for it |
 //! | a negative revision inside a transaction | compacted, or the newest | refused before it runs | the same |
+//! | `AuthEnable` | always | refused where clients may come in clear | `auth-without-tls` allows it |
+//! | tokens | renewed by use, or JWT | hold for a day, end with the password | no node remembers them |
+//! | a certificate's name | may be a user | is none | certificates name pods |
+//! | who may call leases, members, alarms, compaction | asked since 3.5.28 | asked | open before, by mistake |
+//! | a watch whose permission is taken away | goes on | is cancelled | or it would be no permission |
+//! | a permission on an empty range | accepted by old ones | refused | it allows nothing |
 //! | `watch` from "now" | this node's now | after everything acknowledged, if there is a leader | a client may have written elsewhere |
 
 mod auth;

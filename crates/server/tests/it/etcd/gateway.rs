@@ -20,12 +20,23 @@ impl Answer {
 
 /// One request over a connection of its own, as the bytes that a client without any library would send.
 async fn send(harness: &Harness, method: &str, path: &str, body: &str) -> BufReader<TcpStream> {
+    send_with(harness, method, path, "", body).await
+}
+
+/// `headers` are whole lines.
+async fn send_with(
+    harness: &Harness,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> BufReader<TcpStream> {
     let mut io = TcpStream::connect(harness.server.local_address())
         .await
         .unwrap();
     let length = body.len();
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nhost: podkv\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nhost: podkv\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
     );
     io.write_all(request.as_bytes()).await.unwrap();
     BufReader::new(io)
@@ -43,7 +54,10 @@ async fn head(io: &mut BufReader<TcpStream>) -> u16 {
 }
 
 async fn ask(harness: &Harness, method: &str, path: &str, body: &str) -> Answer {
-    let mut io = send(harness, method, path, body).await;
+    answer(send(harness, method, path, body).await).await
+}
+
+async fn answer(mut io: BufReader<TcpStream>) -> Answer {
     let status = soon(head(&mut io)).await;
     let mut body = Vec::new();
     soon(io.read_to_end(&mut body)).await.unwrap();
@@ -52,6 +66,38 @@ async fn ask(harness: &Harness, method: &str, path: &str, body: &str) -> Answer 
 
 async fn post(harness: &Harness, path: &str, body: Value) -> Answer {
     ask(harness, "POST", path, &body.to_string()).await
+}
+
+#[tokio::test]
+async fn a_token_goes_in_a_header() {
+    let settings = podkv_server::ApiSettings::default();
+    let harness = Harness::with(settings, |config| config.auth_without_tls = true).await;
+    for (path, body) in [
+        (
+            "/v3/auth/user/add",
+            json!({"name": "root", "password": "pw"}),
+        ),
+        (
+            "/v3/auth/user/grant",
+            json!({"user": "root", "role": "root"}),
+        ),
+        ("/v3/auth/enable", json!({})),
+    ] {
+        assert_eq!(post(&harness, path, body).await.status, 200, "{path}");
+    }
+    let key = json!({"key": "Zm9v"});
+    let refused = post(&harness, "/v3/kv/range", key.clone()).await;
+    assert_eq!(refused.status, 400);
+    assert_eq!(refused.json()["message"], "etcdserver: user name is empty");
+    let body = json!({"name": "root", "password": "pw"});
+    let given = post(&harness, "/v3/auth/authenticate", body).await.json();
+    let token = given["token"].as_str().unwrap();
+    for (token, status) in [(token, 200), ("forged", 401)] {
+        let header = format!("Authorization: {token}\r\n");
+        let body = key.to_string();
+        let io = send_with(&harness, "POST", "/v3/kv/range", &header, &body).await;
+        assert_eq!(answer(io).await.status, status);
+    }
 }
 
 #[tokio::test]

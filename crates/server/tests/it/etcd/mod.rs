@@ -49,7 +49,8 @@ async fn a_stamped_write_of_an_etcd_client_applies_once() {
     let ttl = std::time::Duration::from_secs(60);
     harness
         .node()
-        .session_open(session, ttl, bytes::Bytes::new())
+        .trusted()
+        .session_open(session, ttl)
         .await
         .unwrap();
     let first = kv.put(stamped(put("a", "1"), session.0, 1)).await.unwrap();
