@@ -62,11 +62,9 @@ async fn a_client_notices_nothing_of_auth_being_enabled_and_of_tokens_that_end()
     let range = KeyRange::prefix("a/");
     let mut watch = alice.watch(Watch::new(range)).await.unwrap();
     let mut seen = async |value: &'static str| loop {
-        match soon(watch.next()).await.unwrap().unwrap() {
-            WatchMessage::Events { events, .. } => {
-                return assert_eq!(events[0].kv.value, value);
-            }
-            _ => {}
+        let message = soon(watch.next()).await.unwrap().unwrap();
+        if let WatchMessage::Events { events, .. } = message {
+            return assert_eq!(events[0].kv.value, value);
         }
     };
     let lease = alice.lease_grant(std::time::Duration::from_secs(60), None);
