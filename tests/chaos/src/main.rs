@@ -1,7 +1,7 @@
 //! `podkv-chaos`: plays rounds; checks histories of rounds again. Its hidden command is what it runs itself as, inside
 //! namespaces.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -75,7 +75,7 @@ fn play(arguments: &RoundArgs) -> Result<()> {
     Ok(())
 }
 
-fn check(path: &PathBuf) -> Result<()> {
+fn check(path: &Path) -> Result<()> {
     let history = History::load(path)?;
     let summary = round::judge(&history);
     let is_good = summary.violations.is_empty();

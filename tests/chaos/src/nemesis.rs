@@ -307,10 +307,10 @@ impl Nemesis<'_> {
     fn some_file(&mut self, node: usize) -> Option<PathBuf> {
         let mut files = Vec::new();
         find_files(&self.nodes.place.data(node), &mut files);
-        let wanted = ["log", "sst"];
         files.retain(|file| {
-            let has = |wanted: &&str| file.extension().is_some_and(|found| found == *wanted);
-            wanted.iter().any(|one| has(one)) && fs::metadata(file).is_ok_and(|file| file.len() > 0)
+            let extension = file.extension().and_then(|extension| extension.to_str());
+            matches!(extension, Some("log" | "sst"))
+                && fs::metadata(file).is_ok_and(|file| file.len() > 0)
         });
         files.sort();
         let nth = self.rng.random_range(0..files.len().max(1));

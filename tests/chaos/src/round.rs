@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use podkv_sim::check;
-use podkv_sim::history::{History, Setup};
+use podkv_sim::history::{Fault, History, Setup};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde::{Deserialize, Serialize};
@@ -58,6 +58,8 @@ pub struct Summary {
     /// What each checker looked at, and what that is.
     pub looked_at: Vec<(String, u64, String)>,
     pub longest_outage: Duration,
+    /// What was done around it.
+    pub outage_faults: Vec<String>,
     pub violations: Vec<String>,
 }
 
@@ -81,6 +83,7 @@ pub fn play(arguments: &RoundArgs) -> Result<Summary> {
 /// Runs the checkers.
 pub fn judge(history: &History) -> Summary {
     let report = check::all(history);
+    let (longest_outage, outage_faults) = longest_outage(history);
     Summary {
         faults: Faults::default(),
         calls: history.calls.len() as u64,
@@ -92,7 +95,8 @@ pub fn judge(history: &History) -> Summary {
             .iter()
             .map(|(name, count, what)| (name.to_string(), *count, what.to_string()))
             .collect(),
-        longest_outage: longest_outage(history),
+        longest_outage,
+        outage_faults,
         violations: report
             .violations
             .iter()
@@ -101,16 +105,26 @@ pub fn judge(history: &History) -> Summary {
     }
 }
 
-/// The longest time in which no linearizable call of any client was answered.
-fn longest_outage(history: &History) -> Duration {
+/// The longest time in which no linearizable call of any client was answered, and what was done just before and
+/// during it.
+fn longest_outage(history: &History) -> (Duration, Vec<String>) {
     let answered = history
         .calls
         .iter()
         .filter(|call| call.is_ok() && !call.is_local());
     let mut answered: Vec<_> = answered.map(|call| call.returned).collect();
     answered.sort_unstable();
-    let pauses = answered.windows(2).map(|pair| pair[1] - pair[0]);
-    Duration::from_nanos(pauses.max().unwrap_or(0))
+    let pauses = answered.windows(2).map(|pair| (pair[1] - pair[0], pair[0]));
+    let (pause, begun) = pauses.max().unwrap_or_default();
+    let around = begun.saturating_sub(1_000_000_000)..begun + pause;
+    let faults = history.faults.iter();
+    let faults = faults.filter(|fault| around.contains(&fault.at));
+    let told = |fault: &Fault| {
+        let first = fault.what.lines().next().unwrap_or_default();
+        let ms = (i128::from(fault.at) - i128::from(begun)) / 1_000_000;
+        format!("{ms:+} ms {first}")
+    };
+    (Duration::from_nanos(pause), faults.map(told).collect())
 }
 
 async fn play_until_done(arguments: &RoundArgs) -> Result<(History, Faults, Vec<String>)> {

@@ -197,7 +197,10 @@ fn add(total: &mut Summary, one: Summary) {
     total.acknowledged += one.acknowledged;
     total.unknown += one.unknown;
     total.refused += one.refused;
-    total.longest_outage = total.longest_outage.max(one.longest_outage);
+    if one.longest_outage > total.longest_outage {
+        total.longest_outage = one.longest_outage;
+        total.outage_faults = one.outage_faults;
+    }
     total.violations.extend(one.violations);
     for (name, count, what) in one.looked_at {
         match total
@@ -221,6 +224,7 @@ pub fn tell(total: &Total) {
         refused,
         looked_at,
         longest_outage,
+        outage_faults,
         violations,
     } = &total.summary;
     let Faults {
@@ -242,7 +246,10 @@ pub fn tell(total: &Total) {
     println!(
         "  operations           {calls} ({acknowledged} answered, {unknown} unknown, {refused} refused)"
     );
-    println!("  longest outage       {longest_outage:.1?}");
+    println!(
+        "  longest outage       {longest_outage:.1?}: {}",
+        outage_faults.join(", ")
+    );
     for (name, count, what) in looked_at {
         println!("  {name:<27} {count} {what}");
     }

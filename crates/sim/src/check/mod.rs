@@ -28,7 +28,7 @@ pub mod strict_serializability;
 pub mod watch;
 
 #[cfg(test)]
-mod planted;
+mod planted_tests;
 
 pub use evidence::{Cause, Evidence};
 

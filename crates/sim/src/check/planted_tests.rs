@@ -561,10 +561,10 @@ fn a_compare_that_was_decided_wrongly() {
                 && call.fence.is_none()
         });
         let at = failed[pick(rng, &failed)];
-        if let Action::Run { compare, .. } = &mut history.calls[at].action {
-            if let Some(Compare::Value { equals, .. }) = compare.first_mut() {
-                *equals = "something else".into();
-            }
+        if let Action::Run { compare, .. } = &mut history.calls[at].action
+            && let Some(Compare::Value { equals, .. }) = compare.first_mut()
+        {
+            *equals = "something else".into();
         }
     });
 }
@@ -754,11 +754,11 @@ fn a_version_that_does_not_follow() {
         let nth = rng.random_range(0..20);
         on_all(history, |changes| {
             let mut puts = changes.iter_mut().flat_map(|change| &mut change.events);
-            let put = puts.by_ref().filter_map(|event| match event {
+            let mut put = puts.by_ref().filter_map(|event| match event {
                 Event::Put(kv) => Some(kv),
                 Event::Delete { .. } => None,
             });
-            put.skip(nth).next().unwrap().version += 1;
+            put.nth(nth).unwrap().version += 1;
         });
     });
 }
