@@ -7,6 +7,7 @@
 //! A node that ends by itself is started again, as a kubelet would. That it ended is a failure of the round, unless
 //! its disk was full or a byte of its files was turned.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -78,6 +79,8 @@ pub struct Nemesis<'n> {
     pub faults: Faults,
     /// What nobody should have seen.
     pub complaints: Vec<String>,
+    /// The file of each node in which a byte was turned. It may be read much later, and the node end then.
+    pub bad_files: [Option<PathBuf>; NODES],
 }
 
 impl Nemesis<'_> {
@@ -121,12 +124,35 @@ impl Nemesis<'_> {
     /// Starts what ended by itself.
     fn revive(&mut self) -> Result<()> {
         for node in 0..NODES {
-            if let Some(why) = self.nodes.ended(node) {
-                self.note(why.clone());
-                self.complaints.push(why);
-                self.nodes.start(node)?;
+            let Some(why) = self.nodes.ended(node) else {
+                continue;
+            };
+            self.note(why.clone());
+            match self.bad_files[node].take() {
+                Some(file) => self.empty_volume(node, &file, &why)?,
+                None => self.complaints.push(why),
             }
+            self.start(node)?;
         }
+        Ok(())
+    }
+
+    /// A node has found what was done to a file of its, and ended. What a person does then: an empty volume. It comes
+    /// back under another id.
+    fn empty_volume(&mut self, node: usize, file: &Path, said: &str) -> Result<()> {
+        self.faults.corruptions_refused += 1;
+        let text = |part: Option<&OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+        let (name, folder) = (
+            text(file.file_name()),
+            text(file.parent().and_then(Path::file_name)),
+        );
+        if !said.contains(&name) && !said.contains(&folder) {
+            let file = file.display();
+            let complaint = format!("podkv-{node} does not say that {file} is bad:\n{said}");
+            self.complaints.push(complaint);
+        }
+        fs::remove_dir_all(self.nodes.place.data(node))?;
+        self.note(format!("empty volume for podkv-{node}"));
         Ok(())
     }
 
@@ -264,44 +290,21 @@ impl Nemesis<'_> {
         let at = turn_a_byte(&file, &mut self.rng)?;
         self.note(format!("turn byte {at} of {}", file.display()));
         self.faults.corruptions += 1;
-        let before = log_length(&self.nodes.log(node));
+        self.bad_files[node] = Some(file);
         self.start(node)?;
-        if self.wait_end(node).await {
-            self.faults.corruptions_refused += 1;
-            let said = log_since(&self.nodes.log(node), before);
-            let name = file
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            let folder = file.parent().and_then(Path::file_name).unwrap_or_default();
-            let folder = folder.to_string_lossy().into_owned();
-            if !said.contains(&name) && !said.contains(&folder) {
-                let complaint = format!(
-                    "podkv-{node} does not say that {} is bad:\n{said}",
-                    file.display()
-                );
-                self.complaints.push(complaint);
-            }
-            self.note(format!("podkv-{node} refuses: {said}"));
-            // What a person does: an empty volume. It comes back under another id.
-            let _ = self.nodes.ended(node);
-            fs::remove_dir_all(self.nodes.place.data(node))?;
-            self.note(format!("empty volume for podkv-{node}"));
-            self.start(node)?;
-        }
+        // If it ends, it is given an empty volume while the others are whole.
+        self.wait_end(node).await;
         self.wait_whole().await
     }
 
-    /// True if the node ends by itself soon.
-    async fn wait_end(&self, node: usize) -> bool {
+    /// Gives a node the time in which it would end by itself.
+    async fn wait_end(&self, node: usize) {
         for _ in 0..60 {
             if !self.nodes.is_running(node) {
-                return true;
+                return;
             }
             sleep(Duration::from_millis(100)).await;
         }
-        false
     }
 
     fn some_file(&mut self, node: usize) -> Option<PathBuf> {
@@ -388,14 +391,4 @@ fn turn_a_byte(path: &Path, rng: &mut StdRng) -> Result<u64> {
     byte[0] ^= 1 << rng.random_range(0..8);
     file.write_all_at(&byte, at)?;
     Ok(at)
-}
-
-fn log_length(log: &Path) -> u64 {
-    fs::metadata(log).map_or(0, |log| log.len())
-}
-
-fn log_since(log: &Path, from: u64) -> String {
-    let log = fs::read(log).unwrap_or_default();
-    let from = usize::try_from(from).unwrap_or(0).min(log.len());
-    String::from_utf8_lossy(&log[from..]).trim().to_string()
 }

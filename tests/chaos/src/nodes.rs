@@ -80,7 +80,7 @@ impl Nodes {
         })?;
         let log = std::fs::read(self.log(node)).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
-        let lines: Vec<_> = log.lines().rev().take(6).collect();
+        let lines: Vec<_> = log.lines().rev().take(8).collect();
         let last: Vec<_> = lines.into_iter().rev().collect();
         Some(format!(
             "podkv-{node} ended with {status}:\n{}",

@@ -151,6 +151,7 @@ async fn play_until_done(arguments: &RoundArgs) -> Result<(History, Faults, Vec<
         },
         faults: Faults::default(),
         complaints: Vec::new(),
+        bad_files: Default::default(),
     };
     for node in 0..NODES {
         nodes.start(node)?;
