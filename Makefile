@@ -9,7 +9,7 @@ IMAGE ?= podkv:$(VERSION)
 FLAGS_IMAGE ?= podkv-flags:$(VERSION)
 IMAGE_FLAGS ?=
 
-.PHONY: help setup build try demo flags test compat rehearse examples bench-checkpoint verify fix audit image image-flags manifests
+.PHONY: help setup build try demo flags test chaos compat rehearse examples bench-checkpoint verify fix audit image image-flags manifests
 
 help:
 	@echo "make try      the tour on memory storage: no C++, nothing durable"
@@ -17,6 +17,7 @@ help:
 	@echo "make flags    an example: feature flags in a web service of three replicas"
 	@echo "make examples podkv from Python, Node and curl, also while the leader is killed"
 	@echo "make test     all tests"
+	@echo "make chaos    real nodes killed, paused, cut off, starved; every promise checked: MINUTES=10 SEED=1 (all of it as root)"
 	@echo "make rehearse all scenarios of the rehearsal of Kubernetes: real nodes as pods (root, Linux, an hour)"
 	@echo "make compat   the etcd API against a real etcd: SEEDS=300 random programs, planted slips, etcdctl"
 	@echo "make bench-checkpoint  the longest gap in apply while a snapshot of 2 GB is built"
@@ -53,6 +54,13 @@ test: build
 	$(CARGO) test --locked --workspace --no-run
 	sync
 	$(CARGO) test --locked --workspace
+
+# `make test` plays half a minute of it. What is checked, and how: RELIABILITY.md.
+MINUTES ?= 10
+SEED ?= 1
+CHAOS ?=
+chaos: build
+	$(CARGO) run --locked --quiet --bin podkv-chaos -- --seed $(SEED) --minutes $(MINUTES) $(CHAOS)
 
 # For one: make rehearse REHEARSE="--scenario kills --seed 7"; --list tells which there are.
 REHEARSE ?=

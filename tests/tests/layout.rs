@@ -135,6 +135,19 @@ fn files_need_nothing_but_a_store() {
 }
 
 #[test]
+fn checkers_share_no_code_with_what_they_check() {
+    for (path, text) in sources("crates/sim/src/check") {
+        for line in code_lines(&text) {
+            assert!(
+                !line.contains("podkv_"),
+                "{} leans on podkv: {line}",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
 fn certificates_are_made_by_the_binary_alone() {
     for package in ["podkv-client", "podkv-node"] {
         assert_without(

@@ -308,7 +308,11 @@ impl Node {
         let members = state.members.list();
         let me = self.id();
         Ok(NodeStatus {
-            header: self.header_at(meta.revision),
+            // Of the same moment as the leader: or one term's leader is told for another term.
+            header: Header {
+                term: state.term,
+                ..self.header_at(meta.revision)
+            },
             name: self.0.config.name.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             role: members

@@ -1,0 +1,76 @@
+//! Locks: taken by the recipe, and written under.
+
+use std::time::Duration;
+
+use podkv_api::recipes::{Mutex, MutexGuard};
+use podkv_sim::history::{Compare, Fence, Hold, Nanos, Step};
+use rand::RngExt as _;
+use rand::rngs::StdRng;
+use tokio::time::{sleep, timeout};
+
+use super::{Caller, Run, compare};
+
+const LOCKS: u32 = 2;
+/// The shortest that the store grants: a lock whose holder is gone is free again soon.
+const TTL: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(8);
+
+pub async fn run(caller: Caller, mut rng: StdRng) {
+    loop {
+        let lock = format!("lock/{}", rng.random_range(0..LOCKS));
+        let asked = caller.recorder.now();
+        let mutex = Mutex::new(caller.client.clone(), &lock).with_ttl(TTL);
+        match timeout(PATIENCE, mutex.lock()).await {
+            Ok(Ok(guard)) => held(&caller, &mut rng, lock, asked, guard).await,
+            Ok(Err(_)) | Err(_) => sleep(Duration::from_millis(50)).await,
+        }
+    }
+}
+
+async fn held(caller: &Caller, rng: &mut StdRng, lock: String, asked: Nanos, guard: MutexGuard) {
+    let recorder = &caller.recorder;
+    let mut hold = Hold {
+        lock: lock.clone(),
+        client: caller.number,
+        asked,
+        acquired: recorder.now(),
+        confirmed: 0,
+        token: guard.fencing_token(),
+    };
+    for _ in 0..rng.random_range(1..6) {
+        // The moment is taken first: it is the one of which the answer speaks.
+        let moment = recorder.now();
+        if guard.check().is_err() {
+            break;
+        }
+        hold.confirmed = moment;
+        let id = recorder.id();
+        let held = Compare::Created {
+            key: String::from_utf8_lossy(guard.key()).into_owned(),
+            equals: hold.token,
+        };
+        // What is recorded must be what the recipe means.
+        assert_eq!(compare(&held), guard.fence(), "the fence of a lock");
+        let put = Step::Put {
+            key: format!("guarded/{lock}"),
+            value: id.to_string(),
+            lease: None,
+            ttl_ms: None,
+        };
+        let write = Run {
+            compare: vec![held],
+            fence: Some(Fence {
+                lock: lock.clone(),
+                token: hold.token,
+            }),
+            ..Run::new(id, vec![put])
+        };
+        let _ = caller.run(write).await;
+        sleep(Duration::from_millis(rng.random_range(1..100))).await;
+    }
+    recorder.hold(hold);
+    // Dropped, it is freed in the background: the next in line may have it before we know.
+    if rng.random_bool(0.7) {
+        let _ = guard.unlock().await;
+    }
+}

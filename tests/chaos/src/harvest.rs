@@ -1,0 +1,128 @@
+//! What every replica holds at the end, each asked by itself.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use podkv_api::{Consistency, KeyRange, Range, Revision, Store as _, Watch, WatchMessage};
+use podkv_client::Client;
+use podkv_proto::etcd::etcdserverpb::HashKvRequest;
+use podkv_proto::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
+use podkv_sim::history::{Change, Replica};
+use tokio::time::{Instant, sleep, timeout};
+use tonic::transport::Endpoint;
+
+use crate::Result;
+use crate::place::{NODES, Place};
+use crate::recorder::{event, key_value};
+
+/// Far above what catching up takes here; nothing is measured by it.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// At how many revisions digests are compared.
+const DIGESTS: u64 = 5;
+
+/// Asks all replicas. They must be whole, and nobody writes any more but the store's own expiry.
+pub async fn all(place: &Place) -> Result<Vec<Replica>> {
+    let revision = newest(place).await?;
+    let mut replicas = Vec::new();
+    for node in 0..NODES {
+        let told = timeout(PATIENCE, one(place, node, revision)).await;
+        let told = told.map_err(|_| format!("podkv-{node} does not tell its history"))?;
+        replicas.push(told?);
+    }
+    Ok(replicas)
+}
+
+/// A revision that covers every acknowledged write.
+async fn newest(place: &Place) -> Result<Revision> {
+    let client = crate::clients::everywhere(place)?;
+    let begun = Instant::now();
+    let revision = loop {
+        match client.range(Range::new(KeyRange::key("none"))).await {
+            Ok(read) => break read.header.revision,
+            Err(error) if begun.elapsed() > PATIENCE => return Err(error.into()),
+            Err(_) => sleep(Duration::from_millis(50)).await,
+        }
+    };
+    client.close().await;
+    Ok(revision)
+}
+
+async fn one(place: &Place, node: usize, revision: Revision) -> Result<Replica> {
+    let client = crate::clients::at(place, node)?;
+    while client
+        .status()
+        .await
+        .map_or(0, |status| status.header.revision)
+        < revision
+    {
+        sleep(Duration::from_millis(50)).await;
+    }
+    let replica = Replica {
+        node: format!("podkv-{node}"),
+        revision,
+        changes: changes(&client, revision).await?,
+        keys: keys(&client, revision).await?,
+        digests: digests(&place.client_address(node), revision).await?,
+    };
+    client.close().await;
+    Ok(replica)
+}
+
+async fn changes(client: &Client, revision: Revision) -> Result<Vec<Change>> {
+    let mut changes = Vec::new();
+    if revision < 2 {
+        return Ok(changes);
+    }
+    let watch = Watch::new(KeyRange::all()).from_revision(1);
+    let mut messages = client.watch(watch).await?;
+    while let Some(message) = messages.next().await {
+        if let WatchMessage::Events {
+            revision: told,
+            events,
+            ..
+        } = message?
+        {
+            if told <= revision {
+                let events = events.iter().map(event).collect();
+                changes.push(Change {
+                    revision: told,
+                    events,
+                });
+            }
+            if told >= revision {
+                return Ok(changes);
+            }
+        }
+    }
+    Err("the watch of all history ended".into())
+}
+
+async fn keys(client: &Client, revision: Revision) -> Result<Vec<podkv_sim::history::KeyValue>> {
+    let range = Range::new(KeyRange::all())
+        .at(revision)
+        .consistency(Consistency::Local);
+    let mut chunks = client.range_stream(range).await?;
+    let mut keys = Vec::new();
+    while let Some(chunk) = chunks.next().await {
+        keys.extend(chunk?.kvs.iter().map(key_value));
+    }
+    Ok(keys)
+}
+
+/// By etcd's `HashKV`, which podkv answers with a digest of its data as of a revision.
+async fn digests(address: &str, revision: Revision) -> Result<Vec<(Revision, u64)>> {
+    let channel = Endpoint::from_shared(format!("http://{address}"))?
+        .connect()
+        .await?;
+    let mut client = MaintenanceClient::new(channel);
+    let mut digests = Vec::new();
+    for nth in 1..=DIGESTS {
+        let revision = (revision * nth / DIGESTS).max(1);
+        let request = HashKvRequest {
+            revision: i64::try_from(revision)?,
+        };
+        let answer = client.hash_kv(request).await?.into_inner();
+        digests.push((revision, u64::from(answer.hash)));
+    }
+    Ok(digests)
+}
