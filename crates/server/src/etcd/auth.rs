@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use podkv_api::{
-    Error, Header, Permission, PermissionKind, ROOT, RangeEnd, Reason, Result as PodkvResult,
+    Error, Header, Permission, PermissionKind, RangeEnd, Reason, Result as PodkvResult,
 };
 use podkv_node::Access;
 use podkv_proto::etcd::authpb::{self, permission::Type};
@@ -185,14 +185,9 @@ impl pb::auth_server::Auth for Auth {
         let (access, role) = self.call(request).await?;
         let found = access.role_get(&role.role).await;
         let (head, found) = found.map_err(|error| status(&error))?;
-        let perm = match found.name.as_str() {
-            // It may do everything, whatever it was granted.
-            ROOT => vec![root_permission()],
-            _ => found.permissions.into_iter().map(permission).collect(),
-        };
         Ok(Response::new(pb::AuthRoleGetResponse {
             header: Some(header(head)),
-            perm,
+            perm: found.permissions.into_iter().map(permission).collect(),
         }))
     }
 
@@ -265,14 +260,6 @@ fn permission(permission: Permission) -> authpb::Permission {
             RangeEnd::Before(end) => end,
             RangeEnd::Unbounded => Bytes::from_static(&[0]),
         },
-    }
-}
-
-fn root_permission() -> authpb::Permission {
-    authpb::Permission {
-        perm_type: Type::Readwrite as i32,
-        key: Bytes::new(),
-        range_end: Bytes::from_static(&[0]),
     }
 }
 

@@ -221,6 +221,8 @@ const ATTACH: &str = "CVE of 2026: etcd does not look at leases in a transaction
 const LEASE_KEYS: &str = "CVE of 2023: etcd names a lease's keys to everybody";
 const WITHOUT: &str = "CVE of 2026: etcd does not ask who calls this";
 const COMPACT: &str = "CVE of 2026: etcd lets everybody compact";
+const TOKEN: &str = "later ones look at no token while auth is disabled";
+const RECIPE: &str = "etcd's locks have the text, but no code for it";
 const EMPTY: &str = "later ones refuse a permission on nothing";
 
 /// Users, roles, permissions; before auth is enabled, and how it is.
@@ -229,7 +231,7 @@ fn administration() -> Vec<Step> {
         step!(Nobody: AuthClient.auth_enable(pb::AuthEnableRequest {})),
         step!(Nobody: AuthClient.auth_disable(pb::AuthDisableRequest {})),
         log_in(Root, "pw"),
-        step!(Forger: KvClient.put(put("a"))),
+        step!(Forger: KvClient.range(range("a", ""))).differs(Code::Ok, TOKEN),
         step!(Nobody: AuthClient.user_add(user(""))),
         step!(Nobody: AuthClient.user_add(user("root"))),
         step!(Nobody: AuthClient.user_add(user("root"))),
@@ -321,7 +323,7 @@ fn enforcement() -> Vec<Step> {
         step!(Alice: KvClient.txn(then(RequestDeleteRange(delete("w", "x", true))))),
         step!(Alice: KvClient.txn(then(RequestDeleteRange(delete("g", "", false))))),
         step!(Alice: KvClient.txn(then(RequestPut(put_prev("w1"))))).differs(Code::PermissionDenied, PREV_KV),
-        step!(Alice: KvClient.txn(then(RequestTxn(then(RequestPut(put("g"))))))).differs(Code::PermissionDenied, NESTED),
+        step!(Alice: KvClient.txn(then(RequestTxn(then(RequestPut(put("h"))))))).differs(Code::PermissionDenied, NESTED),
         step!(Alice: KvClient.txn(then(RequestTxn(when("g"))))).differs(Code::PermissionDenied, NESTED),
         step!(Alice: KvClient.txn(otherwise(RequestTxn(then(RequestRange(range("g", ""))))))).differs(Code::PermissionDenied, NESTED),
         // Leases.
@@ -333,9 +335,9 @@ fn enforcement() -> Vec<Step> {
         step!(Nobody: LeaseClient.lease_leases(pb::LeaseLeasesRequest {})).differs(Code::InvalidArgument, WITHOUT),
         step!(Root: LeaseClient.lease_revoke(pb::LeaseRevokeRequest { id: LEASE })),
         // Locks are keys.
-        step!(Nobody: LockClient.lock(v3lockpb::LockRequest { name: "a".into(), lease: 0 })),
-        step!(Alice: LockClient.lock(v3lockpb::LockRequest { name: "g".into(), lease: 0 })),
-        step!(Alice: LockClient.unlock(v3lockpb::UnlockRequest { key: "g".into() })),
+        step!(Nobody: LockClient.lock(v3lockpb::LockRequest { name: "a".into(), lease: 0 })).differs(Code::InvalidArgument, RECIPE),
+        step!(Alice: LockClient.lock(v3lockpb::LockRequest { name: "g".into(), lease: 0 })).differs(Code::PermissionDenied, RECIPE),
+        step!(Alice: LockClient.unlock(v3lockpb::UnlockRequest { key: "g".into() })).differs(Code::PermissionDenied, RECIPE),
         // The cluster.
         step!(Alice: KvClient.compact(pb::CompactionRequest { revision: 2, physical: false })).differs(Code::PermissionDenied, COMPACT),
         step!(Nobody: ClusterClient.member_list(pb::MemberListRequest::default())).differs(Code::InvalidArgument, WITHOUT),
@@ -376,7 +378,7 @@ fn enforcement() -> Vec<Step> {
         log_in(Alice, "new"),
         step!(Root: AuthClient.auth_disable(pb::AuthDisableRequest {})),
         step!(Nobody: KvClient.put(put("g"))),
-        step!(Forger: KvClient.put(put("g"))),
+        step!(Forger: KvClient.range(range("g", ""))).differs(Code::Ok, TOKEN),
         log_in(Root, "pw"),
     ]
 }
@@ -405,8 +407,8 @@ async fn every_method_answers_as_etcds_does() {
         let right = match step.differs {
             None => shown(&found) == shown(&ours),
             Some((code, _)) => {
-                let denied = ours.as_ref().err().map(Status::code);
-                shown(&found) != shown(&ours) && denied == Some(code)
+                let said = ours.as_ref().err().map_or(Code::Ok, Status::code);
+                shown(&found) != shown(&ours) && said == code
             }
         };
         if !right {
