@@ -157,11 +157,11 @@ reasons! {
     /// This node's id is no longer its cluster's. Started again, the node joins anew under another one.
     Retired = 52, Conflict;
     /// The key lies below a prefix that is frozen.
-    Frozen = 53, Conflict;
+    Frozen = 68, Conflict;
     /// Nobody has frozen that prefix.
-    NotFrozen = 54, NotFound;
+    NotFrozen = 69, NotFound;
     /// As many prefixes are frozen as can be.
-    TooManyFrozen = 55, Exhausted;
+    TooManyFrozen = 70, Exhausted;
 }
 
 /// Where the leader is, as far as the node that answered knew.

@@ -12,6 +12,7 @@ use podkv_api::{
 
 use crate::backup::BackupRecord;
 use crate::command::Command;
+use crate::freeze::MAX_FROZEN_PREFIX_BYTES;
 use crate::meta::FEATURE_LEVEL;
 use crate::record::MAX_TXN_DEPTH;
 
@@ -81,7 +82,7 @@ impl Checker<'_> {
             Command::SetDesiredSize(size) => desired_size(size),
             // An empty one is every key.
             Command::Freeze { prefix } | Command::Thaw { prefix } => {
-                self.key_length(prefix, self.limits.max_key_bytes)
+                self.key_length(prefix, MAX_FROZEN_PREFIX_BYTES)
             }
             Command::SetFeatureLevel(level) if *level > FEATURE_LEVEL => Err(invalid(format!(
                 "the feature level is {level}; this release understands {FEATURE_LEVEL} at most"
@@ -213,8 +214,8 @@ fn invalid(text: impl Into<String>) -> Error {
     Error::new(Reason::InvalidArgument, text)
 }
 
-/// Records as a backup has them: leases in order, then frozen prefixes in order, then keys in order. The limit on keys may be
-/// lower here than where they were written, and does not apply.
+/// Records as a backup has them: leases, then frozen prefixes, then keys, each in their order. The limit on keys may
+/// be lower here than where they were written, and does not apply.
 fn backup_records(records: &[BackupRecord]) -> Checked {
     let mut last_lease = None;
     let mut last_frozen = None;

@@ -34,7 +34,7 @@
 //! 07 clock marks     | clock_ms u64                    -> the revision at that time
 //! 08 restore                                           -> which backup, how far
 //! 09 desired size                                      -> how many pods there should be
-//! 0a frozen          | prefix                          -> nothing
+//! 0d frozen          | prefix                          -> nothing
 //! 80..ff the node's  | name                            -> applied position, membership, ...
 //! ```
 //!
@@ -73,7 +73,7 @@ const SESSION_RESULTS: u8 = 0x06;
 const CLOCK_MARKS: u8 = 0x07;
 const RESTORE: u8 = 0x08;
 const DESIRED_SIZE: u8 = 0x09;
-const FROZEN: u8 = 0x0a;
+const FROZEN: u8 = 0x0d;
 /// Tables from here on are the node's. The core neither reads nor digests them.
 const NODE: u8 = 0x80;
 

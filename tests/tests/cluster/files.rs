@@ -168,7 +168,7 @@ async fn a_reader_never_sees_half_a_change_while_the_projector_is_killed() {
     for number in 2..=CHANGES {
         write_all(&client, &files, number).await;
         // Each life is long enough to have shown something new.
-        if number % 25 == 0 && read_one_state(&target, &files) > last_state {
+        if number % 50 == 0 && read_one_state(&target, &files) > last_state {
             last_state = read_one_state(&target, &files);
             projector.kill().unwrap();
             projector.wait().unwrap();
