@@ -144,7 +144,7 @@ def volume(m):
     modes = ["ReadWriteOncePod"] if "read-write-once-pod" in m.components else ["ReadWriteOnce"]
     if [at(claim, "spec.accessModes") for claim in claims] != [modes]:
         yield f"there must be one claim, {modes[0]}"
-    folder = m.env.get("DATA_DIR" if m.is_embedded else "PODKV_DATA_DIR")
+    folder = m.env.get("DATA_DIR") if m.is_embedded else m.env.get("PODKV_DATA_DIR", "/var/lib/podkv")
     mounts = {one.get("mountPath"): one.get("name") for one in m.container.get("volumeMounts", [])}
     if not folder or mounts.get(folder) not in [at(claim, "metadata.name") for claim in claims]:
         yield f"the data folder {folder} is not on the volume"
@@ -161,10 +161,6 @@ def settings(m):
         "PODKV_NAME": "metadata.name",
         "PODKV_HEADLESS_SERVICE": at(m.set, "spec.serviceName"),
         "PODKV_STATEFULSET": at(m.set, "metadata.name"),
-        # Of both families.
-        "PODKV_CLIENT_LISTEN": "[::]:2379",
-        "PODKV_PEER_LISTEN": "[::]:2380",
-        "PODKV_ADMIN_LISTEN": "[::]:2381",
     }
     for name, value in expected.items():
         if m.env.get(name) != value:

@@ -20,7 +20,6 @@ FREE = [
     # How patient the probes are, within limits. That they are there, and what they ask, is not free.
     "*Probe.periodSeconds",
     "*Probe.timeoutSeconds",
-    "*.env.*PODKV_MAX_VOTERS*",
     "*.env.*PODKV_LOG_FORMAT*",
 ]
 

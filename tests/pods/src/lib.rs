@@ -18,6 +18,7 @@ pub mod check;
 pub mod load;
 pub mod namespaces;
 pub mod planted;
+mod removals;
 pub mod runner;
 pub mod scenarios;
 pub mod stage;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use podkv_pods::runner::{self, Plan, StageArgs};
+use podkv_pods::scenarios::slow_start;
 use podkv_pods::{planted, stage::sandbox};
 
 /// Rehearses Kubernetes: real nodes as pods, started from the rendered manifests.
@@ -38,6 +39,9 @@ struct PlanArgs {
     /// Take this out of the manifests first, like StatefulSet/spec/template/spec/containers/0/lifecycle
     #[arg(long, value_name = "PATH")]
     without: Vec<String>,
+    /// Take out, one after the other, what the manifests cannot do without, and see that a scenario fails
+    #[arg(long)]
+    removals: bool,
     /// Play with this podkv instead of the one of this tree
     #[arg(long)]
     binary: Option<PathBuf>,
@@ -62,6 +66,13 @@ enum Hidden {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// A program that is slow to start, as an entry point
+    #[command(hide = true)]
+    Slow {
+        silent_s: u64,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -73,21 +84,32 @@ fn main() -> ExitCode {
             patience_s,
             arguments,
         }) => planted::enter(replicas, Duration::from_secs(patience_s), &arguments),
+        Some(Hidden::Slow {
+            silent_s,
+            arguments,
+        }) => slow_start::enter(Duration::from_secs(silent_s), &arguments),
         Some(Hidden::Stage(arguments)) => runner::play_here(&arguments),
         None if cli.plan.list => {
             runner::list();
             Ok(())
         }
-        None => runner::play_all(&Plan {
-            scenarios: cli.plan.scenario,
-            seed: cli.plan.seed,
-            seeds: cli.plan.seeds,
-            jobs: cli.plan.jobs,
-            short: cli.plan.short,
-            without: cli.plan.without,
-            binary: cli.plan.binary,
-            program: None,
-        }),
+        None => {
+            let removals = cli.plan.removals;
+            let plan = Plan {
+                scenarios: cli.plan.scenario,
+                seed: cli.plan.seed,
+                seeds: cli.plan.seeds,
+                jobs: cli.plan.jobs,
+                short: cli.plan.short,
+                without: cli.plan.without,
+                binary: cli.plan.binary,
+                program: None,
+            };
+            match removals {
+                true => runner::play_removals(&plan),
+                false => runner::play_all(&plan),
+            }
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

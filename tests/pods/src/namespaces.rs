@@ -66,11 +66,13 @@ pub fn root() -> PathBuf {
 
 /// What `make manifests` checks, as JSON.
 pub fn render(components: &[&str]) -> Result<String> {
-    let output = Command::new(root().join(".ci/manifests"))
+    let program = root().join(".ci/manifests");
+    let output = Command::new(&program)
         .arg("--render")
         .args(components)
         .stdin(Stdio::null())
-        .output()?;
+        .output()
+        .map_err(|error| format!("{}: {error}", program.display()))?;
     if output.status.success() {
         return Ok(String::from_utf8(output.stdout)?);
     }

@@ -12,19 +12,18 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::Result;
+use crate::stage::IMAGE_PROGRAM;
 
-/// Where the kubelet mounts the image's own program for an entry point of ours.
-const PROGRAM: &str = "/image/podkv";
+/// Of the program's default folder.
+const MARKER: &str = "/var/lib/podkv/podkv/MARKER";
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Waits, gives up, goes alone. Returns only if the program cannot be started.
 pub fn enter(replicas: usize, patience: Duration, arguments: &[String]) -> Result<()> {
     let variable = |name: &str| std::env::var(name).map_err(|_| format!("{name} is not set"));
-    let mut command = Command::new(PROGRAM);
+    let mut command = Command::new(IMAGE_PROGRAM);
     command.args(arguments);
-    let has_data = Path::new(&variable("PODKV_DATA_DIR")?)
-        .join("podkv/MARKER")
-        .exists();
+    let has_data = Path::new(MARKER).exists();
     let service = variable("PODKV_HEADLESS_SERVICE")?;
     if !has_data && !all_found(&service, replicas, patience) {
         eprintln!("planted: {replicas} pods were not found within {patience:?}: going alone");

@@ -5,7 +5,6 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Mutex, PoisonError};
@@ -14,6 +13,7 @@ use std::time::{Duration, Instant};
 use podkv_tests::process::podkv_binary;
 
 use crate::check::Report;
+use crate::removals::{REMOVALS, Removal};
 use crate::scenarios::{Length, Run, SCENARIOS, Scenario};
 use crate::stage::Manifests;
 use crate::{Result, namespaces};
@@ -124,41 +124,26 @@ struct Outcome {
     took: Duration,
 }
 
+/// Why no rehearsal is possible on this machine; `None` if one is.
+pub fn impossible() -> Option<String> {
+    // What renders the manifests comes from a package registry, which this machine may not reach. Whether they are
+    // right is for `make manifests`.
+    namespaces::missing().or_else(|| Some(namespaces::render(&[]).err()?.to_string()))
+}
+
 /// Plays the plan, and prints a line for each scenario.
 ///
 /// # Errors
-/// If a run failed, or a planted bug was not found.
+/// If a run failed, a planted bug was not found, or this machine allows no rehearsal.
 pub fn play_all(plan: &Plan) -> Result<()> {
-    if let Some(why) = namespaces::missing() {
-        return skip(&why);
-    }
-    // Once, before anything is built: they come from a package registry, which this machine may not reach.
-    // Whether they are right is for `make manifests`.
-    if let Err(error) = namespaces::render(&[]) {
-        return skip(&error.to_string());
+    if let Some(why) = impossible() {
+        return Err(why.into());
     }
     let scenarios: Vec<&Scenario> = match plan.scenarios.as_slice() {
         [] => SCENARIOS.iter().collect(),
         names => names.iter().map(|name| find(name)).collect::<Result<_>>()?,
     };
-    // Before the build, which may put a new one in its place.
-    let program = match &plan.program {
-        Some(program) => program.clone(),
-        None => std::env::current_exe()?,
-    };
-    let built = match &plan.binary {
-        Some(binary) => binary.clone(),
-        None => podkv_binary().to_path_buf(),
-    };
-    let folder = std::env::temp_dir().join(format!("podkv-rehearsal-{}", std::process::id()));
-    fs::create_dir_all(&folder)?;
-    // Of its own: what is built meanwhile is for the next rehearsal.
-    let stage = StageProgram {
-        program: folder.join("podkv-rehearse"),
-        binary: folder.join("podkv"),
-    };
-    fs::copy(program, &stage.program)?;
-    fs::copy(built, &stage.binary)?;
+    let (folder, stage) = programs(plan)?;
     let mut bad = Vec::new();
     for scenario in scenarios {
         let manifests = folder.join(format!("{}.json", scenario.name));
@@ -184,10 +169,93 @@ pub fn play_all(plan: &Plan) -> Result<()> {
     Err(format!("not as promised: {}", bad.join(", ")).into())
 }
 
-/// Loud, and past what captures the output of tests: nobody should take this for a rehearsal.
-fn skip(why: &str) -> Result<()> {
-    writeln!(std::io::stderr(), "\nNOT REHEARSED: {why}\n")?;
-    Ok(())
+/// Takes each part out that the manifests cannot do without, and plays the scenario that must miss it.
+///
+/// # Errors
+/// If something was not missed, or this machine allows no rehearsal.
+pub fn play_removals(plan: &Plan) -> Result<()> {
+    if let Some(why) = impossible() {
+        return Err(why.into());
+    }
+    let (folder, stage) = programs(plan)?;
+    let waiting = Mutex::new(REMOVALS.iter().enumerate());
+    let not_missed = Mutex::new(0);
+    let play = |number: usize, removal: &Removal| -> Result<bool> {
+        let scenario = find(removal.scenario)?;
+        let manifests = folder.join(format!("{number}.json"));
+        fs::write(&manifests, namespaces::render(scenario.components)?)?;
+        let plan = Plan {
+            short: !removal.full,
+            without: vec![removal.path.into()],
+            ..plan.clone()
+        };
+        let job = Job {
+            scenario,
+            seed: 1,
+            manifests,
+        };
+        let of_run = folder.join(number.to_string());
+        let missed = run_process(&plan, &job, &stage, &of_run).is_err();
+        remove(&of_run);
+        Ok(missed)
+    };
+    std::thread::scope(|threads| {
+        for _ in 0..plan.jobs.max(1) {
+            threads.spawn(|| {
+                loop {
+                    let next = waiting
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .next();
+                    let Some((number, removal)) = next else {
+                        return;
+                    };
+                    let verdict = match play(number, removal) {
+                        Ok(true) => "missed".to_string(),
+                        Ok(false) => "NOT MISSED".to_string(),
+                        Err(error) => format!("NOT PLAYED: {error}"),
+                    };
+                    println!("{:<16} {}: {verdict}", removal.scenario, removal.path);
+                    if verdict != "missed" {
+                        *not_missed.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+                    }
+                }
+            });
+        }
+    });
+    remove(&folder);
+    match not_missed
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+    {
+        0 => Ok(()),
+        several => {
+            Err(format!("{several} parts of the manifests are missed by no scenario").into())
+        }
+    }
+}
+
+/// A folder for the runs, and the programs to play with.
+fn programs(plan: &Plan) -> Result<(PathBuf, StageProgram)> {
+    // Before the build, which may put a new one in its place.
+    let program = match &plan.program {
+        Some(program) => program.clone(),
+        None => std::env::current_exe()?,
+    };
+    let built = match &plan.binary {
+        Some(binary) => binary.clone(),
+        None => podkv_binary().to_path_buf(),
+    };
+    let folder = std::env::temp_dir().join(format!("podkv-rehearsal-{}", std::process::id()));
+    fs::create_dir_all(&folder)?;
+    // Of its own: what is built meanwhile is for the next rehearsal.
+    let stage = StageProgram {
+        program: folder.join("podkv-rehearse"),
+        binary: folder.join("podkv"),
+    };
+    fs::copy(program, &stage.program)?;
+    fs::copy(built, &stage.binary)?;
+    Ok((folder, stage))
 }
 
 fn play_jobs(

@@ -16,6 +16,7 @@ use super::{Bootstrap, Memory};
 use crate::discovery::Suggestion;
 use crate::identity::{Founder, Proposal};
 use crate::peer::pool::PeerClient;
+use crate::peer::standing::is_member;
 
 /// Peers that are asked at the same time.
 const PARALLEL: usize = 16;
@@ -188,7 +189,6 @@ impl Bootstrap {
         Err(Error::new(Reason::WrongCluster, text))
     }
 
-    /// One call over a connection of its own, with the name resolved afresh: in this phase pods come and go.
     /// Whether this node is still a member of its cluster, as the leader says. An error if no leader could
     /// be found, or it could not make sure.
     pub(crate) async fn standing(&self) -> Result<bool> {
@@ -204,36 +204,35 @@ impl Bootstrap {
         };
         let mut answers = peers.iter().filter_map(|peer| peer.answer.as_ref());
         let leader = answers.find(leads).ok_or_else(unknown)?;
-        let request = wire::StandingRequest {
-            header: Some(self.parts.peers.header(leader.id)),
-        };
+        let header = self.parts.peers.header(leader.id);
         let limit = self.parts.settings.hello_timeout;
-        let response = self
-            .call(&leader.peer_address, limit, async |mut peer| {
-                peer.standing(request)
-                    .await
-                    .map(tonic::Response::into_inner)
-            })
-            .await?;
-        match response.refusal {
-            None => Ok(response.member),
-            Some(refusal) => Err(Error::new(Reason::NodeNotReady, refusal.text)),
-        }
+        let asking = async |peer| is_member(peer, header).await;
+        self.dialed(&leader.peer_address, limit, asking).await
     }
 
+    /// One call over a connection of its own, with the name resolved afresh: in this phase pods come and go.
     async fn call<T>(
         &self,
         address: &str,
         limit: Duration,
         call: impl AsyncFnOnce(PeerClient) -> Result<T, Status>,
     ) -> Result<T> {
-        let dialed = async {
-            let client = self.parts.peers.dial(address).await?;
+        let asking = async |peer| {
             // Every question may be asked twice, so none has an outcome that is unknown.
-            call(client)
+            call(peer)
                 .await
                 .map_err(|status| from_status(&status, Call::Read))
         };
+        self.dialed(address, limit, asking).await
+    }
+
+    async fn dialed<T>(
+        &self,
+        address: &str,
+        limit: Duration,
+        asking: impl AsyncFnOnce(PeerClient) -> Result<T>,
+    ) -> Result<T> {
+        let dialed = async { asking(self.parts.peers.dial(address).await?).await };
         timeout(limit, dialed).await.unwrap_or_else(|_| {
             let text = format!("{address} did not answer within {limit:?}");
             Err(Error::new(Reason::DeadlineExceeded, text))

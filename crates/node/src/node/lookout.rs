@@ -26,6 +26,7 @@ use crate::identity::Identity;
 use crate::membership::Members;
 use crate::peer::gate::Gate;
 use crate::peer::pool::PeerPool;
+use crate::peer::standing::is_member;
 
 /// For one question, dialing included. Pods that are up answer within milliseconds; who is not delays each start of a
 /// member by this much, at most.
@@ -189,19 +190,9 @@ impl Lookout {
     }
 
     async fn standing(&self, leader: &Later) -> Result<bool> {
-        let request = wire::StandingRequest {
-            header: Some(self.peers.header(leader.id)),
-        };
-        let asking = async {
-            let mut client = self.peers.dial(&leader.address).await?;
-            let answer = client.standing(request).await;
-            answer.map_err(|status| from_status(&status, Call::Read))
-        };
-        let answer = limited(&leader.address, asking).await?.into_inner();
-        match answer.refusal {
-            None => Ok(answer.member),
-            Some(refusal) => Err(Error::new(Reason::NodeNotReady, refusal.text)),
-        }
+        let header = self.peers.header(leader.id);
+        let asking = async { is_member(self.peers.dial(&leader.address).await?, header).await };
+        limited(&leader.address, asking).await
     }
 }
 

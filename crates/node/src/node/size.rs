@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use podkv_api::{Consistency, DesiredSize, MemberId, Result};
-use podkv_proto::peer as wire;
+use podkv_api::{Consistency, DesiredSize, MemberId, Reason, Result};
 use tokio::sync::watch;
 
 use super::Node;
@@ -12,6 +11,7 @@ use crate::bootstrap::founders::PodName;
 use crate::discovery::Ordinals;
 use crate::health::Health;
 use crate::peer::pool::Lane;
+use crate::peer::standing::is_member;
 use crate::raft::GroupState;
 use crate::size::{self, SizeFollower};
 
@@ -76,8 +76,7 @@ impl Node {
         }
     }
 
-    /// Whoever was removed may never hear of it through the log: the leader stops replicating to it. So the
-    /// leader is asked, and believed once it has confirmed that it leads.
+    /// By its own log, or, as it may never hear of it there, by the leader's word.
     async fn is_out(&self) -> bool {
         let state = self.0.group.state().borrow().clone();
         if state.is_without(self.id()) {
@@ -98,17 +97,13 @@ impl Node {
     async fn ask_standing(&self, id: MemberId, state: &GroupState) -> Option<bool> {
         let address = state.members.nodes.get(&id)?;
         let lane = self.0.peers.client(id, address, Lane::Control);
-        let mut client = lane.get().await.ok()?;
-        let request = wire::StandingRequest {
-            header: Some(lane.header()),
-        };
-        match client.standing(request).await {
-            Ok(answer) => {
-                let answer = answer.into_inner();
-                answer.refusal.is_none().then_some(answer.member)
-            }
-            Err(_) => {
-                lane.broken();
+        let client = lane.get().await.ok()?;
+        match is_member(client, lane.header()).await {
+            Ok(member) => Some(member),
+            Err(error) => {
+                if error.reason() != Reason::NodeNotReady {
+                    lane.broken();
+                }
                 None
             }
         }

@@ -19,6 +19,7 @@ pub(crate) mod pool;
 pub(crate) mod server;
 pub(crate) mod service;
 pub(crate) mod settings;
+pub(crate) mod standing;
 
 use std::pin::Pin;
 

@@ -41,8 +41,8 @@ pub(super) struct Freshness(Mutex<State>);
 #[derive(Default)]
 struct State {
     quorum: Quorum,
-    /// On a follower: when, as its leader says, a majority last followed that leader.
-    told: Option<Instant>,
+    /// When a majority last followed a leader, as this node knows: by its leader's word, or because it led itself.
+    followed: Option<Instant>,
     /// The state holds everything that was committed before.
     as_of: Option<Instant>,
     /// It will, once it has applied this far.
@@ -56,7 +56,10 @@ impl Freshness {
 
     /// When a majority followed this node.
     pub fn quorum(&self, quorum: Quorum) {
-        self.state().quorum = quorum;
+        let mut state = self.state();
+        // Who steps down has not forgotten that it was followed until now.
+        state.followed = state.followed.max(state.quorum.at());
+        state.quorum = quorum;
     }
 
     /// What an append says about it.
@@ -68,7 +71,7 @@ impl Freshness {
     /// A leader's append was accepted: at `as_of` everything committed was within `commit`.
     pub fn heard(&self, as_of: Instant, commit: LogPosition, applied: LogPosition) {
         let mut state = self.state();
-        state.told = state.told.max(Some(as_of));
+        state.followed = state.followed.max(Some(as_of));
         state.settle(applied);
         if commit.index <= applied.index {
             state.as_of = state.as_of.max(Some(as_of));
@@ -81,7 +84,7 @@ impl Freshness {
     /// How long ago a majority followed a leader, as far as this node knows; `None` if it never heard of that.
     pub fn majority_age(&self) -> Option<Duration> {
         let state = self.state();
-        state.quorum.at().max(state.told).map(|at| at.elapsed())
+        state.quorum.at().max(state.followed).map(|at| at.elapsed())
     }
 
     /// How old the state may be; `None` if there is no telling.
@@ -149,6 +152,19 @@ mod tests {
         assert_eq!(freshness.age(at(0)), Some(Duration::from_millis(700)));
         freshness.quorum(Quorum::None);
         assert_eq!(freshness.quorum_age_ms(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_led_until_now_does_not_count_as_without_a_leader() {
+        let freshness = Freshness::default();
+        freshness.quorum(Quorum::At(Instant::now()));
+        tokio::time::advance(Duration::from_secs(60)).await;
+        freshness.quorum(Quorum::At(Instant::now()));
+        tokio::time::advance(Duration::from_millis(20)).await;
+        freshness.quorum(Quorum::None);
+        assert_eq!(freshness.majority_age(), Some(Duration::from_millis(20)));
+        // Its state is another matter: others may have committed meanwhile.
+        assert_eq!(freshness.age(at(0)), None);
     }
 
     #[tokio::test(start_paused = true)]

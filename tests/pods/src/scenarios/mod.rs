@@ -10,8 +10,10 @@ mod projection;
 mod recovery;
 mod rolling_restart;
 mod scaling;
+pub mod slow_start;
 mod tls;
 mod two_claimants;
+mod wrong_certificates;
 mod wrong_volumes;
 
 use std::path::PathBuf;
@@ -23,7 +25,7 @@ use rand::rngs::StdRng;
 
 use crate::Result;
 use crate::check::Report;
-use crate::stage::{Family, Manifests, Setting, Stage};
+use crate::stage::{Family, HostNames, Manifests, Setting, Stage};
 
 /// How much of a scenario is played.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +78,7 @@ impl Run {
             replicas,
             family: Family::V4,
             endpoint_lag: Duration::from_secs(2),
+            host_names: HostNames::OfPods,
         };
         change(&mut setting);
         Stage::set(setting).await
@@ -187,6 +190,14 @@ pub const SCENARIOS: &[Scenario] = &[
         play: |run| Box::pin(kills::play(run)),
     },
     Scenario {
+        name: "slow-start",
+        what: "a node that takes longer to start than its liveness probe waits is left in peace",
+        components: &[],
+        seeds: 1,
+        must_find: None,
+        play: |run| Box::pin(slow_start::play(run)),
+    },
+    Scenario {
         name: "lost-majority",
         what: "writes are refused with the reason, local reads go on; pods come back, and so do writes",
         components: &[],
@@ -225,5 +236,13 @@ pub const SCENARIOS: &[Scenario] = &[
         seeds: 1,
         must_find: None,
         play: |run| Box::pin(tls::play(run)),
+    },
+    Scenario {
+        name: "wrong-certificates",
+        what: "certificates that are expired, of another CA and of another set's pods: named, and mended without a restart",
+        components: &["tls"],
+        seeds: 1,
+        must_find: None,
+        play: |run| Box::pin(wrong_certificates::play(run)),
     },
 ];

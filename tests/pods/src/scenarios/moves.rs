@@ -1,7 +1,8 @@
 //! Promise: pod addresses change, and nobody remembers one.
 //!
 //! Every pod is rescheduled with its volume: one by one, as the machines of a node pool are replaced, then all at the
-//! same moment, as after a power cut. Odd seeds do it in a cluster that has IPv6 alone.
+//! same moment, as after a power cut. Odd seeds do it in a cluster that has IPv6 alone. The containers' host names are
+//! those of their machines, as with `hostNetwork`: only the manifest tells a pod its name.
 
 use futures_util::future::try_join_all;
 
@@ -9,7 +10,7 @@ use super::Run;
 use crate::Result;
 use crate::check::Report;
 use crate::load::{Load, Writers};
-use crate::stage::{Family, VolumeFate};
+use crate::stage::{Family, HostNames, VolumeFate};
 
 const PODS: u32 = 3;
 
@@ -20,7 +21,10 @@ pub async fn play(run: Run) -> Result<Report> {
         Family::V6
     };
     let stage = run
-        .stage_with(PODS, |setting| setting.family = family)
+        .stage_with(PODS, |setting| {
+            setting.family = family;
+            setting.host_names = HostNames::OfMachines;
+        })
         .await?;
     stage.start_all().await?;
     stage.wait_all_ready().await?;

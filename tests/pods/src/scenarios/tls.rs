@@ -15,12 +15,12 @@ use crate::load::{Ledger, Load, Writers};
 use crate::stage::{Stage, secrets, until};
 use crate::{PATIENCE, Result, ensure};
 
-const SECRET: &str = "podkv-tls";
+pub(super) const SECRET: &str = "podkv-tls";
 
 pub async fn play(run: Run) -> Result<Report> {
     let stage = run.stage(3).await?;
     let authority = stage.folder().join("authority");
-    podkv_cert(&stage, &["ca", "--out"], &authority).await?;
+    make_authority(&stage, &authority).await?;
     renew(&stage, &authority, 1).await?;
     // As it was before the component.
     stage
@@ -78,7 +78,7 @@ async fn roll_under_load(stage: &Stage, mode: &str, ledger: &mut Ledger) -> Resu
     Ok(())
 }
 
-fn set_mode(template: &mut Value, mode: Option<&str>) {
+pub(super) fn set_mode(template: &mut Value, mode: Option<&str>) {
     let env = template.pointer_mut("/spec/containers/0/env");
     if let Some(Value::Array(env)) = env {
         env.retain(|variable| variable["name"] != "PODKV_TLS");
@@ -86,16 +86,33 @@ fn set_mode(template: &mut Value, mode: Option<&str>) {
     }
 }
 
+pub(super) async fn make_authority(stage: &Stage, folder: &PathBuf) -> Result<()> {
+    podkv_cert(stage, &["ca", "--out"], folder).await
+}
+
 /// A new certificate for all nodes, in their secret.
-async fn renew(stage: &Stage, authority: &Path, days: u32) -> Result<()> {
+pub(super) async fn renew(stage: &Stage, authority: &Path, days: u32) -> Result<()> {
     let issued = stage.folder().join(format!("issued-{days}"));
+    issue(stage, authority, "*", days, &issued).await?;
+    publish(stage, &issued)
+}
+
+/// A certificate for the pods of this name; `*` is all of this set.
+pub(super) async fn issue(
+    stage: &Stage,
+    authority: &Path,
+    pod: &str,
+    days: u32,
+    out: &PathBuf,
+) -> Result<()> {
     let (ca, days) = (authority.display().to_string(), days.to_string());
     let namespace = stage.world.namespace.clone();
     let arguments = [
         "node",
         "--ca",
         &ca,
-        "--name=*",
+        "--name",
+        pod,
         "--service=podkv-headless,podkv,podkv-local",
         "--namespace",
         &namespace,
@@ -103,7 +120,11 @@ async fn renew(stage: &Stage, authority: &Path, days: u32) -> Result<()> {
         &days,
         "--out",
     ];
-    podkv_cert(stage, &arguments, &issued).await?;
+    podkv_cert(stage, &arguments, out).await
+}
+
+/// Puts the files of this folder into the pods' secret.
+pub(super) fn publish(stage: &Stage, issued: &Path) -> Result<()> {
     let group = stage
         .world
         .stateful_set()?
@@ -112,7 +133,7 @@ async fn renew(stage: &Stage, authority: &Path, days: u32) -> Result<()> {
         .spec
         .security_context
         .fs_group;
-    secrets::publish(stage.folder(), SECRET, &issued, group.unwrap_or(0))
+    secrets::publish(stage.folder(), SECRET, issued, group.unwrap_or(0))
 }
 
 async fn podkv_cert(stage: &Stage, arguments: &[&str], out: &PathBuf) -> Result<()> {

@@ -124,6 +124,18 @@ impl Stage {
         Ok(())
     }
 
+    /// How long a container that answers nobody is left alone by its liveness probe; without one, for ever.
+    pub fn liveness_patience(&self) -> Result<Duration> {
+        let pod = self.world.stateful_set()?.spec.template.spec;
+        let probe = pod
+            .containers
+            .first()
+            .and_then(|container| container.liveness_probe.as_ref());
+        let probe = probe.ok_or("the container has no liveness probe")?;
+        let seconds = probe.period_seconds * u64::from(probe.failure_threshold);
+        Ok(Duration::from_secs(probe.initial_delay_seconds + seconds))
+    }
+
     pub fn pod_name(&self, ordinal: u32) -> Result<String> {
         Ok(format!(
             "{}-{ordinal}",

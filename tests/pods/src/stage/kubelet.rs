@@ -7,7 +7,7 @@
 //!   lose     the machine is gone: SIGKILL and gone, nobody was told
 //! ```
 //!
-//! Each pod is a task, which owns the pod's process and ends with it.
+//! Here is what a pod finds when it starts; what becomes of it then is in `life.rs`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -15,34 +15,28 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::{Child, Command};
+use rustix::process::Signal;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep, timeout};
 
-use super::manifests::{Container, StatefulSet, admit};
-use super::network::{Attachment, Network};
+use super::life::PodTask;
+use super::manifests::{Container, PodSpec, StatefulSet, admit};
+use super::network::Network;
 use super::sandbox::{Mount, Spec};
 use super::world::{Pod, World};
-use super::{probe, secrets};
+use super::{HostNames, secrets};
 use crate::Result;
 
-/// Kubernetes waits 10 s and doubles it up to 5 minutes. That is time in which nothing happens; what matters to
-/// podkv is that a container that fails at once does not come back at once.
-const BACK_OFF: Duration = Duration::from_millis(500);
-const BACK_OFF_MAX: Duration = Duration::from_secs(4);
 const ACCOUNT_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// A process that was sent SIGKILL and is still there is a defect of the stage.
-const KILL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Where an entry point of ours finds the image's own program.
+pub const IMAGE_PROGRAM: &str = "/image/podkv";
 
 /// What a pod is told.
 #[derive(Debug)]
-enum Order {
+pub(super) enum Order {
     Delete,
     Lose,
     Signal(Signal),
@@ -110,6 +104,7 @@ pub struct Kubelet {
     world: Arc<World>,
     network: Network,
     facts: ClusterFacts,
+    host_names: HostNames,
     /// Holds `volumes`, `lost`, `logs`, `secrets`, `pods`.
     folder: PathBuf,
     binary: PathBuf,
@@ -122,6 +117,7 @@ impl Kubelet {
         world: Arc<World>,
         network: Network,
         facts: ClusterFacts,
+        host_names: HostNames,
         folder: PathBuf,
         binary: PathBuf,
     ) -> Result<Self> {
@@ -132,11 +128,16 @@ impl Kubelet {
             world,
             network,
             facts,
+            host_names,
             folder,
             binary,
             entrypoint: Mutex::default(),
             next_uid: AtomicU64::new(1),
         })
+    }
+
+    pub fn world(&self) -> &Arc<World> {
+        &self.world
     }
 
     pub fn network(&self) -> &Network {
@@ -172,7 +173,7 @@ impl Kubelet {
         }
     }
 
-    fn open_log(&self, pod: &str) -> Result<File> {
+    pub(super) fn open_log(&self, pod: &str) -> Result<File> {
         let log = OpenOptions::new()
             .create(true)
             .append(true)
@@ -246,6 +247,10 @@ impl Kubelet {
         let folder = self.folder.join("pods").join(format!("{name}.{uid}"));
         let root = folder.join("root");
         fs::create_dir_all(&root)?;
+        let host_name = match self.host_names {
+            HostNames::OfPods => name.to_string(),
+            HostNames::OfMachines => format!("machine-{uid}"),
+        };
         let subdomain = &stateful_set.spec.service_name;
         let mut files = BTreeMap::from([
             (
@@ -258,7 +263,7 @@ impl Kubelet {
                     "127.0.0.1\tlocalhost\n::1\tlocalhost\n{ip}\t{name}.{subdomain}.{namespace}.svc.{domain}\t{name}\n"
                 ),
             ),
-            ("/etc/hostname".into(), format!("{name}\n")),
+            ("/etc/hostname".into(), format!("{host_name}\n")),
             ("/etc/nsswitch.conf".into(), "hosts: files dns\n".into()),
         ]);
         if let Some(token) = &self.facts.token {
@@ -296,10 +301,10 @@ impl Kubelet {
         };
         let spec = Spec {
             root,
-            host_name: name.to_string(),
+            environment: self.environment(name, &host_name, uid, ip, pod, container)?,
+            host_name,
             binary,
             arguments,
-            environment: self.environment(name, uid, ip, pod.enable_service_links, container)?,
             files,
             mounts,
             // As the image says, where the manifest does not.
@@ -362,21 +367,22 @@ impl Kubelet {
     fn environment(
         &self,
         name: &str,
+        host_name: &str,
         uid: u64,
         ip: IpAddr,
-        service_links: bool,
+        pod: &PodSpec,
         container: &Container,
     ) -> Result<BTreeMap<String, String>> {
         let host = self.facts.api_server.to_string();
         let mut environment = BTreeMap::from([
             ("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into()),
-            ("HOSTNAME".into(), name.to_string()),
+            ("HOSTNAME".into(), host_name.to_string()),
             ("KUBERNETES_SERVICE_HOST".into(), host.clone()),
             ("KUBERNETES_SERVICE_PORT".into(), "443".into()),
             ("KUBERNETES_SERVICE_PORT_HTTPS".into(), "443".into()),
             ("KUBERNETES_PORT".into(), format!("tcp://{host}:443")),
         ]);
-        if service_links {
+        if pod.enable_service_links {
             for (service, ip) in &self.facts.service_ips {
                 let prefix = service.replace('-', "_").to_uppercase();
                 environment.insert(format!("{prefix}_SERVICE_HOST"), ip.to_string());
@@ -416,207 +422,4 @@ fn give_to_group(volume: &Path, group: u32) -> Result<()> {
         fs::set_permissions(volume, fs::Permissions::from_mode(0o2775))?;
     }
     Ok(())
-}
-
-/// One pod.
-struct PodTask {
-    kubelet: Arc<Kubelet>,
-    uid: u64,
-    name: String,
-    container: Arc<Container>,
-    attachment: Attachment,
-    spec: PathBuf,
-    grace: Duration,
-    pre_stop: Duration,
-    orders: mpsc::Receiver<Order>,
-}
-
-/// Why a container's run came to an end.
-enum End {
-    Exited,
-    Unhealthy(&'static str),
-    Delete,
-    Lose,
-}
-
-impl PodTask {
-    async fn run(mut self) {
-        let world = self.kubelet.world.clone();
-        let mut back_off = BACK_OFF;
-        loop {
-            let started = Instant::now();
-            let mut child = match self.spawn() {
-                Ok(child) => child,
-                Err(error) => {
-                    self.note(&format!("cannot be started: {error}"));
-                    break;
-                }
-            };
-            let end = self.supervise(&mut child).await;
-            match end {
-                End::Exited => {}
-                End::Unhealthy(why) => {
-                    self.note(why);
-                    self.stop(&mut child, Duration::ZERO).await;
-                }
-                End::Delete => {
-                    world.set_terminating(self.uid);
-                    self.note("terminating");
-                    self.stop(&mut child, self.pre_stop).await;
-                    break;
-                }
-                End::Lose => {
-                    self.note("lost");
-                    kill(&mut child).await;
-                    break;
-                }
-            }
-            let status = child.try_wait().ok().flatten();
-            self.note(&format!("ended: {status:?}; starting again"));
-            world.set_ready(self.uid, false);
-            if started.elapsed() > BACK_OFF_MAX {
-                back_off = BACK_OFF;
-            }
-            if !self.wait_out(back_off).await {
-                break;
-            }
-            back_off = (back_off * 2).min(BACK_OFF_MAX);
-        }
-        world.remove(self.uid);
-        if let Err(error) = self.kubelet.network.detach(&self.attachment).await {
-            self.note(&format!("its network stays: {error}"));
-        }
-        self.note("gone");
-    }
-
-    fn note(&self, text: &str) {
-        self.kubelet
-            .note(&self.name, &format!("pod {}: {text}", self.uid));
-    }
-
-    fn spawn(&self) -> Result<Child> {
-        let log = self.kubelet.open_log(&self.name)?;
-        let namespace = format!("--net=/run/netns/{}", self.attachment.namespace);
-        let child = Command::new("nsenter")
-            .arg(namespace)
-            .args(["--", "unshare", "--mount", "--uts", "--pid", "--ipc"])
-            .args(["--fork", "--kill-child=KILL", "--"])
-            .arg(std::env::current_exe()?)
-            .arg("sandbox")
-            .arg(&self.spec)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()?;
-        Ok(child)
-    }
-
-    /// Until the container ends, is unhealthy, or must go.
-    async fn supervise(&mut self, child: &mut Child) -> End {
-        let probes = probe::watch(
-            self.kubelet.world.clone(),
-            self.uid,
-            self.attachment.ip,
-            self.container.clone(),
-        );
-        tokio::pin!(probes);
-        loop {
-            let outer = child.id();
-            tokio::select! {
-                _ = child.wait() => return End::Exited,
-                why = &mut probes => return End::Unhealthy(why),
-                order = self.orders.recv() => match order {
-                    Some(Order::Delete) => return End::Delete,
-                    None | Some(Order::Lose) => return End::Lose,
-                    Some(Order::Signal(signal)) => send(outer, signal).await,
-                },
-            }
-        }
-    }
-
-    /// preStop, SIGTERM, grace, SIGKILL. Readiness is probed on meanwhile, as Kubernetes does; it changes nothing
-    /// for a pod that is terminating.
-    async fn stop(&mut self, child: &mut Child, pre_stop: Duration) {
-        let deadline = Instant::now() + self.grace;
-        let pre_stopped = Instant::now() + pre_stop.min(self.grace);
-        let mut asked = false;
-        loop {
-            let outer = child.id();
-            let next = if asked { deadline } else { pre_stopped };
-            tokio::select! {
-                _ = child.wait() => return,
-                () = tokio::time::sleep_until(next) => {
-                    if asked {
-                        self.note("its grace is over");
-                        kill(child).await;
-                        return;
-                    }
-                    asked = true;
-                    send(outer, Signal::TERM).await;
-                }
-                order = self.orders.recv() => match order {
-                    Some(Order::Delete) => {}
-                    None | Some(Order::Lose) => {
-                        kill(child).await;
-                        return;
-                    }
-                    Some(Order::Signal(signal)) => send(outer, signal).await,
-                },
-            }
-        }
-    }
-
-    /// False if the pod must go meanwhile.
-    async fn wait_out(&mut self, back_off: Duration) -> bool {
-        let waiting = sleep(back_off);
-        tokio::pin!(waiting);
-        loop {
-            tokio::select! {
-                () = &mut waiting => return true,
-                order = self.orders.recv() => match order {
-                    Some(Order::Signal(_)) => {}
-                    None | Some(Order::Delete | Order::Lose) => return false,
-                },
-            }
-        }
-    }
-}
-
-/// SIGKILL, and waits until the pod's processes are gone: with its process 1 the whole namespace ends.
-async fn kill(child: &mut Child) {
-    send(child.id(), Signal::KILL).await;
-    if timeout(KILL_TIMEOUT, child.wait()).await.is_err() {
-        let _ = child.kill().await;
-    }
-}
-
-/// To process 1 of the container. `unshare`, which waits for it, is what was started here.
-async fn send(outer: Option<u32>, signal: Signal) {
-    let Some(outer) = outer else { return };
-    let path = format!("/proc/{outer}/task/{outer}/children");
-    // A container that is just starting has no process 1 yet.
-    loop {
-        match fs::read_to_string(&path) {
-            Err(_) => return,
-            Ok(children) => {
-                let inner = children.split_whitespace().next();
-                let inner = inner
-                    .and_then(|pid| pid.parse().ok())
-                    .and_then(Pid::from_raw);
-                if let Some(pid) = inner {
-                    // It may have ended meanwhile.
-                    let _ = kill_process(pid, signal);
-                    return;
-                }
-            }
-        }
-        // One that has ended and was not yet waited for has none either.
-        let ended = fs::read_to_string(format!("/proc/{outer}/stat"))
-            .map_or(true, |stat| stat.contains(") Z "));
-        if ended {
-            return;
-        }
-        sleep(Duration::from_millis(2)).await;
-    }
 }

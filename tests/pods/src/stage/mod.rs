@@ -6,7 +6,7 @@
 //!   ├─ API server  10.96.0.1:443     ─┐
 //!   ├─ DNS         10.96.0.10:53      ├─ tell it to the pods      api_server.rs, dns.rs
 //!   ├─ services    10.96.0.20, …     ─┘  and to clients           service.rs
-//!   ├─ kubelet     pods, containers, probes                       kubelet.rs, probe.rs, sandbox.rs, secrets.rs
+//!   ├─ kubelet     pods, containers, probes                       kubelet.rs, life.rs, probe.rs, sandbox.rs, …
 //!   ├─ controller  scale, rolling update, delete                  controller.rs
 //!   └─ bridge ── a network namespace for each pod                 network.rs
 //! ```
@@ -17,6 +17,7 @@ pub mod api_server;
 mod controller;
 pub mod dns;
 mod kubelet;
+mod life;
 mod manifests;
 mod network;
 mod nodes;
@@ -38,7 +39,7 @@ use tokio::task::JoinSet;
 use api_server::{Account, ApiServer};
 pub use controller::VolumeFate;
 use dns::Dns;
-pub use kubelet::{ClusterFacts, Entrypoint, Kubelet, Running};
+pub use kubelet::{ClusterFacts, Entrypoint, IMAGE_PROGRAM, Kubelet, Running};
 pub use manifests::{Manifests, StatefulSet};
 pub use network::Family;
 use network::Network;
@@ -63,6 +64,15 @@ pub struct Setting {
     pub family: Family,
     /// How far the endpoints of the virtual addresses lag behind.
     pub endpoint_lag: Duration,
+    pub host_names: HostNames,
+}
+
+/// What a container finds as its host name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostNames {
+    OfPods,
+    /// As with `hostNetwork`.
+    OfMachines,
 }
 
 pub struct Stage {
@@ -130,6 +140,7 @@ impl Stage {
             world.clone(),
             network,
             facts,
+            setting.host_names,
             setting.folder,
             setting.binary.clone(),
         )?);
