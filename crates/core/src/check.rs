@@ -13,6 +13,7 @@ use podkv_api::{
 use crate::auth::{AuthChange, Caller};
 use crate::backup::BackupRecord;
 use crate::command::Command;
+use crate::freeze::MAX_FROZEN_PREFIX_BYTES;
 use crate::meta::FEATURE_LEVEL;
 use crate::record::MAX_TXN_DEPTH;
 
@@ -93,7 +94,7 @@ impl Checker<'_> {
             }
             // An empty one is every key.
             Command::Freeze { prefix } | Command::Thaw { prefix } => {
-                self.key_length(prefix, self.limits.max_key_bytes)
+                self.key_length(prefix, MAX_FROZEN_PREFIX_BYTES)
             }
             Command::SetFeatureLevel(level) if *level > FEATURE_LEVEL => Err(invalid(format!(
                 "the feature level is {level}; this release understands {FEATURE_LEVEL} at most"

@@ -28,6 +28,8 @@ use crate::view::{View, ViewError};
 
 /// Each write looks at all of them.
 pub const MAX_FROZEN_PREFIXES: usize = 256;
+/// All of them together stay small beside a block of a backup.
+pub const MAX_FROZEN_PREFIX_BYTES: usize = 1024;
 
 /// The frozen prefixes, in their order.
 pub fn frozen_prefixes(view: &dyn View) -> Result<Vec<Bytes>, ViewError> {

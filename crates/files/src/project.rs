@@ -186,6 +186,11 @@ impl Projection {
             tokio::select! {
                 biased;
                 () = &mut stop => return Ok(()),
+                // Before changes: they may never end, and each leaves a folder.
+                () = at(sweep_due) => {
+                    self.sweep().await;
+                    continue;
+                }
                 changed = change => {
                     changed?;
                     self.due_since.get_or_insert_with(Instant::now);
@@ -195,10 +200,6 @@ impl Projection {
                     }
                 }
                 () = at(retry_at) => {}
-                () = at(sweep_due) => {
-                    self.sweep().await;
-                    continue;
-                }
                 _ = look.tick() => {
                     self.publish(None);
                     continue;

@@ -168,7 +168,7 @@ async fn a_reader_never_sees_half_a_change_while_the_projector_is_killed() {
     for number in 2..=CHANGES {
         write_all(&client, &files, number).await;
         // Each life is long enough to have shown something new.
-        if number % 25 == 0 && read_one_state(&target, &files) > last_state {
+        if number % 50 == 0 && read_one_state(&target, &files) > last_state {
             last_state = read_one_state(&target, &files);
             projector.kill().unwrap();
             projector.wait().unwrap();
@@ -194,6 +194,47 @@ async fn a_reader_never_sees_half_a_change_while_the_projector_is_killed() {
         "{kills} kills, {} states",
         seen.states.len()
     );
+    client.close().await;
+}
+
+/// What was replaced goes also while changes never end: else a busy day fills the disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn old_folders_go_while_changes_never_end() {
+    const SWAPS: u64 = 200;
+    let cluster = ProcessCluster::start(1).await;
+    let client = cluster.client();
+    let dir = tempfile::tempdir().unwrap();
+    let (target, status) = (dir.path().join("conf"), dir.path().join("status.json"));
+    client.put(Put::new("app/a", "1")).await.unwrap();
+    let arguments = ["project", "app", target.to_str().unwrap()];
+    let mut projector = podkv(&cluster, &arguments)
+        .args(["--debounce=0ms", "--linger=0ms"])
+        .arg(format!("--status={}", status.display()))
+        .spawn()
+        .unwrap();
+    let swaps = || {
+        let text = std::fs::read(&status).unwrap_or_default();
+        let status: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        status["swaps"].as_u64().unwrap_or(0)
+    };
+    let deadline = Instant::now() + PATIENCE;
+    let mut number = 1_u64;
+    while swaps() < SWAPS {
+        assert!(Instant::now() < deadline, "{} swaps", swaps());
+        number += 1;
+        // Many under way, so that the next change is there before the last is shown.
+        let puts = (0..16).map(|_| client.put(Put::new("app/a", number.to_string())));
+        futures_util::future::try_join_all(puts).await.unwrap();
+    }
+    let names = std::fs::read_dir(&target)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name());
+    let folders = names
+        .filter(|name| name.to_string_lossy().starts_with("..2"))
+        .count();
+    assert!(folders < 20, "{folders} folders after {SWAPS} swaps");
+    signal(&projector, Signal::TERM);
+    projector.wait().unwrap();
     client.close().await;
 }
 
