@@ -21,7 +21,7 @@ use crate::place::{NODES, Place};
 use crate::recorder::Recorder;
 
 /// Clients that know all nodes, and clients of one node each.
-const EVERYWHERE: u32 = 9;
+const EVERYWHERE: u32 = 20;
 const OF_EACH_NODE: u32 = 2;
 const LEASE_HOLDERS: u32 = 3;
 const LOCKERS: u32 = 4;

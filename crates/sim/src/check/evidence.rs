@@ -180,12 +180,14 @@ impl<'h> Causes<'h> {
                     .or_default()
                     .push(at);
             }
+            // One that puts, too, is known by its value.
+            let only_deletes = !call.steps().any(|step| matches!(step, Step::Put { .. }));
             for step in call.steps() {
                 match step {
                     Step::Put { value, .. } => {
                         causes.by_value.insert(value, at);
                     }
-                    Step::Delete { key } if call.is_unknown() => {
+                    Step::Delete { key } if call.is_unknown() && only_deletes => {
                         causes.unknown_deletes.entry(key).or_default().push(at);
                     }
                     Step::Delete { .. } | Step::Get { .. } | Step::Scan { .. } => {}

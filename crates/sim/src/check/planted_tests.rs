@@ -134,7 +134,7 @@ impl World {
         let (key, other) = (self.key(), self.key());
         let get = |key: &str| Step::Get { key: key.into() };
         let put = self.put(&key, None);
-        match self.rng.random_range(0..10) {
+        match self.rng.random_range(0..11) {
             0..3 => self.run(vec![], vec![put], vec![]),
             3 => self.run(vec![], vec![Step::Delete { key }], vec![]),
             4 if key != other => {
@@ -168,6 +168,7 @@ impl World {
                     leader: Some(header.term % 3 + 1),
                 });
             }
+            9 if key != other => self.run(vec![], vec![put, Step::Delete { key: other }], vec![]),
             _ => self.run(vec![], vec![get(&key)], vec![]),
         }
     }

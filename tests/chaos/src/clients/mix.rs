@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use super::{Caller, Run};
 
 /// Few enough that they are fought over, many enough that a search by key has short parts.
-const KEYS: u32 = 40;
+const KEYS: u32 = 60;
 const TTL_KEYS: u32 = 5;
 const TTL_MS: u64 = 1500;
 
