@@ -214,6 +214,7 @@ mod tests {
             settings: Arc::default(),
             dialer: Arc::new(crate::dial::Tcp),
             tls: None,
+            credentials: None,
             tasks: Default::default(),
             stop: Default::default(),
         };

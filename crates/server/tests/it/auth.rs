@@ -205,8 +205,9 @@ async fn every_service_asks_who_calls() {
         .put(signed(put("a/1", "v"), &alice))
         .await
         .unwrap();
-    let forged = harness.kv().put(signed(put("a/1", "v"), "forged"));
-    let status = forged.await.unwrap_err();
+    let mut kv = harness.kv();
+    let forged = kv.put(signed(put("a/1", "v"), "forged")).await;
+    let status = forged.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
     refused::<()>(Err(status), Reason::Unauthenticated);
 }
