@@ -203,7 +203,8 @@ async fn every_service_asks_who_calls() {
         .put(signed(put("a/1", "v"), &alice))
         .await
         .unwrap();
-    let forged = harness.kv().put(signed(put("a/1", "v"), "forged")).await;
+    let mut kv = harness.kv();
+    let forged = kv.put(signed(put("a/1", "v"), "forged")).await;
     let status = forged.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
     refused::<()>(Err(status), Reason::Unauthenticated);
