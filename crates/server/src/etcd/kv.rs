@@ -17,6 +17,7 @@ use super::range::{self, Gathered, Shape};
 use super::{require_leader, txn};
 use crate::api::Caller;
 use crate::api::calls::{Call, Calls};
+use crate::room::{self, Reserved};
 
 pub(super) struct Kv(pub Calls);
 
@@ -40,6 +41,12 @@ impl Kv {
         })
     }
 
+    /// Room for the answer to `request`, if it may be large.
+    async fn room<T>(&self, request: &Request<T>, most: usize) -> Result<Option<Reserved>, Status> {
+        let reserved = self.0.room(request, most).await;
+        reserved.map_err(|error| status(&error))
+    }
+
     async fn write(
         &self,
         command: Command,
@@ -56,6 +63,7 @@ impl Kv {
         read: Range,
         shape: &Shape,
         timeout: Option<Duration>,
+        reserved: &mut Option<Reserved>,
     ) -> Result<pb::RangeResponse, Error> {
         let opening = self.0.node.range_stream(read);
         let mut parts = self.0.within(timeout, opening).await?;
@@ -71,6 +79,12 @@ impl Kv {
                 );
                 return Err(Error::new(Reason::Overloaded, text));
             }
+            if let Some(reserved) = reserved
+                && gathered.bytes > reserved.bytes()
+            {
+                let longest = self.0.settings.max_deadline;
+                reserved.outgrow(timeout.unwrap_or(longest)).await?;
+            }
             last = Some(part);
         }
         let last = last.ok_or_else(|| Error::internal("a range ended without an answer"))?;
@@ -84,6 +98,13 @@ impl pb::kv_server::Kv for Kv {
         &self,
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<pb::RangeResponse>, Status> {
+        let asked = request.get_ref();
+        let most = match asked {
+            _ if asked.count_only => 0,
+            _ if asked.range_end.is_empty() => self.0.one_value(),
+            _ => self.0.settings.max_answer_bytes,
+        };
+        let mut reserved = self.room(&request, most).await?;
         let call = self.asked(request)?;
         let (read, shape) = range::range(call.message)?;
         let is_small =
@@ -95,9 +116,10 @@ impl pb::kv_server::Kv for Kv {
                 shape.apply(response, header)
             })
         } else {
-            self.gather(read, &shape, call.timeout).await
+            self.gather(read, &shape, call.timeout, &mut reserved).await
         };
-        answer.map(Response::new).map_err(|error| status(&error))
+        let answer = answer.map_err(|error| status(&error))?;
+        Ok(room::attach(answer, reserved))
     }
 
     type RangeStreamStream =
@@ -107,6 +129,7 @@ impl pb::kv_server::Kv for Kv {
         &self,
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let reserved = self.room(&request, room::STREAM_BYTES).await?;
         let call = self.asked(request)?;
         let (read, shape) = range::range(call.message)?;
         if !shape.is_plain() || read.reverse {
@@ -132,21 +155,27 @@ impl pb::kv_server::Kv for Kv {
                 range_response: Some(range),
             })
         });
-        Ok(Response::new(Box::pin(parts)))
+        let parts: Self::RangeStreamStream = Box::pin(parts);
+        Ok(room::attach_stream(parts, reserved))
     }
 
     async fn put(
         &self,
         request: Request<pb::PutRequest>,
     ) -> Result<Response<pb::PutResponse>, Status> {
+        let most = match request.get_ref().prev_kv {
+            true => self.0.one_value(),
+            false => 0,
+        };
+        let reserved = self.room(&request, most).await?;
         let call = self.asked(request)?;
         let command = Command::Put(convert::put(call.message)?);
         let written = self.write(command, call.stamp, call.timeout).await?;
         match written.answer {
-            Answer::Put(response) => Ok(Response::new(put_response(
-                response,
-                header(written.header),
-            ))),
+            Answer::Put(response) => {
+                let answer = put_response(response, header(written.header));
+                Ok(room::attach(answer, reserved))
+            }
             _ => Err(unexpected()),
         }
     }
@@ -155,14 +184,21 @@ impl pb::kv_server::Kv for Kv {
         &self,
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
+        let asked = request.get_ref();
+        let most = match asked {
+            _ if !asked.prev_kv => 0,
+            _ if asked.range_end.is_empty() => self.0.one_value(),
+            _ => self.0.settings.max_answer_bytes,
+        };
+        let reserved = self.room(&request, most).await?;
         let call = self.asked(request)?;
         let command = Command::Delete(convert::delete(call.message)?);
         let written = self.write(command, call.stamp, call.timeout).await?;
         match written.answer {
-            Answer::Delete(response) => Ok(Response::new(delete_response(
-                response,
-                header(written.header),
-            ))),
+            Answer::Delete(response) => {
+                let answer = delete_response(response, header(written.header));
+                Ok(room::attach(answer, reserved))
+            }
             _ => Err(unexpected()),
         }
     }
@@ -171,6 +207,9 @@ impl pb::kv_server::Kv for Kv {
         &self,
         request: Request<pb::TxnRequest>,
     ) -> Result<Response<pb::TxnResponse>, Status> {
+        let all = self.0.settings.max_answer_bytes;
+        let most = txn::most_bytes(request.get_ref(), self.0.one_value(), all);
+        let reserved = self.room(&request, most).await?;
         let call = self.asked(request)?;
         let max_ops = self.0.node.limits().max_txn_ops;
         let (txn, consistency, branches) = txn::txn(call.message, max_ops)?;
@@ -180,7 +219,7 @@ impl pb::kv_server::Kv for Kv {
             .txn_with(txn, call.stamp, consistency, call.timeout)
             .await
             .map_err(|error| status(&error))?;
-        Ok(Response::new(txn::response(response, branches)))
+        Ok(room::attach(txn::response(response, branches), reserved))
     }
 
     async fn compact(

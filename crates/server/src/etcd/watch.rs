@@ -42,6 +42,9 @@ use crate::api::draining::{draining, goodbye, refuse_if_draining};
 /// Requests of one stream that wait for this node to be fresh. They share one round to the leader.
 const PREPARED_AT_ONCE: usize = 1024;
 
+/// And they hold at most about this many bytes of keys: a request may have a megabyte of them.
+const PREPARED_BYTES: usize = 1 << 20;
+
 /// Fragments are filled up to about this size: below the 2 MiB that etcd's own are.
 const FRAGMENT_BYTES: usize = 1536 * 1024;
 
@@ -86,6 +89,8 @@ struct Session {
     node: Node,
     requests: Option<Streaming<pb::WatchRequest>>,
     preparing: FuturesOrdered<Preparing>,
+    /// What the requests in `preparing` hold.
+    preparing_bytes: usize,
     watches: HashMap<i64, Open>,
     messages: SelectAll<Pin<Box<dyn Stream<Item = Said> + Send>>>,
     next_id: i64,
@@ -95,6 +100,8 @@ struct Session {
     ready: VecDeque<pb::WatchResponse>,
     /// The revision of a progress request that is not answered yet.
     asked: Option<Revision>,
+    /// A watch that has not reported that much: while it has not, the others need not be looked at.
+    not_level: Option<i64>,
     draining: Pin<Box<dyn Future<Output = ()> + Send>>,
     ended: bool,
 }
@@ -128,12 +135,14 @@ impl Session {
             node,
             requests: Some(requests),
             preparing: FuturesOrdered::new(),
+            preparing_bytes: 0,
             watches: HashMap::new(),
             messages: SelectAll::new(),
             next_id: 0,
             next_serial: 0,
             ready: VecDeque::new(),
             asked: None,
+            not_level: None,
             draining,
             ended: false,
         }
@@ -171,7 +180,10 @@ impl Session {
     }
 
     async fn turn(&mut self) -> Turn {
-        let may_prepare = self.preparing.len() < PREPARED_AT_ONCE;
+        // What a client has sent is all there at once: other clients have their turn in between.
+        tokio::task::coop::consume_budget().await;
+        let may_prepare =
+            self.preparing.len() < PREPARED_AT_ONCE && self.preparing_bytes < PREPARED_BYTES;
         let requests = match &mut self.requests {
             Some(requests) if may_prepare => Either::Left(requests.next()),
             _ => Either::Right(std::future::pending()),
@@ -189,6 +201,7 @@ impl Session {
         let prepared: Preparing = match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => {
                 let node = self.node.clone();
+                self.preparing_bytes += key_bytes(&create);
                 Box::pin(async move {
                     let at_least = fresh(&node, create.start_revision).await;
                     Prepared::Create(create, at_least)
@@ -205,7 +218,10 @@ impl Session {
 
     fn prepared(&mut self, prepared: Prepared) {
         match prepared {
-            Prepared::Create(create, at_least) => self.create(create, at_least),
+            Prepared::Create(create, at_least) => {
+                self.preparing_bytes -= key_bytes(&create);
+                self.create(create, at_least);
+            }
             Prepared::Cancel(id) => {
                 // An unknown id is no error: it may have ended by itself.
                 if self.watches.remove(&id).is_some() {
@@ -215,7 +231,11 @@ impl Session {
             }
             Prepared::Progress => {
                 let now = self.node.header().revision;
-                self.asked = self.asked.max(Some(now));
+                // Asked already: the watches are asked once, whatever a client repeats.
+                if self.asked >= Some(now) {
+                    return;
+                }
+                self.asked = Some(now);
                 for open in self.watches.values() {
                     if open.reported < now {
                         open.progress.ask(now);
@@ -323,9 +343,17 @@ impl Session {
     /// Answers a progress request, once every watch has reported what was there when it came.
     fn answer_progress(&mut self) {
         let Some(asked) = self.asked else { return };
-        let open = self.watches.values();
-        let is_level = |open: &Open| open.reported >= asked || open.asked_start > asked;
-        if !self.preparing.is_empty() || !open.into_iter().all(is_level) {
+        if !self.preparing.is_empty() {
+            return;
+        }
+        let is_behind = |open: &Open| open.reported < asked && open.asked_start <= asked;
+        let known = self.not_level.and_then(|id| self.watches.get(&id));
+        if known.is_some_and(is_behind) {
+            return;
+        }
+        let behind = self.watches.iter().find(|(_, open)| is_behind(open));
+        self.not_level = behind.map(|(id, _)| *id);
+        if self.not_level.is_some() {
             return;
         }
         self.asked = None;
@@ -410,6 +438,10 @@ async fn fresh(node: &Node, start_revision: i64) -> PodkvResult<Revision> {
         }
     }
     node.revision(Consistency::Local, None).await
+}
+
+fn key_bytes(create: &pb::WatchCreateRequest) -> usize {
+    create.key.len() + create.range_end.len()
 }
 
 fn watch_of(create: &pb::WatchCreateRequest) -> podkv_api::Watch {

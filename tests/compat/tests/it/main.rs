@@ -1,6 +1,7 @@
 //! podkv against etcd, etcd against itself with planted slips, and the scripts.
 
 mod etcdctl;
+mod frames;
 mod newer;
 mod plants;
 mod scripts;
