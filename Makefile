@@ -9,7 +9,7 @@ IMAGE ?= podkv:$(VERSION)
 FLAGS_IMAGE ?= podkv-flags:$(VERSION)
 IMAGE_FLAGS ?=
 
-.PHONY: help setup build try demo flags test chaos compat rehearse examples bench-checkpoint verify fix audit image image-flags manifests
+.PHONY: help setup build try demo flags test chaos compat etcd-client rehearse examples bench-checkpoint bench-etcd verify fix audit image image-flags manifests
 
 help:
 	@echo "make try      the tour on memory storage: no C++, nothing durable"
@@ -20,7 +20,9 @@ help:
 	@echo "make chaos    real nodes killed, paused, cut off, starved; every promise checked: MINUTES=10 SEED=1 (all of it as root)"
 	@echo "make rehearse all scenarios of the rehearsal of Kubernetes: real nodes as pods (root, Linux, an hour)"
 	@echo "make compat   the etcd API against a real etcd: SEEDS=300 random programs, planted slips, etcdctl"
+	@echo "make etcd-client  the tests of the etcd-client crate, unmodified, against podkv"
 	@echo "make bench-checkpoint  the longest gap in apply while a snapshot of 2 GB is built"
+	@echo "make bench-etcd  podkv beside a real etcd: pages of a million keys with their count, defragmentation"
 	@echo "make verify   what CI checks: format, lints, dependencies, layout"
 	@echo "make fix      format, and apply what the lints can mend"
 	@echo "make audit    known vulnerabilities of dependencies (needs the network)"
@@ -73,10 +75,18 @@ compat: setup
 	@.ci/etcd
 	SEEDS=$(SEEDS) $(CARGO) test --locked -p podkv-compat
 
+etcd-client: build
+	@.ci/etcd-client
+
 # Needs about three times as much free space: `make bench-checkpoint GIGABYTES=0.5` needs less.
 GIGABYTES ?= 2
 bench-checkpoint: setup
 	$(CARGO) run --locked --quiet -p podkv-benches --bin checkpoint-gap -- --gigabytes $(GIGABYTES)
+
+KEYS ?= 1000000
+bench-etcd: build
+	@.ci/etcd
+	$(CARGO) run --locked --quiet -p podkv-benches --bin beside-etcd -- --keys $(KEYS)
 
 verify: setup
 	$(CARGO) fmt --all --check

@@ -5,6 +5,7 @@
 
 use std::error::Error;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -16,6 +17,7 @@ use hyper_util::server::conn::auto;
 use podkv_api::Reason;
 use podkv_node::transport::{ByteStream, Listener, Transport};
 use tokio::sync::Semaphore;
+use tokio_util::io::InspectReader;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -43,6 +45,18 @@ where
     }
 }
 
+/// How many connections there may be, and how long they may take to begin.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Beyond these, the next one waits in the kernel's queue until another ends.
+    pub max_connections: usize,
+    /// A client that has not said enough by then to tell which HTTP it speaks is cut.
+    pub greeting_timeout: Duration,
+}
+
+/// What tells which HTTP is spoken: the preface of HTTP/2. A request of HTTP/1.1 with a host is longer.
+const GREETING_BYTES: usize = 24;
+
 /// A listener at work.
 #[derive(Debug)]
 pub(crate) struct Connections {
@@ -53,16 +67,16 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
-    /// Serves what comes in at `listener`. `configure` says how HTTP is spoken; beyond
-    /// `max_connections`, the next one waits in the kernel's queue until another ends.
+    /// Serves what comes in at `listener`. `service` makes the service of each connection, `configure` says how HTTP is
+    /// spoken.
     pub fn serve<S, B>(
         listener: Listener,
-        service: S,
-        max_connections: usize,
+        service: impl Fn() -> S + Send + 'static,
+        bounds: Bounds,
         configure: impl FnOnce(&mut Http),
     ) -> Self
     where
-        S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
         S::Future: Send + 'static,
         S::Error: Into<BoxError>,
         B: Body + Send + 'static,
@@ -80,14 +94,13 @@ impl Connections {
             closing: CancellationToken::new(),
             killed: owned.killed,
         };
-        let permits = Arc::new(Semaphore::new(max_connections));
         let (tasks, closing) = (connections.tasks.clone(), connections.closing.clone());
         let killed = connections.killed.clone();
         let accept = accept(
             listener,
             service,
             http,
-            permits,
+            bounds,
             tasks,
             closing.clone(),
             killed,
@@ -125,37 +138,43 @@ impl Drop for Connections {
 
 async fn accept<S, B>(
     mut listener: Listener,
-    service: S,
+    service: impl Fn() -> S,
     http: Http,
-    permits: Arc<Semaphore>,
+    bounds: Bounds,
     tasks: TaskTracker,
     closing: CancellationToken,
     killed: CancellationToken,
 ) where
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Into<BoxError>,
     B: Body + Send + 'static,
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
+    let permits = Arc::new(Semaphore::new(bounds.max_connections));
     // The semaphore is never closed; were it, nothing more should be accepted.
     while let Ok(permit) = permits.clone().acquire_owned().await {
         let Some(io) = listener.next().await else {
             return;
         };
-        let (service, http, closing) = (service.clone(), http.clone(), closing.clone());
+        let (service, http, closing) = (service(), http.clone(), closing.clone());
         let connection = async move {
             let _permit = permit;
-            serve_one(io, service, http, closing).await;
+            serve_one(io, service, http, bounds.greeting_timeout, closing).await;
         };
         let killed = killed.clone();
         tasks.spawn(async move { killed.run_until_cancelled_owned(connection).await });
     }
 }
 
-async fn serve_one<S, B>(io: ByteStream, service: S, http: Http, closing: CancellationToken)
-where
+async fn serve_one<S, B>(
+    io: ByteStream,
+    service: S,
+    http: Http,
+    greeting_timeout: Duration,
+    closing: CancellationToken,
+) where
     S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Into<BoxError>,
@@ -164,9 +183,22 @@ where
     B::Error: Into<BoxError>,
 {
     let remote = io.remote().to_owned();
+    let heard = Arc::new(AtomicUsize::new(0));
+    let counted = heard.clone();
+    let io = InspectReader::new(io, move |bytes: &[u8]| {
+        counted.fetch_add(bytes.len(), Ordering::Relaxed);
+    });
+    // The time-outs of each HTTP begin when it is known which one it is.
+    let mute = async move {
+        tokio::time::sleep(greeting_timeout).await;
+        if heard.load(Ordering::Relaxed) >= GREETING_BYTES {
+            std::future::pending::<()>().await;
+        }
+    };
     let mut connection = std::pin::pin!(http.serve_connection(TokioIo::new(io), service));
     let result = tokio::select! {
         result = connection.as_mut() => result,
+        () = mute => return tracing::debug!(remote, "said nothing: cut"),
         () = closing.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await

@@ -19,10 +19,12 @@ mod dev;
 mod doctor;
 mod etcd;
 mod files;
+mod room;
 mod serve;
 mod server;
 pub mod settings;
 mod signals;
+mod unfinished;
 
 pub use admin::AdminServer;
 pub use api::ApiSettings;

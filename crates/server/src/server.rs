@@ -20,7 +20,9 @@ use podkv_node::transport::{Listener, Transport};
 use podkv_tls::Port;
 
 use crate::api::{self, ApiSettings};
-use crate::connections::{Connections, Http, listen};
+use crate::connections::{Bounds, Connections, Http, listen};
+use crate::room::{InRoom, Room};
+use crate::unfinished::Unfinished;
 
 /// How connections of clients are treated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +37,16 @@ pub struct ServerSettings {
     pub stream_window_bytes: u32,
     /// The same for all streams of a connection together.
     pub connection_window_bytes: u32,
+    /// Answers that a client may leave unread on one connection, in bytes. Calls whose answers may be large wait for
+    /// room. Enough for eight of the largest in one message; one more, of an etcd client, may be up to
+    /// [`ApiSettings::max_etcd_answer_bytes`](crate::ApiSettings::max_etcd_answer_bytes).
+    pub max_unread_bytes: usize,
+    /// Requests of one connection of which a part is here and the rest is not, in bytes. Beyond that, calls are refused.
+    /// Enough for eighty of the largest at once.
+    pub max_unfinished_bytes: usize,
+    /// A client that connects and has not begun to speak by then is cut. Far above a round trip, far below the
+    /// hours for which a kernel keeps a connection to nobody.
+    pub greeting_timeout: Duration,
     /// A connection that is quiet for this long is pinged. Below the minutes after which load
     /// balancers forget a quiet connection.
     pub keep_alive_interval: Duration,
@@ -54,6 +66,9 @@ impl Default for ServerSettings {
             max_streams: 4096,
             stream_window_bytes: 4 << 20,
             connection_window_bytes: 16 << 20,
+            max_unread_bytes: 128 << 20,
+            max_unfinished_bytes: 128 << 20,
+            greeting_timeout: Duration::from_secs(20),
             keep_alive_interval: Duration::from_secs(30),
             keep_alive_timeout: Duration::from_secs(10),
             http1_header_timeout: Duration::from_secs(90),
@@ -112,8 +127,16 @@ impl ServerBuilder {
                 .keep_alive_interval(settings.keep_alive_interval)
                 .keep_alive_timeout(settings.keep_alive_timeout);
         };
-        let connections =
-            Connections::serve(listener, service, settings.max_connections, speak_http);
+        let bounds = Bounds {
+            max_connections: settings.max_connections,
+            greeting_timeout: settings.greeting_timeout,
+        };
+        let (unread, unfinished) = (settings.max_unread_bytes, settings.max_unfinished_bytes);
+        let service = move || {
+            let (room, unfinished) = (Room::new(unread), Unfinished::new(unfinished));
+            InRoom::new(service.clone(), room, unfinished)
+        };
+        let connections = Connections::serve(listener, service, bounds, speak_http);
         Server {
             node: self.node,
             settings,

@@ -9,6 +9,7 @@ use podkv_proto::etcd::etcdserverpb as pb;
 use podkv_proto::etcd::etcdserverpb::kv_client::KvClient;
 use podkv_proto::etcd::etcdserverpb::lease_client::LeaseClient;
 use podkv_tests::process::{ProcessCluster, free_ports, podkv_binary};
+use podkv_tls::testing::{Leaf, TestCa};
 use tokio::process::{Child, Command};
 use tonic::transport::{Channel, Endpoint};
 
@@ -190,4 +191,186 @@ async fn a_running_etcd_is_copied_and_followed_until_the_cut_over() {
     let keys = Range::new(KeyRange::prefix("k")).count_only();
     assert_eq!(client.range(keys).await.unwrap().count, 1500);
     client.close().await;
+}
+
+/// An etcd that asks for certificates and passwords, and what `etcdctl` needs to come in.
+struct GuardedEtcd {
+    _process: Child,
+    folder: tempfile::TempDir,
+    address: String,
+}
+
+impl GuardedEtcd {
+    const PASSWORD: &str = "a password, with: more";
+
+    /// Its tokens live for a second, whether they are used or not. `None`, and said aloud, where there is no etcd.
+    async fn start() -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = TestCa::new();
+        ca.install(
+            &folder.path().join("etcd"),
+            &Leaf::new(&["127.0.0.1", "localhost"]),
+        );
+        ca.install(&folder.path().join("client"), &Leaf::new(&["importer"]));
+        std::fs::write(folder.path().join("jwt"), "the key that signs the tokens").unwrap();
+        let ports = free_ports(2);
+        let clients = format!("https://127.0.0.1:{}", ports[0]);
+        let peers = format!("http://127.0.0.1:{}", ports[1]);
+        let file = |name: &str| folder.path().join(name).display().to_string();
+        let token = format!("jwt,sign-method=HS256,priv-key={},ttl=1s", file("jwt"));
+        let process = Command::new("etcd")
+            .args(["--data-dir", &file("data")])
+            .args(["--listen-client-urls", &clients])
+            .args(["--advertise-client-urls", &clients])
+            .args(["--listen-peer-urls", &peers])
+            .args(["--initial-advertise-peer-urls", &peers])
+            .args(["--initial-cluster", &format!("default={peers}")])
+            .args(["--cert-file", &file("etcd/tls.crt")])
+            .args(["--key-file", &file("etcd/tls.key")])
+            .args(["--trusted-ca-file", &file("etcd/ca.crt")])
+            .args([
+                "--client-cert-auth",
+                "--bcrypt-cost",
+                "4",
+                "--auth-token",
+                &token,
+            ])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn();
+        let Ok(process) = process else {
+            eprintln!("SKIPPED: there is no etcd here (Debian: apt-get install etcd-server)");
+            return None;
+        };
+        let etcd = Self {
+            _process: process,
+            folder,
+            address: clients,
+        };
+        let up = async {
+            while !etcd.ctl(&["endpoint", "health"]).await.success() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, up).await.unwrap();
+        let user = format!("root:{}", Self::PASSWORD);
+        etcd.must(&["user", "add", &user]).await;
+        etcd.must(&["user", "grant-role", "root", "root"]).await;
+        etcd.must(&["auth", "enable"]).await;
+        Some(etcd)
+    }
+
+    async fn ctl(&self, arguments: &[&str]) -> std::process::ExitStatus {
+        let file = |name: &str| self.folder.path().join("client").join(name);
+        let mut command = Command::new("etcdctl");
+        command
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &self.address])
+            .arg("--cacert")
+            .arg(file("ca.crt"))
+            .arg("--cert")
+            .arg(file("tls.crt"))
+            .arg("--key")
+            .arg(file("tls.key"))
+            .args(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        command
+            .status()
+            .await
+            .expect("etcdctl (Debian's etcd-client) runs")
+    }
+
+    async fn must(&self, arguments: &[&str]) {
+        assert!(self.ctl(arguments).await.success(), "etcdctl {arguments:?}");
+    }
+
+    async fn put(&self, key: &str, value: &str) {
+        let user = format!("root:{}", Self::PASSWORD);
+        self.must(&["--user", &user, "put", key, value]).await;
+    }
+
+    /// `podkv import etcd`, with one of two passwords.
+    fn import(&self, cluster: &ProcessCluster, password: &str) -> Command {
+        let file = |name: &str| self.folder.path().join("client").join(name);
+        let mut import = Command::new(podkv_binary());
+        import
+            .args(["import", "etcd", &self.address, "--follow", "--file"])
+            .arg(self.folder.path().join(format!("copy-{}", password.len())))
+            .args(["--endpoints", &cluster.endpoints().join(",")])
+            .arg("--from-ca")
+            .arg(file("ca.crt"))
+            .arg("--from-cert")
+            .arg(file("tls.crt"))
+            .arg("--from-key")
+            .arg(file("tls.key"))
+            .args(["--from-user", "root"])
+            .env("PODKV_FROM_PASSWORD", password)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        import
+    }
+}
+
+/// With TLS on both sides, a password, and tokens that end while it is at work.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etcd_with_certificates_and_users_moves_in() {
+    let Some(etcd) = GuardedEtcd::start().await else {
+        return;
+    };
+    etcd.put("before", "1").await;
+    let cluster = ProcessCluster::start(1).await;
+    let client = cluster.client();
+
+    let refused = etcd.import(&cluster, "wrong").output().await.unwrap();
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        !refused.status.success() && said.contains("authentication failed"),
+        "{said}"
+    );
+
+    let import = etcd
+        .import(&cluster, GuardedEtcd::PASSWORD)
+        .spawn()
+        .unwrap();
+    wait_value(&client, "before", "1").await;
+    // Each of its tokens has ended by then, and the next one as well.
+    for number in 0..3 {
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        let value = number.to_string();
+        etcd.put("after", &value).await;
+        wait_value(&client, "after", &value).await;
+    }
+    let user = format!("root:{}", GuardedEtcd::PASSWORD);
+    // A change of users makes every token old.
+    etcd.must(&["--user", &user, "user", "add", "other:other"])
+        .await;
+    etcd.put("after", "last").await;
+    wait_value(&client, "after", "last").await;
+
+    let id = i32::try_from(import.id().unwrap()).unwrap();
+    let pid = rustix::process::Pid::from_raw(id).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let ended = tokio::time::timeout(PATIENCE, import.wait_with_output()).await;
+    let ended = ended.unwrap().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success(), "{said}");
+    client.close().await;
+}
+
+async fn wait_value(client: &podkv_client::Client, key: &'static str, value: &str) {
+    let there = async {
+        loop {
+            match client.get(key).await {
+                Ok(Some(kv)) if kv.value == value => return,
+                Ok(_) => {}
+                Err(error) => assert_eq!(error.reason(), Reason::Restoring, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, there).await;
+    assert!(waited.is_ok(), "{key} never is {value}");
 }

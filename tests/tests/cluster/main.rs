@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod doctor;
+mod etcd_leader_change;
+mod etcd_limits;
 mod exactly_once;
 mod files;
 mod group_commit;

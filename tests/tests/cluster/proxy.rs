@@ -36,6 +36,11 @@ impl Proxy {
     pub fn hold_answers(&self) {
         self.hold.send_replace(true);
     }
+
+    /// What was held back goes out, and what follows.
+    pub fn let_answers_through(&self) {
+        self.hold.send_replace(false);
+    }
 }
 
 impl Drop for Proxy {

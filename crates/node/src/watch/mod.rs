@@ -80,6 +80,8 @@ struct Shared {
     auth: tokio::sync::watch::Sender<()>,
     /// Streams that were handed out and not yet dropped.
     open: AtomicUsize,
+    /// What they watch, in bytes of keys.
+    watched_bytes: AtomicUsize,
 }
 
 /// A handle of the hub. Cheap to clone. The hub stops with its last handle.
@@ -181,6 +183,7 @@ impl Shared {
             next_id: AtomicU64::new(1),
             auth: tokio::sync::watch::Sender::new(()),
             open: AtomicUsize::new(0),
+            watched_bytes: AtomicUsize::new(0),
         }
     }
 
@@ -198,12 +201,7 @@ impl Shared {
 
     fn watch(self: &Arc<Self>, watch: Watch, at_least: Revision) -> Result<Watching> {
         check(&watch, &self.settings)?;
-        let max = self.settings.max_watches;
-        if self.open.fetch_add(1, Ordering::Relaxed) >= max {
-            self.open.fetch_sub(1, Ordering::Relaxed);
-            let text = format!("this node has {max} open watches, and no more are allowed");
-            return Err(Error::new(Reason::Overloaded, text));
-        }
+        self.admit(&watch)?;
         let id = WatcherId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let tip = self.feed.tip();
         let seen = at_least.max(tip.revision);
@@ -232,6 +230,41 @@ impl Shared {
             Err(_) => Err(hub::stopping()),
         }
     }
+
+    /// Counts a watch that is about to open, if there may be one more.
+    fn admit(&self, watch: &Watch) -> Result<()> {
+        let (max, max_bytes) = (self.settings.max_watches, self.settings.max_watched_bytes);
+        let bytes = watched_bytes(watch);
+        let open = self.open.fetch_add(1, Ordering::Relaxed);
+        let open_bytes = self.watched_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if open < max && open_bytes.saturating_add(bytes) <= max_bytes {
+            return Ok(());
+        }
+        self.forget(watch);
+        let text = match open < max {
+            false => format!("this node has {max} open watches, and no more are allowed"),
+            true => format!(
+                "the open watches of this node watch {open_bytes} bytes of keys, and at most {max_bytes} are allowed"
+            ),
+        };
+        Err(Error::new(Reason::Overloaded, text))
+    }
+
+    /// A watch that was counted is gone.
+    fn forget(&self, watch: &Watch) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        let bytes = watched_bytes(watch);
+        self.watched_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+/// The keys that a watch holds for as long as it is open.
+fn watched_bytes(watch: &Watch) -> usize {
+    watch.range.start.len()
+        + match &watch.range.end {
+            RangeEnd::Before(end) => end.len(),
+            RangeEnd::Single | RangeEnd::Unbounded => 0,
+        }
 }
 
 fn check(watch: &Watch, settings: &WatchSettings) -> Result<()> {

@@ -19,6 +19,8 @@ pub(crate) struct WatchSettings {
     pub queue_items: usize,
     /// Open watches on this node. More are refused, with [`podkv_api::Reason::Overloaded`].
     pub max_watches: usize,
+    /// What open watches watch, in bytes of keys. With more they are refused in the same way: keys may be long.
+    pub max_watched_bytes: usize,
     /// Reads of the state that may run at once. Two: one long list does not hold up everybody else,
     /// and watchers that catch up leave the disk to the requests.
     pub max_reads: usize,
@@ -42,6 +44,7 @@ impl Default for WatchSettings {
             buffer_bytes: 32 << 20,
             queue_items: 256,
             max_watches: 250_000,
+            max_watched_bytes: 128 << 20,
             max_reads: 2,
             bookmark_interval: Duration::from_secs(5),
             list_view_age: Duration::from_secs(10),

@@ -165,7 +165,7 @@ impl Watching {
 impl Drop for Watching {
     fn drop(&mut self) {
         self.outbox.dropped();
-        self.shared.open.fetch_sub(1, Ordering::Relaxed);
+        self.shared.forget(&self.watch);
         self.shared.mailbox.signal(self.id);
     }
 }

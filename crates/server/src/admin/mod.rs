@@ -29,7 +29,7 @@ use podkv_node::transport::Transport;
 use podkv_node::transport::tcp::{TcpSettings, TcpTransport};
 use serde_json::json;
 
-use crate::connections::{Connections, Http, listen};
+use crate::connections::{Bounds, Connections, Http, listen};
 
 /// Probes, a scraper or two, a person. More is a mistake somewhere.
 const MAX_CONNECTIONS: usize = 64;
@@ -68,7 +68,11 @@ impl AdminServer {
             *http = http.clone().http1_only();
             http.http1().header_read_timeout(HEADER_TIMEOUT);
         };
-        let connections = Connections::serve(listener, service, MAX_CONNECTIONS, plain_http);
+        let bounds = Bounds {
+            max_connections: MAX_CONNECTIONS,
+            greeting_timeout: HEADER_TIMEOUT,
+        };
+        let connections = Connections::serve(listener, move || service.clone(), bounds, plain_http);
         Ok(Self { node, connections })
     }
 

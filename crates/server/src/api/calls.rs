@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 use super::ApiSettings;
 use super::caller::access;
 use super::deadline::deadline;
+use crate::room::{self, Reserved};
 
 /// The parts of a unary call.
 pub(crate) struct Call<T> {
@@ -43,8 +44,16 @@ impl<T> Call<T> {
 
 /// What a unary handler returns.
 pub(super) fn answer<W, T: Into<W>>(result: Result<T>) -> Result<Response<W>, Status> {
+    answer_in(result, None)
+}
+
+/// The same, with the room that was reserved for it.
+pub(super) fn answer_in<W, T: Into<W>>(
+    result: Result<T>,
+    reserved: Option<Reserved>,
+) -> Result<Response<W>, Status> {
     match result {
-        Ok(answer) => Ok(Response::new(answer.into())),
+        Ok(answer) => Ok(room::attach(answer.into(), reserved)),
         Err(error) => Err(to_status(&error)),
     }
 }
@@ -192,6 +201,21 @@ impl Calls {
         Ok(v1::LeaseRevokeResponse {
             header: Some(written.header.into()),
         })
+    }
+
+    /// Room for the answer to `request`, of at most `most` bytes.
+    pub async fn room<T>(&self, request: &Request<T>, most: usize) -> Result<Option<Reserved>> {
+        if most == 0 {
+            return Ok(None);
+        }
+        let longest = self.settings.max_deadline;
+        let timeout = deadline(request.metadata(), longest)?.unwrap_or(longest);
+        room::reserve(request, most, timeout).await
+    }
+
+    /// The most that an answer with one value has, in bytes.
+    pub fn one_value(&self) -> usize {
+        self.node.limits().max_request_bytes + room::STREAM_BYTES
     }
 
     /// Waits for a read that has no deadline of its own in the node for as long as the caller does.

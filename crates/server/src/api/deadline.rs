@@ -10,7 +10,7 @@ use tonic::metadata::MetadataMap;
 ///
 /// A tenth of it, up to 100 ms, is kept for the way back: our answer knows whether a write may have been
 /// applied, and the caller's own timer, which would be first otherwise, does not.
-pub(super) fn deadline(metadata: &MetadataMap, max: Duration) -> Result<Option<Duration>> {
+pub(crate) fn deadline(metadata: &MetadataMap, max: Duration) -> Result<Option<Duration>> {
     let Some(value) = metadata.get("grpc-timeout") else {
         return Ok(None);
     };

@@ -41,6 +41,7 @@ use tower::util::MapResponseLayer;
 
 use self::calls::Calls;
 use crate::etcd;
+use crate::room;
 
 /// How the API treats its callers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,7 +128,8 @@ pub fn routes(node: Node, settings: ApiSettings) -> Routes {
     let counting = counting::Counting(node.clone());
     let grpc = routes.routes().into_axum_router();
     let grpc = grpc.layer(typed).layer(counting);
-    Routes::from(etcd::add_gateway(grpc, &node, max_request))
+    let all = etcd::add_gateway(grpc, &node, max_request);
+    Routes::from(all.layer(MapResponseLayer::new(room::hold)))
 }
 
 /// Lets tools like grpcurl ask what there is, in the protocol's current and its former version.

@@ -35,7 +35,7 @@ use tonic::{Code, Status};
 use tower::ServiceExt;
 
 use super::ETCD_VERSION;
-use crate::admin;
+use crate::{admin, room};
 
 /// Where a method is found by path: below `/v3`, in service, by name.
 const ROUTES: &[(&str, &str, &str)] = &[
@@ -271,7 +271,7 @@ impl Gateway {
         *call.uri_mut() = method.path.clone();
         *call.headers_mut() = metadata(&head.headers);
         *call.extensions_mut() = head.extensions;
-        let answer = match self.grpc.clone().oneshot(call).await {
+        let mut answer = match self.grpc.clone().oneshot(call).await {
             Ok(answer) => answer,
             Err(never) => match never {},
         };
@@ -280,10 +280,13 @@ impl Gateway {
         {
             return refusal(&status);
         }
-        match method.streams {
+        let mut extensions = std::mem::take(answer.extensions_mut());
+        let mut response = match method.streams {
             true => stream(answer.into_body(), method.output.clone()),
             false => unary(answer.into_body(), &method.output).await,
-        }
+        };
+        room::pass_on(&mut extensions, response.extensions_mut());
+        response
     }
 
     /// The one message of a unary call.
@@ -322,14 +325,15 @@ fn frames(
     input: MessageDescriptor,
     max_bytes: usize,
 ) -> impl Stream<Item = Result<Bytes, Status>> + Send + 'static {
-    let start = (body.into_data_stream(), BytesMut::new());
-    try_unfold(start, move |(mut body, mut text)| {
+    let start = (body.into_data_stream(), BytesMut::new(), Ends::default());
+    try_unfold(start, move |(mut body, mut text, mut ends)| {
         let input = input.clone();
         async move {
             loop {
-                if let Some((message, used)) = first_value(&text, &input)? {
-                    let _ = text.split_to(used);
-                    return Ok(Some((frame(&message), (body, text))));
+                if let Some(end) = ends.first(&text) {
+                    let value = text.split_to(end);
+                    let message = first_value(&value, &input)?;
+                    return Ok(Some((frame(&message), (body, text, Ends::default()))));
                 }
                 let Some(more) = body.next().await else {
                     let is_done = text.iter().all(u8::is_ascii_whitespace);
@@ -349,21 +353,43 @@ fn frames(
     })
 }
 
-/// The first value of a text that may go on, and how much of it that is.
-fn first_value(
-    text: &[u8],
-    input: &MessageDescriptor,
-) -> Result<Option<(DynamicMessage, usize)>, Status> {
-    let mut values = serde_json::Deserializer::from_slice(text).into_iter::<serde_json::Value>();
-    let value = match values.next() {
-        None => return Ok(None),
-        Some(Err(error)) if error.is_eof() => return Ok(None),
-        Some(value) => value.map_err(|error| malformed(&error))?,
-    };
-    let used = values.byte_offset();
-    let message = DynamicMessage::deserialize(input.clone(), value);
-    let message = message.map_err(|error| malformed(&error))?;
-    Ok(Some((message, used)))
+fn first_value(text: &[u8], input: &MessageDescriptor) -> Result<DynamicMessage, Status> {
+    let mut value = serde_json::Deserializer::from_slice(text);
+    let message = DynamicMessage::deserialize(input.clone(), &mut value)
+        .and_then(|message| value.end().map(|()| message));
+    message.map_err(|error| malformed(&error))
+}
+
+/// Finds where JSON objects end in a text that comes in parts. Each byte is looked at once: who sends a megabyte byte by
+/// byte does not have it parsed a million times.
+#[derive(Default)]
+struct Ends {
+    looked_at: usize,
+    depth: usize,
+    in_string: bool,
+    is_escaped: bool,
+}
+
+impl Ends {
+    /// Where the first object of `text` ends, which begins as it did the last time. What is no object ends at once: the
+    /// parser says what is wrong.
+    fn first(&mut self, text: &[u8]) -> Option<usize> {
+        for (at, byte) in text.iter().enumerate().skip(self.looked_at) {
+            self.looked_at = at + 1;
+            match byte {
+                _ if self.is_escaped => self.is_escaped = false,
+                b'\\' if self.in_string => self.is_escaped = true,
+                b'"' if self.depth > 0 => self.in_string = !self.in_string,
+                _ if self.in_string => {}
+                b'{' => self.depth += 1,
+                b'}' if self.depth > 1 => self.depth -= 1,
+                b' ' | b'\t' | b'\r' | b'\n' => {}
+                _ if self.depth > 0 && *byte != b'}' => {}
+                _ => return Some(at + 1),
+            }
+        }
+        None
+    }
 }
 
 /// A message as gRPC frames it.
@@ -521,4 +547,34 @@ fn json_text(status: StatusCode, text: String) -> Response {
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Ends;
+
+    /// The values of a text that comes in parts of so many bytes.
+    fn values(text: &str, part: usize) -> Vec<&str> {
+        let (mut found, mut begin, mut end, mut ends) = (Vec::new(), 0, 0, Ends::default());
+        while end < text.len() {
+            end = (end + part).min(text.len());
+            while let Some(length) = ends.first(&text.as_bytes()[begin..end]) {
+                found.push(text[begin..begin + length].trim());
+                begin += length;
+                ends = Ends::default();
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn values_end_where_their_braces_do_however_they_come() {
+        let text = r#" {"a":{"b":"}{\"}"}}{} {"c":"\\"} 7 {"cut":"#;
+        for part in [1, 2, 3, 7, 100] {
+            let expected = [r#"{"a":{"b":"}{\"}"}}"#, "{}", r#"{"c":"\\"}"#, "7"];
+            assert_eq!(values(text, part), expected, "in parts of {part}");
+        }
+        assert_eq!(values("}{}", 1), ["}", "{}"]);
+        assert_eq!(values("[{}]", 1)[0], "[");
+    }
 }

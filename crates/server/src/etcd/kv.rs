@@ -16,6 +16,7 @@ use super::error::status;
 use super::range::{self, Gathered, Shape};
 use super::{require_leader, txn};
 use crate::api::calls::{Call, Calls};
+use crate::room::{self, Reserved};
 
 pub(super) struct Kv(pub Calls);
 
@@ -43,6 +44,12 @@ impl Kv {
         })
     }
 
+    /// Room for the answer to `request`, if it may be large.
+    async fn room<T>(&self, request: &Request<T>, most: usize) -> Result<Option<Reserved>, Status> {
+        let reserved = self.0.room(request, most).await;
+        reserved.map_err(|error| status(&error))
+    }
+
     /// Reads all of a range in parts, and keeps what can be in the answer.
     async fn gather(
         &self,
@@ -50,6 +57,7 @@ impl Kv {
         read: Range,
         shape: &Shape,
         timeout: Option<Duration>,
+        reserved: &mut Option<Reserved>,
     ) -> Result<pb::RangeResponse, Error> {
         let opening = access.range_stream(read);
         let mut parts = self.0.within(timeout, opening).await?;
@@ -65,6 +73,12 @@ impl Kv {
                 );
                 return Err(Error::new(Reason::Overloaded, text));
             }
+            if let Some(reserved) = reserved
+                && gathered.bytes > reserved.bytes()
+            {
+                let longest = self.0.settings.max_deadline;
+                reserved.outgrow(timeout.unwrap_or(longest)).await?;
+            }
             last = Some(part);
         }
         let last = last.ok_or_else(|| Error::internal("a range ended without an answer"))?;
@@ -78,6 +92,13 @@ impl pb::kv_server::Kv for Kv {
         &self,
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<pb::RangeResponse>, Status> {
+        let asked = request.get_ref();
+        let most = match asked {
+            _ if asked.count_only => 0,
+            _ if asked.range_end.is_empty() => self.0.one_value(),
+            _ => self.0.settings.max_answer_bytes,
+        };
+        let mut reserved = self.room(&request, most).await?;
         let call = self.asked(request).await?;
         let (read, shape) = range::range(call.message)?;
         let is_small =
@@ -89,9 +110,11 @@ impl pb::kv_server::Kv for Kv {
                 shape.apply(response, header)
             })
         } else {
-            self.gather(&call.access, read, &shape, call.timeout).await
+            self.gather(&call.access, read, &shape, call.timeout, &mut reserved)
+                .await
         };
-        answer.map(Response::new).map_err(|error| status(&error))
+        let answer = answer.map_err(|error| status(&error))?;
+        Ok(room::attach(answer, reserved))
     }
 
     type RangeStreamStream =
@@ -101,6 +124,7 @@ impl pb::kv_server::Kv for Kv {
         &self,
         request: Request<pb::RangeRequest>,
     ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        let reserved = self.room(&request, room::STREAM_BYTES).await?;
         let call = self.asked(request).await?;
         let (read, shape) = range::range(call.message)?;
         if !shape.is_plain() || read.reverse {
@@ -126,21 +150,27 @@ impl pb::kv_server::Kv for Kv {
                 range_response: Some(range),
             })
         });
-        Ok(Response::new(Box::pin(parts)))
+        let parts: Self::RangeStreamStream = Box::pin(parts);
+        Ok(room::attach_stream(parts, reserved))
     }
 
     async fn put(
         &self,
         request: Request<pb::PutRequest>,
     ) -> Result<Response<pb::PutResponse>, Status> {
+        let most = match request.get_ref().prev_kv {
+            true => self.0.one_value(),
+            false => 0,
+        };
+        let reserved = self.room(&request, most).await?;
         let call = self.asked(request).await?;
         let command = Command::Put(convert::put(call.message)?);
         let written = write(&call.access, command, call.stamp, call.timeout).await?;
         match written.answer {
-            Answer::Put(response) => Ok(Response::new(put_response(
-                response,
-                header(written.header),
-            ))),
+            Answer::Put(response) => {
+                let answer = put_response(response, header(written.header));
+                Ok(room::attach(answer, reserved))
+            }
             _ => Err(unexpected()),
         }
     }
@@ -149,14 +179,21 @@ impl pb::kv_server::Kv for Kv {
         &self,
         request: Request<pb::DeleteRangeRequest>,
     ) -> Result<Response<pb::DeleteRangeResponse>, Status> {
+        let asked = request.get_ref();
+        let most = match asked {
+            _ if !asked.prev_kv => 0,
+            _ if asked.range_end.is_empty() => self.0.one_value(),
+            _ => self.0.settings.max_answer_bytes,
+        };
+        let reserved = self.room(&request, most).await?;
         let call = self.asked(request).await?;
         let command = Command::Delete(convert::delete(call.message)?);
         let written = write(&call.access, command, call.stamp, call.timeout).await?;
         match written.answer {
-            Answer::Delete(response) => Ok(Response::new(delete_response(
-                response,
-                header(written.header),
-            ))),
+            Answer::Delete(response) => {
+                let answer = delete_response(response, header(written.header));
+                Ok(room::attach(answer, reserved))
+            }
             _ => Err(unexpected()),
         }
     }
@@ -165,6 +202,9 @@ impl pb::kv_server::Kv for Kv {
         &self,
         request: Request<pb::TxnRequest>,
     ) -> Result<Response<pb::TxnResponse>, Status> {
+        let all = self.0.settings.max_answer_bytes;
+        let most = txn::most_bytes(request.get_ref(), self.0.one_value(), all);
+        let reserved = self.room(&request, most).await?;
         let call = self.asked(request).await?;
         let max_ops = self.0.node.limits().max_txn_ops;
         let (txn, consistency, branches) = txn::txn(call.message, max_ops)?;
@@ -173,7 +213,7 @@ impl pb::kv_server::Kv for Kv {
             .txn_with(txn, call.stamp, consistency, call.timeout)
             .await
             .map_err(|error| status(&error))?;
-        Ok(Response::new(txn::response(response, branches)))
+        Ok(room::attach(txn::response(response, branches), reserved))
     }
 
     async fn compact(

@@ -48,6 +48,23 @@ pub(super) fn txn(
     Ok((txn, consistency, branches))
 }
 
+/// The most that the answer may have in bytes, where one value has `one` and an answer at most `all`.
+pub(super) fn most_bytes(request: &pb::TxnRequest, one: usize, all: usize) -> usize {
+    let of = |operation: &pb::RequestOp| match &operation.request {
+        Some(Request::RequestRange(range)) if range.count_only => 0,
+        Some(Request::RequestRange(range)) if range.range_end.is_empty() => one,
+        Some(Request::RequestRange(_)) => all,
+        Some(Request::RequestPut(put)) if put.prev_kv => one,
+        Some(Request::RequestDeleteRange(delete)) if !delete.prev_kv => 0,
+        Some(Request::RequestDeleteRange(delete)) if delete.range_end.is_empty() => one,
+        Some(Request::RequestDeleteRange(_)) => all,
+        Some(Request::RequestTxn(txn)) => most_bytes(txn, one, all),
+        _ => 0,
+    };
+    let sum = |operations: &[pb::RequestOp]| operations.iter().map(of).sum::<usize>().min(all);
+    sum(&request.success).max(sum(&request.failure))
+}
+
 struct Reads {
     any: bool,
     all_serializable: bool,

@@ -44,6 +44,9 @@ use crate::api::draining::{draining, goodbye, refuse_if_draining};
 /// Requests of one stream that wait for this node to be fresh. They share one round to the leader.
 const PREPARED_AT_ONCE: usize = 1024;
 
+/// And they hold at most about this many bytes of keys: a request may have a megabyte of them.
+const PREPARED_BYTES: usize = 1 << 20;
+
 /// Fragments are filled up to about this size: below the 2 MiB that etcd's own are.
 const FRAGMENT_BYTES: usize = 1536 * 1024;
 
@@ -92,6 +95,8 @@ struct Session {
     access: PodkvResult<Access>,
     requests: Option<Streaming<pb::WatchRequest>>,
     preparing: FuturesOrdered<Preparing>,
+    /// What the requests in `preparing` hold.
+    preparing_bytes: usize,
     watches: HashMap<i64, Open>,
     messages: SelectAll<Pin<Box<dyn Stream<Item = Said> + Send>>>,
     next_id: i64,
@@ -101,6 +106,8 @@ struct Session {
     ready: VecDeque<pb::WatchResponse>,
     /// The revision of a progress request that is not answered yet.
     asked: Option<Revision>,
+    /// A watch that has not reported that much: while it has not, the others need not be looked at.
+    not_level: Option<i64>,
     draining: Pin<Box<dyn Future<Output = ()> + Send>>,
     ended: bool,
 }
@@ -135,12 +142,14 @@ impl Session {
             access,
             requests: Some(requests),
             preparing: FuturesOrdered::new(),
+            preparing_bytes: 0,
             watches: HashMap::new(),
             messages: SelectAll::new(),
             next_id: 0,
             next_serial: 0,
             ready: VecDeque::new(),
             asked: None,
+            not_level: None,
             draining,
             ended: false,
         }
@@ -178,7 +187,10 @@ impl Session {
     }
 
     async fn turn(&mut self) -> Turn {
-        let may_prepare = self.preparing.len() < PREPARED_AT_ONCE;
+        // What a client has sent is all there at once: other clients have their turn in between.
+        tokio::task::coop::consume_budget().await;
+        let may_prepare =
+            self.preparing.len() < PREPARED_AT_ONCE && self.preparing_bytes < PREPARED_BYTES;
         let requests = match &mut self.requests {
             Some(requests) if may_prepare => Either::Left(requests.next()),
             _ => Either::Right(std::future::pending()),
@@ -196,6 +208,7 @@ impl Session {
         let prepared: Preparing = match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => {
                 let (node, access) = (self.node.clone(), self.access.clone());
+                self.preparing_bytes += key_bytes(&create);
                 Box::pin(async move {
                     let watching = watching(&node, access, &create).await;
                     Prepared::Create(create, watching)
@@ -212,7 +225,10 @@ impl Session {
 
     fn prepared(&mut self, prepared: Prepared) {
         match prepared {
-            Prepared::Create(create, watching) => self.create(&create, watching),
+            Prepared::Create(create, watching) => {
+                self.preparing_bytes -= key_bytes(&create);
+                self.create(&create, watching);
+            }
             Prepared::Cancel(id) => {
                 // An unknown id is no error: it may have ended by itself.
                 if self.watches.remove(&id).is_some() {
@@ -222,7 +238,11 @@ impl Session {
             }
             Prepared::Progress => {
                 let now = self.node.header().revision;
-                self.asked = self.asked.max(Some(now));
+                // Asked already: the watches are asked once, whatever a client repeats.
+                if self.asked >= Some(now) {
+                    return;
+                }
+                self.asked = Some(now);
                 for open in self.watches.values() {
                     if open.reported < now {
                         open.progress.ask(now);
@@ -333,9 +353,17 @@ impl Session {
     /// Answers a progress request, once every watch has reported what was there when it came.
     fn answer_progress(&mut self) {
         let Some(asked) = self.asked else { return };
-        let open = self.watches.values();
-        let is_level = |open: &Open| open.reported >= asked || open.asked_start > asked;
-        if !self.preparing.is_empty() || !open.into_iter().all(is_level) {
+        if !self.preparing.is_empty() {
+            return;
+        }
+        let is_behind = |open: &Open| open.reported < asked && open.asked_start <= asked;
+        let known = self.not_level.and_then(|id| self.watches.get(&id));
+        if known.is_some_and(is_behind) {
+            return;
+        }
+        let behind = self.watches.iter().find(|(_, open)| is_behind(open));
+        self.not_level = behind.map(|(id, _)| *id);
+        if self.not_level.is_some() {
             return;
         }
         self.asked = None;
@@ -431,6 +459,10 @@ async fn watching(
     let access = access?;
     let at_least = fresh(node, create.start_revision).await?;
     access.watching(watch_of(create), at_least).await
+}
+
+fn key_bytes(create: &pb::WatchCreateRequest) -> usize {
+    create.key.len() + create.range_end.len()
 }
 
 fn watch_of(create: &pb::WatchCreateRequest) -> podkv_api::Watch {

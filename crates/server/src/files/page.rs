@@ -18,7 +18,7 @@ use podkv_node::transport::tcp::{TcpSettings, TcpTransport};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::connections::{Connections, Http, listen};
+use crate::connections::{Bounds, Connections, Http, listen};
 
 /// A probe, a scraper, a person.
 const MAX_CONNECTIONS: usize = 16;
@@ -52,10 +52,14 @@ impl Page {
             *http = http.clone().http1_only();
             http.http1().header_read_timeout(HEADER_TIMEOUT);
         };
+        let bounds = Bounds {
+            max_connections: MAX_CONNECTIONS,
+            greeting_timeout: HEADER_TIMEOUT,
+        };
         Ok(Self(Connections::serve(
             listener,
-            service,
-            MAX_CONNECTIONS,
+            move || service.clone(),
+            bounds,
             plain_http,
         )))
     }

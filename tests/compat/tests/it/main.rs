@@ -2,6 +2,7 @@
 
 mod auth;
 mod etcdctl;
+mod frames;
 mod newer;
 mod plants;
 mod scripts;

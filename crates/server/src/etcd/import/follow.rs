@@ -36,6 +36,8 @@ pub(crate) async fn follow(
     stop: impl Future<Output = ()>,
     mut progress: impl FnMut(Progress),
 ) -> Result<Revision> {
+    // The restore may have taken longer than a token lives.
+    source.position().await?;
     let (_open, mut changes) = source.watch(revision + 1).await?;
     let mut leases = Leases::begin(source, store).await?;
     let mut here = revision;

@@ -1,7 +1,7 @@
 //! The etcd that data comes from: etcd's client, as far as a copy needs one.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use hyper_util::rt::TokioIo;
 use podkv_api::{Error, KeyValue, LeaseId, Reason, Result, Revision};
 use podkv_proto::convert::{Call, from_status};
 use podkv_proto::etcd::etcdserverpb as pb;
+use podkv_proto::etcd::etcdserverpb::auth_client::AuthClient;
 use podkv_proto::etcd::etcdserverpb::kv_client::KvClient;
 use podkv_proto::etcd::etcdserverpb::lease_client::LeaseClient;
 use podkv_proto::etcd::etcdserverpb::watch_client::WatchClient;
@@ -22,7 +23,7 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::From;
 
@@ -54,7 +55,10 @@ type Connection = InterceptedService<Channel, Token>;
 /// A running etcd.
 #[derive(Clone)]
 pub(crate) struct Source {
-    connection: Connection,
+    channel: Channel,
+    /// Name and password.
+    user: Option<Arc<(String, String)>>,
+    token: Arc<Mutex<Token>>,
 }
 
 /// Some keys of a range, and where the rest begins.
@@ -92,20 +96,62 @@ impl Source {
                 let text = format!("etcd at {address} cannot be reached: {}", chain(&error));
                 Error::new(Reason::Unreachable, text).with_source(error)
             })?;
-        let token = match from.user {
-            None => Token::default(),
-            Some((name, password)) => authenticate(channel.clone(), name, password).await?,
+        let source = Self {
+            channel,
+            user: from.user.map(Arc::new),
+            token: Arc::default(),
         };
-        let connection = InterceptedService::new(channel, token);
-        Ok(Self { connection })
+        source.authenticate().await?;
+        Ok(source)
     }
 
-    fn kv(&self) -> KvClient<Connection> {
-        KvClient::new(self.connection.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
+    fn connection(&self) -> Connection {
+        let token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        InterceptedService::new(self.channel.clone(), token.clone())
     }
 
-    fn lease(&self) -> LeaseClient<Connection> {
-        LeaseClient::new(self.connection.clone())
+    /// Asks for a token, if there is a user.
+    async fn authenticate(&self) -> Result<()> {
+        let Some(user) = self.user.as_deref() else {
+            return Ok(());
+        };
+        let (name, password) = user.clone();
+        let request = pb::AuthenticateRequest { name, password };
+        let mut auth = AuthClient::new(self.channel.clone());
+        let answer = auth.authenticate(request).await.map_err(failed)?;
+        let token = answer.into_inner().token.parse().map_err(|_| {
+            let text = "etcd's token is not one line of text";
+            Error::new(Reason::Unauthenticated, text)
+        })?;
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Token(Some(token));
+        Ok(())
+    }
+
+    /// Makes a call, and once more with another token if etcd does not take this one: it ends after a while, when a
+    /// member restarts, and when somebody changes users or roles. Everything that is asked here is a read.
+    async fn call<T>(
+        &self,
+        call: impl AsyncFn(Connection) -> Result<Response<T>, Status>,
+    ) -> Result<Response<T>, Status> {
+        let answer = call(self.connection()).await;
+        match &answer {
+            // The second is what a change of users is called: "revision of auth store is old".
+            Err(status)
+                if matches!(status.code(), Code::Unauthenticated | Code::InvalidArgument) => {}
+            _ => return answer,
+        }
+        if self.user.is_none() || self.authenticate().await.is_err() {
+            return answer;
+        }
+        call(self.connection()).await
+    }
+
+    async fn range(&self, request: pb::RangeRequest) -> Result<pb::RangeResponse> {
+        let answer = self.call(async |connection| {
+            let mut kv = KvClient::new(connection).max_decoding_message_size(MAX_MESSAGE_BYTES);
+            kv.range(request.clone()).await
+        });
+        Ok(answer.await.map_err(failed)?.into_inner())
     }
 
     /// etcd's cluster id, and its revision now. Linearizable.
@@ -115,7 +161,7 @@ impl Source {
             count_only: true,
             ..Default::default()
         };
-        let answer = self.kv().range(request).await.map_err(failed)?.into_inner();
+        let answer = self.range(request).await?;
         let header = answer.header.unwrap_or_default();
         Ok((header.cluster_id, unsigned(header.revision)))
     }
@@ -129,7 +175,7 @@ impl Source {
             revision: i64::try_from(revision).unwrap_or(i64::MAX),
             ..Default::default()
         };
-        let answer = self.kv().range(request).await.map_err(failed)?.into_inner();
+        let answer = self.range(request).await?;
         let kvs: Vec<_> = answer.kvs.into_iter().map(key_value).collect();
         let last = kvs.last().filter(|_| answer.more);
         let next = last.map(|kv| Bytes::from([&kv.key[..], &[0]].concat()));
@@ -139,7 +185,9 @@ impl Source {
     /// Every lease that is there now, with the TTL that it was granted, in milliseconds.
     pub async fn leases(&self) -> Result<BTreeMap<LeaseId, u64>> {
         let request = pb::LeaseLeasesRequest {};
-        let answer = self.lease().lease_leases(request).await.map_err(failed)?;
+        let answer =
+            self.call(async |connection| LeaseClient::new(connection).lease_leases(request).await);
+        let answer = answer.await.map_err(failed)?;
         let ids = answer.into_inner().leases.into_iter().map(|lease| lease.id);
         let found = stream::iter(ids)
             .map(
@@ -157,7 +205,12 @@ impl Source {
             id: id.0,
             keys: false,
         };
-        match self.lease().lease_time_to_live(request).await {
+        let answer = self.call(async |connection| {
+            LeaseClient::new(connection)
+                .lease_time_to_live(request)
+                .await
+        });
+        match answer.await {
             Ok(answer) => {
                 let answer = answer.into_inner();
                 let seconds = u64::try_from(answer.granted_ttl).unwrap_or(0);
@@ -170,6 +223,8 @@ impl Source {
     }
 
     /// All changes from `revision` on. The stream lives as long as the sender.
+    ///
+    /// To be called after another call: etcd does not say of a watch that it is the token that it does not take.
     pub async fn watch(
         &self,
         revision: Revision,
@@ -190,7 +245,7 @@ impl Source {
         // There is room for one, and the receiver is here.
         let _ = sender.try_send(create);
         let mut client =
-            WatchClient::new(self.connection.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+            WatchClient::new(self.connection()).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let responses = client.watch(ReceiverStream::new(requests)).await;
         Ok((sender, responses.map_err(failed)?.into_inner()))
     }
@@ -213,23 +268,6 @@ async fn dial(
         }
     };
     Ok(TokioIo::new(stream))
-}
-
-async fn authenticate(channel: Channel, name: String, password: String) -> Result<Token> {
-    let request = pb::AuthenticateRequest { name, password };
-    let mut auth = pb::auth_client::AuthClient::new(channel);
-    let answer = auth
-        .authenticate(request)
-        .await
-        .map_err(failed)?
-        .into_inner();
-    let token = answer.token.parse().map_err(|_| {
-        Error::new(
-            Reason::Unauthenticated,
-            "etcd's token is not one line of text",
-        )
-    })?;
-    Ok(Token(Some(token)))
 }
 
 pub(super) fn failed(status: Status) -> Error {

@@ -1,7 +1,10 @@
 //! etcd's API where no other etcd can be asked: what is podkv's own about it. What both have is compared in
 //! `tests/compat`.
 
+mod fair;
+mod garbage;
 mod gateway;
+mod learners;
 mod recipes;
 mod streams;
 

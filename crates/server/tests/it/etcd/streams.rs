@@ -4,20 +4,21 @@ use podkv_proto::etcd::etcdserverpb as pb;
 use podkv_proto::etcd::etcdserverpb::lease_client::LeaseClient;
 use podkv_proto::etcd::etcdserverpb::watch_client::WatchClient;
 use podkv_proto::etcd::etcdserverpb::watch_request::RequestUnion;
-use tokio::sync::mpsc;
+use prost::Message as _;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 
 use super::{kv, put};
 use crate::harness::{Harness, soon};
 
-struct Stream {
+pub(super) struct Stream {
     requests: mpsc::Sender<pb::WatchRequest>,
     responses: Streaming<pb::WatchResponse>,
 }
 
 impl Stream {
-    async fn open(harness: &Harness) -> Self {
+    pub(super) async fn open(harness: &Harness) -> Self {
         let (requests, receiver) = mpsc::channel(64);
         let mut client = WatchClient::new(harness.channel.clone());
         let responses = client.watch(ReceiverStream::new(receiver)).await.unwrap();
@@ -27,14 +28,14 @@ impl Stream {
         }
     }
 
-    async fn ask(&self, request: RequestUnion) {
+    pub(super) async fn ask(&self, request: RequestUnion) {
         let request = pb::WatchRequest {
             request_union: Some(request),
         };
         self.requests.send(request).await.unwrap();
     }
 
-    async fn create(&self, key: &'static str, range_end: &'static str) {
+    pub(super) async fn create(&self, key: &'static str, range_end: &'static str) {
         let create = pb::WatchCreateRequest {
             key: key.into(),
             range_end: range_end.into(),
@@ -43,7 +44,7 @@ impl Stream {
         self.ask(RequestUnion::CreateRequest(create)).await;
     }
 
-    async fn next(&mut self) -> pb::WatchResponse {
+    pub(super) async fn next(&mut self) -> pb::WatchResponse {
         soon(self.responses.message()).await.unwrap().unwrap()
     }
 }
@@ -106,6 +107,103 @@ async fn a_stream_ends_when_its_client_has_closed_it_and_its_watches_are_gone() 
     drop(requests);
     assert!(soon(responses.message()).await.unwrap().unwrap().canceled);
     assert!(soon(responses.message()).await.unwrap().is_none());
+}
+
+/// Waits until the node has so many open watches.
+async fn wait_watches(harness: &Harness, count: usize) {
+    let reached = async {
+        while harness.node().stats().watches != count {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    soon(reached).await;
+}
+
+#[tokio::test]
+async fn a_client_that_has_nothing_more_to_ask_still_listens() {
+    let harness = Harness::start().await;
+    let stream = Stream::open(&harness).await;
+    stream.create("a", "").await;
+    let Stream {
+        requests,
+        mut responses,
+    } = stream;
+    drop(requests);
+    assert!(soon(responses.message()).await.unwrap().unwrap().created);
+    let mut kv = kv(&harness);
+    for _ in 0..2 {
+        kv.put(put("a", "1")).await.unwrap();
+        let event = soon(responses.message()).await.unwrap().unwrap();
+        assert_eq!(event.events.len(), 1);
+    }
+    drop(responses);
+    wait_watches(&harness, 0).await;
+}
+
+#[tokio::test]
+async fn keep_alives_that_were_sent_are_answered_after_the_last() {
+    let harness = Harness::start().await;
+    let mut leases = LeaseClient::new(harness.channel.clone());
+    let grant = pb::LeaseGrantRequest { ttl: 60, id: 5 };
+    leases.lease_grant(grant).await.unwrap();
+    let asked = tokio_stream::iter(vec![pb::LeaseKeepAliveRequest { id: 5 }; 1000]);
+    let mut kept = leases.lease_keep_alive(asked).await.unwrap().into_inner();
+    for _ in 0..1000 {
+        assert_eq!(soon(kept.message()).await.unwrap().unwrap().ttl, 60);
+    }
+    assert!(soon(kept.message()).await.unwrap().is_none(), "a plain end");
+}
+
+/// Its machine lost power: nobody says so. A ping that is not answered does.
+#[tokio::test]
+async fn a_client_that_vanishes_leaves_nothing() {
+    let harness = Harness::start().await;
+    let settings = podkv_server::ServerSettings {
+        keep_alive_interval: std::time::Duration::from_millis(100),
+        keep_alive_timeout: std::time::Duration::from_millis(500),
+        ..Default::default()
+    };
+    let server = podkv_server::Server::builder(harness.node()).settings(settings);
+    let server = server.listen("127.0.0.1:0").await.unwrap();
+    let stream = tokio::net::TcpStream::connect(server.local_address()).await;
+    let (send, connection) = h2::client::handshake(stream.unwrap()).await.unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let speaking = tokio::spawn(async move {
+        let mut connection = Box::pin(connection);
+        tokio::select! {
+            _ = &mut connection => {}
+            _ = stopped => {}
+        }
+        connection
+    });
+    let request = http::Request::post("http://etcd/etcdserverpb.Watch/Watch")
+        .header("content-type", "application/grpc")
+        .body(())
+        .unwrap();
+    let (response, mut body) = send
+        .ready()
+        .await
+        .unwrap()
+        .send_request(request, false)
+        .unwrap();
+    let create = pb::WatchCreateRequest {
+        key: "a".into(),
+        ..Default::default()
+    };
+    let create = pb::WatchRequest {
+        request_union: Some(RequestUnion::CreateRequest(create)),
+    };
+    let message = create.encode_to_vec();
+    let mut frame = vec![0, 0, 0, 0, u8::try_from(message.len()).unwrap()];
+    frame.extend(message);
+    body.send_data(frame.into(), false).unwrap();
+    soon(response).await.unwrap();
+    wait_watches(&harness, 1).await;
+    // From here on its socket is open, and nobody reads it.
+    drop(stop);
+    let silent = speaking.await.unwrap();
+    wait_watches(&harness, 0).await;
+    drop(silent);
 }
 
 #[tokio::test]
