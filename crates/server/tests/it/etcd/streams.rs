@@ -168,6 +168,10 @@ async fn a_client_that_vanishes_leaves_nothing() {
     let stream = tokio::net::TcpStream::connect(server.local_address()).await;
     let (send, connection) = h2::client::handshake(stream.unwrap()).await.unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
+    #[expect(
+        clippy::async_yields_async,
+        reason = "it is kept, and not awaited any more"
+    )]
     let speaking = tokio::spawn(async move {
         let mut connection = Box::pin(connection);
         tokio::select! {
