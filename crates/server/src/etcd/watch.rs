@@ -9,7 +9,8 @@
 //! The session is pulled by the connection: a client that does not read stops it, and the node's watches fall behind and
 //! catch up by themselves. So its memory is a few hundred bytes a watch, and one response.
 //!
-//! What etcd's clients rely on: `created` comes before any event. A revision is in one response, unless the client asked
+//! What etcd's clients rely on: `created` comes before any event, and in the order in which was asked: that is how many
+//! of them tell which watch it is of. A revision is in one response, unless the client asked
 //! for fragments. A compacted start is `created`, then a response that cancels, with the revision to go on from, no
 //! reason and no revision in its header. A progress request is answered under the id -1, once every watch of the stream
 //! has reported everything up to the revision in the answer.
@@ -98,6 +99,10 @@ struct Session {
     /// What the requests in `preparing` hold.
     preparing_bytes: usize,
     watches: HashMap<i64, Open>,
+    /// What was asked for and is not answered yet, in order.
+    unanswered: VecDeque<Unanswered>,
+    /// Ends when the newest watch is created: the next one has its turn after it.
+    newest_created: Option<oneshot::Receiver<()>>,
     messages: SelectAll<Pin<Box<dyn Stream<Item = Said> + Send>>>,
     next_id: i64,
     /// Tells the watches of one id apart, when one follows another.
@@ -112,9 +117,20 @@ struct Session {
     ended: bool,
 }
 
+/// A request for a watch, before its answer.
+enum Unanswered {
+    /// A watch, with its serial, that says by itself when it is created.
+    Watch(i64, u64),
+    Refused(pb::WatchResponse),
+}
+
 /// One watch of the session.
 struct Open {
     serial: u64,
+    /// Dropped when it is created, or never will be.
+    uncreated: Option<oneshot::Sender<()>>,
+    /// To be cancelled once it is created.
+    is_unwanted: bool,
     progress: Progress,
     /// Everything up to here is reported.
     reported: Revision,
@@ -144,6 +160,8 @@ impl Session {
             preparing: FuturesOrdered::new(),
             preparing_bytes: 0,
             watches: HashMap::new(),
+            unanswered: VecDeque::new(),
+            newest_created: None,
             messages: SelectAll::new(),
             next_id: 0,
             next_serial: 0,
@@ -231,9 +249,10 @@ impl Session {
             }
             Prepared::Cancel(id) => {
                 // An unknown id is no error: it may have ended by itself.
-                if self.watches.remove(&id).is_some() {
-                    let head = self.node.header();
-                    self.ready.push_back(canceled(head, id, String::new()));
+                match self.watches.get_mut(&id) {
+                    Some(open) if open.uncreated.is_some() => open.is_unwanted = true,
+                    Some(_) => self.cancel(id),
+                    None => {}
                 }
             }
             Prepared::Progress => {
@@ -251,6 +270,12 @@ impl Session {
             }
             Prepared::Nothing => {}
         }
+    }
+
+    fn cancel(&mut self, id: i64) {
+        self.watches.remove(&id);
+        let head = self.node.header();
+        self.ready.push_back(canceled(head, id, String::new()));
     }
 
     fn create(
@@ -275,8 +300,13 @@ impl Session {
         let serial = self.next_serial;
         self.next_serial += 1;
         let (stop, stopped) = oneshot::channel();
+        let (uncreated, created) = oneshot::channel();
+        let turn = self.newest_created.replace(created);
+        self.unanswered.push_back(Unanswered::Watch(id, serial));
         let open = Open {
             serial,
+            uncreated: Some(uncreated),
+            is_unwanted: false,
             progress,
             reported: 0,
             asked_start,
@@ -285,7 +315,7 @@ impl Session {
             _stop: stop,
         };
         self.watches.insert(id, open);
-        self.messages.push(say(watching, id, serial, stopped));
+        self.messages.push(say(watching, id, serial, turn, stopped));
     }
 
     fn choose_id(&mut self, wanted: i64) -> Result<i64, &'static str> {
@@ -308,7 +338,26 @@ impl Session {
             created: true,
             ..canceled(self.node.header(), NO_WATCH, why)
         };
-        self.ready.push_back(refusal);
+        self.unanswered.push_back(Unanswered::Refused(refusal));
+        self.answer_refusals();
+    }
+
+    /// Sends the refusals whose turn it is.
+    fn answer_refusals(&mut self) {
+        while let Some(next) = self.unanswered.pop_front() {
+            match next {
+                Unanswered::Refused(refusal) => self.ready.push_back(refusal),
+                Unanswered::Watch(id, serial) => {
+                    let open = self.watches.get(&id);
+                    let is_coming =
+                        open.is_some_and(|open| open.serial == serial && open.uncreated.is_some());
+                    if is_coming {
+                        self.unanswered.push_front(next);
+                        return;
+                    }
+                }
+            }
+        }
     }
 
     fn said(&mut self, id: i64, serial: u64, said: Option<PodkvResult<WatchMessage>>) {
@@ -321,7 +370,13 @@ impl Session {
             return;
         };
         match said {
-            Some(Ok(message)) => open.take(id, message, &mut self.ready),
+            Some(Ok(message)) => {
+                let was_uncreated = open.uncreated.is_some();
+                open.take(id, message, &mut self.ready);
+                if was_uncreated && open.uncreated.is_none() && open.is_unwanted {
+                    self.cancel(id);
+                }
+            }
             Some(Err(error)) => {
                 self.watches.remove(&id);
                 self.ready.push_back(self.ended_by(id, &error));
@@ -330,6 +385,7 @@ impl Session {
                 self.watches.remove(&id);
             }
         }
+        self.answer_refusals();
         if self.requests.is_none() && self.preparing.is_empty() {
             self.ended = self.watches.is_empty();
         }
@@ -393,6 +449,7 @@ impl Open {
                     _ => head.revision,
                 };
                 self.reported = begun;
+                self.uncreated = None;
                 ready.push_back(pb::WatchResponse {
                     header: Some(header(Header { revision, ..head })),
                     watch_id: id,
@@ -487,14 +544,24 @@ fn watch_of(create: &pb::WatchCreateRequest) -> podkv_api::Watch {
     }
 }
 
-/// A watch of the node, until it is stopped.
+/// A watch of the node, from its turn on until it is stopped.
 fn say(
     watching: WatchStream,
     id: i64,
     serial: u64,
+    turn: Option<oneshot::Receiver<()>>,
     stopped: oneshot::Receiver<()>,
 ) -> Pin<Box<dyn Stream<Item = Said> + Send>> {
-    let said = watching
+    let turn = async move {
+        if let Some(turn) = turn {
+            // Nothing is ever sent: it ends when its sender is dropped.
+            let _ = turn.await;
+        }
+        watching
+    };
+    let said = turn
+        .into_stream()
+        .flatten()
         .map(Some)
         .chain(futures_util::stream::once(async { None }));
     said.map(move |said| (id, serial, said))

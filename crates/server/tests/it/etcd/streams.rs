@@ -109,6 +109,53 @@ async fn a_stream_ends_when_its_client_has_closed_it_and_its_watches_are_gone() 
     assert!(soon(responses.message()).await.unwrap().is_none());
 }
 
+/// Clients tell by the order of the answers which watch is which.
+#[tokio::test]
+async fn watches_are_created_in_the_order_in_which_they_were_asked_for() {
+    let harness = Harness::start().await;
+    let mut stream = Stream::open(&harness).await;
+    let requests = stream.requests.clone();
+    let asking = tokio::spawn(async move {
+        for number in 0..5000 {
+            // Each tenth has no key that could be watched.
+            let is_empty = number % 10 == 9;
+            let create = pb::WatchCreateRequest {
+                key: if is_empty { "b" } else { "a" }.into(),
+                range_end: if is_empty {
+                    "a".into()
+                } else {
+                    Default::default()
+                },
+                watch_id: 1 + number,
+                ..Default::default()
+            };
+            let cancel = RequestUnion::CancelRequest(pb::WatchCancelRequest {
+                watch_id: 1 + number,
+            });
+            for request in [RequestUnion::CreateRequest(create), cancel] {
+                let request = pb::WatchRequest {
+                    request_union: Some(request),
+                };
+                requests.send(request).await.unwrap();
+            }
+        }
+    });
+    let (mut created, mut canceled) = (0, 0);
+    while created < 5000 || canceled < 4500 {
+        let response = stream.next().await;
+        if response.created {
+            created += 1;
+            let expected = if created % 10 == 0 { -1 } else { created };
+            assert_eq!(response.watch_id, expected);
+            assert_eq!(response.canceled, expected == -1);
+        } else {
+            assert!(response.canceled && response.watch_id <= created);
+            canceled += 1;
+        }
+    }
+    asking.await.unwrap();
+}
+
 /// Waits until the node has so many open watches.
 async fn wait_watches(harness: &Harness, count: usize) {
     let reached = async {
