@@ -50,6 +50,17 @@ async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// SIGKILL when it is dropped, also by a test that fails.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The files of the torture: some at the top, some below two folders.
 fn torture_files() -> Vec<String> {
     let top = (0..8).map(|n| format!("f{n}"));
@@ -75,8 +86,9 @@ fn number_of(text: &str, what: &Path) -> u64 {
     number
 }
 
-/// Reads one folder of the directory through one handle, as a program does that needs one state.
-fn read_one_state(dir: &Path, files: &[String]) -> u64 {
+/// Reads one folder of the directory through one handle, as a program does that needs one state. It takes `pace` for each
+/// file: one that is slow is still there when the folder has been replaced.
+fn read_one_state(dir: &Path, files: &[String], pace: Duration) -> u64 {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let data = rustix::fs::open(dir.join("..data"), flags, Mode::empty()).unwrap();
     let read = |data: &OwnedFd, file: &String| {
@@ -93,7 +105,11 @@ fn read_one_state(dir: &Path, files: &[String]) -> u64 {
             .unwrap();
         number_of(&text, Path::new(file))
     };
-    let numbers: BTreeSet<u64> = files.iter().map(|file| read(&data, file)).collect();
+    let paced = |file| {
+        std::thread::sleep(pace);
+        read(&data, file)
+    };
+    let numbers: BTreeSet<u64> = files.iter().map(paced).collect();
     assert_eq!(numbers.len(), 1, "a mixed state: {numbers:?}");
     numbers.into_iter().next().unwrap()
 }
@@ -104,7 +120,7 @@ struct Seen {
 }
 
 /// Reads until it is told to stop. States never go back.
-fn read_for_ever(dir: &Path, stop: &AtomicBool) -> Seen {
+fn read_for_ever(dir: &Path, pace: Duration, stop: &AtomicBool) -> Seen {
     let files = torture_files();
     let mut seen = Seen {
         states: BTreeSet::new(),
@@ -112,7 +128,7 @@ fn read_for_ever(dir: &Path, stop: &AtomicBool) -> Seen {
     };
     let mut last = 0;
     while !stop.load(Ordering::Relaxed) {
-        let state = read_one_state(dir, &files);
+        let state = read_one_state(dir, &files, pace);
         assert!(state >= last, "from {last} back to {state}");
         last = state;
         seen.states.insert(state);
@@ -150,17 +166,16 @@ async fn a_reader_never_sees_half_a_change_while_the_projector_is_killed() {
     done(podkv(&cluster, &["project", "app", path, "--once"]));
 
     let stop = Arc::new(AtomicBool::new(false));
-    let reader = {
+    let read = |pace| {
         let (target, stop) = (target.clone(), stop.clone());
-        tokio::task::spawn_blocking(move || read_for_ever(&target, &stop))
+        tokio::task::spawn_blocking(move || read_for_ever(&target, pace, &stop))
     };
+    let (fast, slow) = (read(Duration::ZERO), read(Duration::from_millis(3)));
     // A reader that is not scheduled for seconds still finds what it opened.
     let arguments = ["project", "app", path, "--debounce=1ms", "--linger=30s"];
     let start = || {
-        podkv(&cluster, &arguments)
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap()
+        let mut command = podkv(&cluster, &arguments);
+        Killed(command.stderr(Stdio::null()).spawn().unwrap())
     };
     let mut projector = start();
     let mut kills = 0;
@@ -168,22 +183,22 @@ async fn a_reader_never_sees_half_a_change_while_the_projector_is_killed() {
     for number in 2..=CHANGES {
         write_all(&client, &files, number).await;
         // Each life is long enough to have shown something new.
-        if number % 50 == 0 && read_one_state(&target, &files) > last_state {
-            last_state = read_one_state(&target, &files);
-            projector.kill().unwrap();
-            projector.wait().unwrap();
+        if number % 50 == 0 && read_one_state(&target, &files, Duration::ZERO) > last_state {
+            last_state = read_one_state(&target, &files, Duration::ZERO);
+            drop(projector);
             kills += 1;
             projector = start();
         }
     }
     until("the last change is shown", || {
-        read_one_state(&target, &files) == CHANGES
+        read_one_state(&target, &files, Duration::ZERO) == CHANGES
     })
     .await;
     stop.store(true, Ordering::Relaxed);
-    let seen = reader.await.unwrap();
-    signal(&projector, Signal::TERM);
-    assert_eq!(projector.wait().unwrap().code(), Some(0));
+    let seen = fast.await.unwrap();
+    assert!(slow.await.unwrap().passes > 0);
+    signal(&projector.0, Signal::TERM);
+    assert_eq!(projector.0.wait().unwrap().code(), Some(0));
     eprintln!(
         "{} passes saw {} states; {kills} kills",
         seen.passes,
@@ -217,21 +232,25 @@ async fn old_folders_go_while_changes_never_end() {
         let status: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
         status["swaps"].as_u64().unwrap_or(0)
     };
-    let deadline = Instant::now() + PATIENCE;
-    let mut number = 1_u64;
-    while swaps() < SWAPS {
-        assert!(Instant::now() < deadline, "{} swaps", swaps());
-        number += 1;
-        // Many under way, so that the next change is there before the last is shown.
-        let puts = (0..16).map(|_| client.put(Put::new("app/a", number.to_string())));
-        futures_util::future::try_join_all(puts).await.unwrap();
+    // Several, so that the next change is always there before the last is shown.
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..8 {
+        let client = client.clone();
+        writers.spawn(async move {
+            for number in 0_u64.. {
+                let put = Put::new("app/a", format!("{writer} {number}"));
+                client.put(put).await.unwrap();
+            }
+        });
     }
+    until("there are many swaps", || swaps() >= SWAPS).await;
     let names = std::fs::read_dir(&target)
         .unwrap()
         .map(|entry| entry.unwrap().file_name());
     let folders = names
         .filter(|name| name.to_string_lossy().starts_with("..2"))
         .count();
+    writers.shutdown().await;
     assert!(folders < 20, "{folders} folders after {SWAPS} swaps");
     signal(&projector, Signal::TERM);
     projector.wait().unwrap();
