@@ -201,7 +201,7 @@ impl Projection {
                 }
                 () = at(retry_at) => {}
                 _ = look.tick() => {
-                    self.publish(None);
+                    self.publish(|_| {});
                     continue;
                 }
             }
@@ -250,15 +250,12 @@ impl Projection {
         };
         let about = target.about().cloned();
         self.target = Some(target);
+        let mut written = None;
         let (step, problem) = match result {
             Ok(Shown::Held(why)) => (Step::Held, Some(why)),
             Ok(Shown::Written { swapped, files }) => {
                 self.due_since = None;
-                self.status.send_modify(|status| {
-                    status.swaps += u64::from(swapped);
-                    status.files_written += files as u64;
-                    status.revision = snapshot.revision();
-                });
+                written = Some((swapped, files));
                 (Step::Shown, None)
             }
             Err(error) => {
@@ -269,16 +266,23 @@ impl Projection {
         if problem.is_some() {
             self.due_since.get_or_insert_with(Instant::now);
         }
-        self.status.send_modify(|status| {
+        // At once: nobody should see what is shown now beside the problem of before.
+        self.publish(|status| {
             status.shown = about;
             status.refused = refused;
+            status.problem = problem;
+            if let Some((swapped, files)) = written {
+                status.swaps += u64::from(swapped);
+                status.files_written += files as u64;
+                status.revision = status.revision.max(snapshot.revision());
+            }
         });
-        self.publish(Some(problem));
         step
     }
 
-    /// `problem` is what was found just now; `None` leaves what was found last.
-    fn publish(&self, problem: Option<Option<String>>) {
+    /// What was found just now, and how far behind it is. A problem that nothing new was found about stays until the
+    /// directory is level.
+    fn publish(&self, found: impl FnOnce(&mut Status)) {
         let snapshot = self.mirror.snapshot();
         let follows = self.mirror.problem();
         let behind = match self.due_since {
@@ -290,12 +294,9 @@ impl Projection {
             let is_level = self.due_since.is_none() && snapshot.changed_at() <= self.seen;
             if is_level {
                 status.revision = status.revision.max(snapshot.revision());
+                status.problem = None;
             }
-            match problem {
-                Some(problem) => status.problem = problem,
-                None if is_level => status.problem = None,
-                None => {}
-            }
+            found(status);
             if status.problem.is_none() {
                 status.problem = follows.map(|error| format!("the store: {error}"));
             }
