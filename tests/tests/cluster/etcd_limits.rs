@@ -135,7 +135,7 @@ async fn wait_watches(cluster: &ProcessCluster, count: f64) {
     );
 }
 
-/// A watch is its key, an empty queue and its place in the index: at most 2 KiB.
+/// A watch is its key, an empty queue, its place in the index, and who may read it: 1.8 KiB when this was written.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_thousand_watches_on_one_stream() {
     const WATCHES: usize = 100_000;
@@ -163,7 +163,7 @@ async fn a_hundred_thousand_watches_on_one_stream() {
         assert!((0..WATCHES as i64).contains(&created.watch_id));
     }
     asking.await.unwrap();
-    assert_grew_less(&cluster, before, WATCHES as u64 * 2048);
+    assert_grew_less(&cluster, before, WATCHES as u64 * 2560);
     // Each is told of its own key, and one progress speaks for all.
     for number in [0, 77_777, 99_999] {
         let key = format!("watched/{number:06}");

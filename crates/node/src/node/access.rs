@@ -183,12 +183,13 @@ impl Access {
             range: KeyRange,
             changes: tokio::sync::watch::Receiver<()>,
         }
-        let guarded = Guarded {
+        // Boxed: as it is handed from one step to the next, each step would keep room for one of its own.
+        let guarded = Box::new(Guarded {
             access: self.clone(),
             watching,
             range,
             changes,
-        };
+        });
         let messages = unfold(Some(guarded), |guarded| async move {
             let mut guarded = guarded?;
             loop {
@@ -201,7 +202,9 @@ impl Access {
                 match message {
                     Some(message) => return Some((message, Some(guarded))),
                     None => {
-                        if let Err(error) = guarded.access.may_read(&guarded.range).await {
+                        // Boxed: each of a hundred thousand watches would keep room for what is rarely asked.
+                        let allowed = Box::pin(guarded.access.may_read(&guarded.range)).await;
+                        if let Err(error) = allowed {
                             return Some((Err(error), None));
                         }
                     }
