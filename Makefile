@@ -73,7 +73,7 @@ rehearse: build
 SEEDS ?= 300
 compat: setup
 	@.ci/etcd
-	SEEDS=$(SEEDS) $(CARGO) test --locked -p podkv-compat
+	SEEDS=$(SEEDS) $(CARGO) test --locked --workspace --test compat
 
 etcd-client: build
 	@.ci/etcd-client

@@ -14,8 +14,8 @@
 //! A block is split when it holds more than [`SPLIT_ABOVE`] keys and joined with the next one when
 //! both are small. The counts change in the batch that changes the keys, so they are always exact.
 //!
-//! They are of the present. The count of a past revision is the present one with the changes since
-//! then undone: a list that is read in pages, all at one revision, is never far behind.
+//! They are of the present. The count of a revision shortly before is the present one with the changes since
+//! then undone. For one that is further away see `past_counts.rs`.
 
 use bytes::Bytes;
 use podkv_api::{KeyRange, RangeEnd, Revision};
@@ -148,7 +148,7 @@ pub(crate) fn count(view: &dyn View, range: &KeyRange) -> Result<u64, ViewError>
 }
 
 /// How many keys a range held at a past revision: what it holds now, with the changes since then
-/// undone. `None` if there are too many of them; then it is cheaper to walk the keys.
+/// undone. `None` if there are too many of them.
 pub(crate) fn count_at(
     view: &dyn View,
     range: &KeyRange,

@@ -10,6 +10,7 @@ use crate::counts;
 use crate::meta::{Meta, read_meta};
 use crate::mvcc::{decode_latest, superseded_at, version_at};
 use crate::outcome::{Rejection, header_at};
+use crate::past_counts::{KeepPastCounts, PastCounts};
 use crate::record::state::Stored;
 use crate::restore;
 use crate::schema;
@@ -56,6 +57,16 @@ pub fn range(
     request: &Range,
     page: PageLimits,
 ) -> Result<Result<RangePage, Rejection>, ViewError> {
+    range_with(view, request, page, None)
+}
+
+/// The same by a reader that keeps counts of the past: it pays for the first page of a list alone.
+pub fn range_with(
+    view: &dyn View,
+    request: &Range,
+    page: PageLimits,
+    past_counts: Option<&dyn KeepPastCounts>,
+) -> Result<Result<RangePage, Rejection>, ViewError> {
     let meta = read_meta(view)?;
     if restore::under_way(view, &meta)? {
         return Ok(Err(reject(&meta, Reason::Restoring)));
@@ -63,7 +74,7 @@ pub fn range(
     if let Err(reason) = check_revision(&meta, request.revision) {
         return Ok(Err(reject(&meta, reason)));
     }
-    read(view, meta.revision, request, page).map(Ok)
+    read(view, meta.revision, request, page, past_counts).map(Ok)
 }
 
 /// Whether `revision` can be read; 0 is the latest.
@@ -84,7 +95,7 @@ pub(crate) fn answer(
     newest: Revision,
     request: &Range,
 ) -> Result<RangeResponse, ViewError> {
-    let page = read(view, newest, request, PageLimits::default())?;
+    let page = read(view, newest, request, PageLimits::default(), None)?;
     Ok(RangeResponse {
         header: header_at(page.revision),
         kvs: page.kvs,
@@ -99,6 +110,7 @@ fn read(
     newest: Revision,
     request: &Range,
     page: PageLimits,
+    past_counts: Option<&dyn KeepPastCounts>,
 ) -> Result<RangePage, ViewError> {
     let past = request.revision != 0 && request.revision < newest;
     let at = if past { request.revision } else { newest };
@@ -122,17 +134,46 @@ fn read(
         result.count = match (cut, past) {
             (false, _) => result.kvs.len() as u64,
             (true, false) => counts::count(view, &request.range)?,
-            (true, true) => match counts::count_at(view, &request.range, at)? {
-                Some(count) => count,
+            (true, true) => {
                 // The key that did not fit was taken from the stream already.
-                None => {
-                    let unread = u64::from(!request.count_only);
-                    result.kvs.len() as u64 + unread + keys.count_rest()?
-                }
-            },
+                let unread = u64::from(!request.count_only);
+                let read = result.kvs.len() as u64 + unread;
+                count_past(view, &request.range, at, past_counts, read, &mut keys)?
+            }
         };
     }
     Ok(result)
+}
+
+/// Keys of the past that are counted one by one before anything else is tried.
+const COUNTED_FIRST: u64 = 2_048;
+
+/// How many keys a range held, `read` of which were taken from `keys`. The cheapest way first.
+fn count_past(
+    view: &dyn View,
+    range: &KeyRange,
+    at: Revision,
+    past_counts: Option<&dyn KeepPastCounts>,
+    read: u64,
+    keys: &mut Keys<'_>,
+) -> Result<u64, ViewError> {
+    if let Some(counts) = past_counts.and_then(|kept| kept.kept(at)) {
+        return counts.count(view, range);
+    }
+    let some = keys.count_up_to(COUNTED_FIRST)?;
+    if some < COUNTED_FIRST {
+        return Ok(read + some);
+    }
+    if let Some(count) = counts::count_at(view, range, at)? {
+        return Ok(count);
+    }
+    match past_counts {
+        Some(kept) => {
+            let counts = kept.keep(at, &mut || PastCounts::walk(view, at))?;
+            counts.count(view, range)
+        }
+        None => Ok(read + some + keys.count_up_to(u64::MAX)?),
+    }
 }
 
 /// Fills a page. True if it ended before the range did: with one more key taken from the stream.
@@ -178,14 +219,14 @@ fn rest(request: &Range, read: &[KeyValue], at: Revision) -> Range {
 }
 
 /// The keys of a range with the version that a read sees, one after another.
-enum Keys<'a> {
+pub(crate) enum Keys<'a> {
     One(Option<(Bytes, Stored)>),
     Latest(Scan<'a>),
     Past(Past<'a>),
 }
 
 impl<'a> Keys<'a> {
-    fn open(
+    pub(crate) fn open(
         view: &'a dyn View,
         range: &KeyRange,
         reverse: bool,
@@ -211,16 +252,16 @@ impl<'a> Keys<'a> {
         })
     }
 
-    /// How many keys are left. The stream is at its end then.
-    fn count_rest(&mut self) -> Result<u64, ViewError> {
-        let mut rest = 0;
-        while self.next()?.is_some() {
-            rest += 1;
+    /// Takes keys until `most` were taken or none is left. How many.
+    pub(crate) fn count_up_to(&mut self, most: u64) -> Result<u64, ViewError> {
+        let mut taken = 0;
+        while taken < most && self.next()?.is_some() {
+            taken += 1;
         }
-        Ok(rest)
+        Ok(taken)
     }
 
-    fn next(&mut self) -> Result<Option<(Bytes, Stored)>, ViewError> {
+    pub(crate) fn next(&mut self) -> Result<Option<(Bytes, Stored)>, ViewError> {
         match self {
             Self::One(item) => Ok(item.take()),
             Self::Latest(scan) => match scan.next().transpose()? {
@@ -233,7 +274,7 @@ impl<'a> Keys<'a> {
 }
 
 /// A read of the past: `latest` where it is old enough, else what `history` has for the key.
-struct Past<'a> {
+pub(crate) struct Past<'a> {
     latest: Peekable<Scan<'a>>,
     superseded: Superseded<'a>,
     /// The next key of the history, with the version that is visible in it.

@@ -16,6 +16,7 @@ pub mod identity;
 mod membership;
 pub mod node;
 mod own_session;
+mod past_counts;
 mod peer;
 mod query;
 mod raft;

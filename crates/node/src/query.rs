@@ -15,6 +15,7 @@ use podkv_core::{
     ViewError, read_meta,
 };
 
+use crate::past_counts::KeptPastCounts;
 use crate::storage::{StateStore, StateView};
 
 /// What one chunk of a streamed range holds at most.
@@ -52,9 +53,10 @@ fn read_range(
     reader: &Reader,
     request: &Range,
     limits: PageLimits,
+    past_counts: &KeptPastCounts,
 ) -> Result<Result<RangePage, Rejection>, ViewError> {
     match allowed(view, reader, |rights| Ok(rights.may_read(&request.range)))? {
-        Ok(()) => podkv_core::range(view, request, limits),
+        Ok(()) => podkv_core::range_with(view, request, limits, Some(past_counts)),
         Err(rejection) => Ok(Err(rejection)),
     }
 }
@@ -63,6 +65,7 @@ fn read_range(
 #[derive(Clone)]
 pub(crate) struct Query {
     state: Arc<dyn StateStore>,
+    past_counts: Arc<KeptPastCounts>,
     /// An answer in one message is at most this large; a larger one must be streamed.
     max_answer_bytes: usize,
 }
@@ -71,6 +74,7 @@ impl Query {
     pub fn new(state: Arc<dyn StateStore>, max_answer_bytes: usize) -> Self {
         Self {
             state,
+            past_counts: Arc::default(),
             max_answer_bytes,
         }
     }
@@ -90,7 +94,10 @@ impl Query {
         let page = match self.key_in_memory(&request, &reader, limits) {
             Some(page) => page?,
             None => {
-                let read = move |view: &dyn StateView| read_range(view, &reader, &request, limits);
+                let past_counts = self.past_counts.clone();
+                let read = move |view: &dyn StateView| {
+                    read_range(view, &reader, &request, limits, &past_counts)
+                };
                 self.read(read).await??
             }
         };
@@ -124,7 +131,8 @@ impl Query {
             return None;
         }
         // Any failure is for the full read to find: it says what is wrong.
-        read_range(&*self.state.view_in_memory(), reader, request, limits).ok()
+        let view = self.state.view_in_memory();
+        read_range(&*view, reader, request, limits, &self.past_counts).ok()
     }
 
     /// A range in chunks, all from one view. The next chunk is read when the last one was taken.
@@ -136,6 +144,7 @@ impl Query {
             total: u64,
             /// Until it was found to be allowed.
             reader: Reader,
+            past_counts: Arc<KeptPastCounts>,
         }
         let start = Reading {
             view: self.state.view(),
@@ -143,6 +152,7 @@ impl Query {
             first: true,
             total: 0,
             reader,
+            past_counts: self.past_counts.clone(),
         };
         let chunks = futures_util::stream::try_unfold(start, move |mut reading| async move {
             let Some(request) = reading.next.take() else {
@@ -154,7 +164,9 @@ impl Query {
             };
             let view = reading.view.clone();
             let reader = reading.reader.take();
-            let page = blocking(move || read_range(&*view, &reader, &request, limits)).await??;
+            let past_counts = reading.past_counts.clone();
+            let read = move || read_range(&*view, &reader, &request, limits, &past_counts);
+            let page = blocking(read).await??;
             if reading.first {
                 reading.total = page.count;
                 reading.first = false;

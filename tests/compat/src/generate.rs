@@ -37,6 +37,10 @@ pub const AVOIDED: &[(&str, &str)] = &[
         "a key changes once in a revision; podkv says `duplicate key`, as etcd does of all others",
     ),
     (
+        "whether a lease whose id the server chose is more or less than another such",
+        "an id says nothing but which lease it is: etcd counts up, podkv draws",
+    ),
+    (
         "raising an alarm by hand (only where podkv is compared)",
         "podkv raises alarms by itself; etcd against etcd has them, for the slips in what they block",
     ),
@@ -358,12 +362,10 @@ impl Generator {
                 CompareTarget::Lease => TargetUnion::Lease(self.lease()),
             })
         });
-        let results = [
-            CompareResult::Equal,
-            CompareResult::Greater,
-            CompareResult::Less,
-            CompareResult::NotEqual,
-        ];
+        let mut results = vec![CompareResult::Equal, CompareResult::NotEqual];
+        if !matches!(target_union, Some(TargetUnion::Lease(CHOSEN..))) {
+            results.extend([CompareResult::Greater, CompareResult::Less]);
+        }
         let result = results.choose(&mut self.rng).copied().unwrap_or_default();
         Compare {
             result: result.into(),

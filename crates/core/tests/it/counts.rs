@@ -1,8 +1,9 @@
 //! The promise: the count of a range is exact, at any size of the store, although it walks two
 //! blocks at most.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use podkv_api::*;
 use podkv_core::*;
@@ -105,6 +106,56 @@ fn a_limited_range_does_not_walk_its_keys() {
     assert_eq!((page.kvs.len(), page.count, page.more), (10, 19_995, true));
     // 11 keys, the blocks (20 000 / 512), and the keys of the first block.
     assert!(view.1.get() < 11 + 40 + 1_024 + 10, "{}", view.1.get());
+}
+
+/// Keeps the counts of one revision.
+#[derive(Default)]
+struct One(RefCell<Option<Arc<PastCounts>>>);
+
+impl KeepPastCounts for One {
+    fn kept(&self, at: Revision) -> Option<Arc<PastCounts>> {
+        let kept = self.0.borrow();
+        kept.clone().filter(|counts| counts.revision() == at)
+    }
+
+    fn keep(
+        &self,
+        at: Revision,
+        make: &mut dyn FnMut() -> Result<PastCounts, ViewError>,
+    ) -> Result<Arc<PastCounts>, ViewError> {
+        assert!(self.kept(at).is_none());
+        let made = Arc::new(make()?);
+        *self.0.borrow_mut() = Some(made.clone());
+        Ok(made)
+    }
+}
+
+/// A list of a distant revision walks its keys once, whatever happens while its pages are read.
+#[test]
+fn pages_of_a_distant_revision_walk_its_keys_once() {
+    let mut store = Store::new();
+    store.apply((0..20_000).map(put).collect());
+    let then = store.meta().revision;
+    let later = |store: &mut Store| {
+        store.apply(vec![delete(KeyRange::between(name(3_000), name(9_000)))]);
+        store.apply((20_000..26_000).map(put).collect());
+        store.apply((0..3_000).map(put).collect());
+    };
+    later(&mut store);
+    let kept = One::default();
+    let mut costs = Vec::new();
+    for from in [0, 1, 2_999, 3_000, 8_765, 12_000, 19_000] {
+        let view = Counting(&store.view, Cell::new(0));
+        let request = Range::new(KeyRange::from(name(from))).at(then);
+        for request in [request.clone().limit(10), request.count_only()] {
+            let page = range_with(&view, &request, PageLimits::default(), Some(&kept));
+            assert_eq!(page.unwrap().unwrap().count, 20_000 - from);
+        }
+        costs.push(view.1.get());
+        later(&mut store);
+    }
+    assert!(costs[0] > 20_000, "{costs:?}");
+    assert!(costs[1..].iter().all(|cost| *cost < 6_000), "{costs:?}");
 }
 
 /// Of the recent past by undoing changes, of the distant past by walking the keys.

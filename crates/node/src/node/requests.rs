@@ -98,6 +98,17 @@ methods! {
     EtcdLeaseTimeToLive = "/etcdserverpb.Lease/LeaseTimeToLive", "etcd.lease.time_to_live";
     EtcdLeaseLeases = "/etcdserverpb.Lease/LeaseLeases", "etcd.lease.list";
     EtcdAuthAuthenticate = "/etcdserverpb.Auth/Authenticate", "etcd.auth.authenticate";
+    EtcdMemberList = "/etcdserverpb.Cluster/MemberList", "etcd.cluster.member_list";
+    EtcdStatus = "/etcdserverpb.Maintenance/Status", "etcd.maintenance.status";
+    EtcdAlarm = "/etcdserverpb.Maintenance/Alarm", "etcd.maintenance.alarm";
+    EtcdSnapshot = "/etcdserverpb.Maintenance/Snapshot", "etcd.maintenance.snapshot";
+    EtcdLock = "/v3lockpb.Lock/Lock", "etcd.lock.lock";
+    EtcdUnlock = "/v3lockpb.Lock/Unlock", "etcd.lock.unlock";
+    EtcdCampaign = "/v3electionpb.Election/Campaign", "etcd.election.campaign";
+    EtcdProclaim = "/v3electionpb.Election/Proclaim", "etcd.election.proclaim";
+    EtcdLeader = "/v3electionpb.Election/Leader", "etcd.election.leader";
+    EtcdObserve = "/v3electionpb.Election/Observe", "etcd.election.observe";
+    EtcdResign = "/v3electionpb.Election/Resign", "etcd.election.resign";
 }
 
 /// gRPC's status codes, by number.
