@@ -38,7 +38,7 @@ pub use config::NodeConfig;
 pub use health::Health;
 pub use node::{
     Access, DataDigest, Latency, Method, Node, NodeBuilder, NodeStats, Requests, RestoreWriter,
-    Restored, SnapshotReader, VolumeSpace, Written, open_tls,
+    Restored, SnapshotReader, Total, VolumeSpace, Written, open_tls,
 };
 pub use size::SizeSource;
 pub use watch::Progress;

@@ -49,7 +49,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::access::Access;
 pub use self::admin::DataDigest;
-pub use self::requests::{Method, Requests};
+pub use self::requests::{Method, Requests, Total};
 pub use self::restore::{RestoreWriter, Restored};
 pub use self::snapshot::SnapshotReader;
 pub use self::start::{NodeBuilder, open_tls};

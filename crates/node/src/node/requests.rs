@@ -26,6 +26,14 @@ macro_rules! methods {
                 }
             }
 
+            /// The gRPC path: `/package.Service/Method`.
+            pub fn path(self) -> Option<&'static str> {
+                match self {
+                    $(Self::$name => Some($path),)*
+                    Self::Other => None,
+                }
+            }
+
             /// As it stands in metrics.
             pub fn label(self) -> &'static str {
                 match self {
@@ -111,25 +119,25 @@ methods! {
     EtcdResign = "/v3electionpb.Election/Resign", "etcd.election.resign";
 }
 
-/// gRPC's status codes, by number.
-const RESULTS: [&str; 17] = [
-    "ok",
-    "cancelled",
-    "unknown",
-    "invalid_argument",
-    "deadline_exceeded",
-    "not_found",
-    "already_exists",
-    "permission_denied",
-    "resource_exhausted",
-    "failed_precondition",
-    "aborted",
-    "out_of_range",
-    "unimplemented",
-    "internal",
-    "unavailable",
-    "data_loss",
-    "unauthenticated",
+/// gRPC's status codes by number: in our metrics, and as gRPC itself writes them.
+const RESULTS: [(&str, &str); 17] = [
+    ("ok", "OK"),
+    ("cancelled", "Cancelled"),
+    ("unknown", "Unknown"),
+    ("invalid_argument", "InvalidArgument"),
+    ("deadline_exceeded", "DeadlineExceeded"),
+    ("not_found", "NotFound"),
+    ("already_exists", "AlreadyExists"),
+    ("permission_denied", "PermissionDenied"),
+    ("resource_exhausted", "ResourceExhausted"),
+    ("failed_precondition", "FailedPrecondition"),
+    ("aborted", "Aborted"),
+    ("out_of_range", "OutOfRange"),
+    ("unimplemented", "Unimplemented"),
+    ("internal", "Internal"),
+    ("unavailable", "Unavailable"),
+    ("data_loss", "DataLoss"),
+    ("unauthenticated", "Unauthenticated"),
 ];
 /// The code of what is none of these.
 const UNKNOWN: usize = 2;
@@ -159,19 +167,38 @@ impl Requests {
         }
     }
 
-    /// Method, result and count: of everything that ever happened, and of each method's successes.
-    pub fn totals(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> + '_ {
+    /// Everything that ever happened, and of each method its successes.
+    pub fn totals(&self) -> impl Iterator<Item = Total> + '_ {
         Method::ALL
             .iter()
             .zip(&self.0)
             .flat_map(|(method, counts)| {
-                RESULTS.iter().zip(counts).filter_map(|(result, count)| {
-                    let count = count.load(Relaxed);
-                    let shown = count > 0 || *result == "ok";
-                    shown.then_some((method.label(), *result, count))
-                })
+                RESULTS
+                    .iter()
+                    .zip(counts)
+                    .filter_map(|((result, grpc_code), count)| {
+                        let count = count.load(Relaxed);
+                        let shown = count > 0 || *result == "ok";
+                        shown.then_some(Total {
+                            method: *method,
+                            result,
+                            grpc_code,
+                            count,
+                        })
+                    })
             })
     }
+}
+
+/// How often a method ended in one way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Total {
+    pub method: Method,
+    /// In podkv's metrics: `resource_exhausted`.
+    pub result: &'static str,
+    /// As gRPC writes it: `ResourceExhausted`.
+    pub grpc_code: &'static str,
+    pub count: u64,
 }
 
 #[cfg(test)]
@@ -188,7 +215,8 @@ mod tests {
         requests.count(Method::of_path("/grpc.health.v1.Health/Check"), 99);
         let happened: Vec<_> = requests
             .totals()
-            .filter(|(_, _, count)| *count > 0)
+            .filter(|total| total.count > 0)
+            .map(|total| (total.method.label(), total.result, total.count))
             .collect();
         let expected = [
             ("kv.put", "ok", 3),
@@ -197,7 +225,9 @@ mod tests {
         ];
         assert_eq!(happened, expected);
         // What has not happened yet is 0, not absent: a rate needs a first sample.
-        assert!(requests.totals().any(|one| one == ("kv.get", "ok", 0)));
+        let get =
+            |total: Total| (total.method, total.grpc_code, total.count) == (Method::KvGet, "OK", 0);
+        assert!(requests.totals().any(get));
     }
 
     #[test]

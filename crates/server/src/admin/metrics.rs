@@ -186,9 +186,35 @@ impl Page {
     fn requests(&mut self, node: &Node) {
         let help = "Calls of clients that were answered, and streams that have begun; operations in a pipe one by one";
         self.family("requests_total", help, "counter");
-        for (method, result, count) in node.requests().totals() {
+        for total in node.requests().totals() {
+            let (method, result) = (total.method.label(), total.result);
             let labels = format!("{{method=\"{method}\",result=\"{result}\"}}");
-            self.sample("requests_total", &labels, count);
+            self.sample("requests_total", &labels, total.count);
+        }
+        self.etcd_requests(node);
+    }
+
+    /// Calls of etcd's API once more, under the name that dashboards and clients of etcd look for.
+    fn etcd_requests(&mut self, node: &Node) {
+        const NAME: &str = "grpc_server_handled_total";
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            self.0,
+            "# HELP {NAME} Calls of the etcd API that were answered, and streams that have begun\n# TYPE {NAME} counter"
+        );
+        for total in node.requests().totals() {
+            let path = total.method.path().and_then(|path| path.strip_prefix('/'));
+            let Some((service, method)) = path.and_then(|path| path.split_once('/')) else {
+                continue;
+            };
+            if service.starts_with("podkv.") {
+                continue;
+            }
+            let (code, count) = (total.grpc_code, total.count);
+            let _ = writeln!(
+                self.0,
+                "{NAME}{{grpc_code=\"{code}\",grpc_method=\"{method}\",grpc_service=\"{service}\"}} {count}"
+            );
         }
     }
 

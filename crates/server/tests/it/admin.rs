@@ -132,6 +132,7 @@ async fn requests_are_counted_by_method_and_result() {
         r#"podkv_requests_total{method="kv.put",result="invalid_argument"} 2"#,
         r#"podkv_requests_total{method="kv.pipe",result="ok"} 1"#,
         r#"podkv_requests_total{method="kv.get",result="ok"} 0"#,
+        r#"grpc_server_handled_total{grpc_code="OK",grpc_method="Put",grpc_service="etcdserverpb.KV"} 0"#,
     ] {
         assert!(
             page.lines().any(|found| found == line),
