@@ -40,6 +40,26 @@ impl fmt::Display for Difference {
     }
 }
 
+impl Difference {
+    /// See `normalise::WATCH_RULES`: etcd's answer lacks the previous value alone, which it does now and then.
+    fn may_be_forgotten_by_etcd(&self) -> bool {
+        (0..2).any(|index| {
+            let (etcd, other) = (&self.answers[index], &self.answers[1 - index]);
+            self.names[index] == "etcd" && without_previous(other).as_ref() == Some(etcd)
+        })
+    }
+}
+
+/// An event without its previous value, if it has one.
+fn without_previous(event: &str) -> Option<String> {
+    let (before, previous) = event.split_once(",prev_kv{")?;
+    let (_, after) = previous.split_once('}')?;
+    Some(format!("{before}{after}"))
+}
+
+/// How often a program is run where etcd may have forgotten something: it does so in one of some thousand.
+const RUNS: usize = 3;
+
 /// Runs the program on both, at the same time.
 ///
 /// # Errors
@@ -49,11 +69,17 @@ pub async fn differ(
     program: &Program,
     patience: Duration,
 ) -> Result<Option<Difference>, Status> {
-    let (one, other) = tokio::join!(
-        run(&stores[0], program, patience),
-        run(&stores[1], program, patience)
-    );
-    Ok(first_difference(stores, &one?, &other?))
+    let mut runs = 1;
+    loop {
+        let (one, other) = tokio::join!(
+            run(&stores[0], program, patience),
+            run(&stores[1], program, patience)
+        );
+        match first_difference(stores, &one?, &other?) {
+            Some(difference) if runs < RUNS && difference.may_be_forgotten_by_etcd() => runs += 1,
+            found => return Ok(found),
+        }
+    }
 }
 
 fn first_difference(stores: &[Link; 2], one: &Trace, other: &Trace) -> Option<Difference> {
@@ -201,4 +227,31 @@ fn simpler(message: &DynamicMessage) -> Vec<DynamicMessage> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_previous_value_may_be_forgotten_and_only_by_etcd() {
+        let with = "type:PUT,kv{key:\"a\"},prev_kv{key:\"a\",version:1}";
+        let without = "type:PUT,kv{key:\"a\"}";
+        let difference = |names, answers: [&str; 2]| Difference {
+            names,
+            asked: Default::default(),
+            answers: answers.map(str::to_owned),
+        };
+        for (names, answers, forgotten) in [
+            (["etcd", "podkv"], [without, with], true),
+            (["etcd", "etcd"], [with, without], true),
+            (["etcd", "podkv"], [with, without], false),
+            (["etcd", "podkv"], ["type:DELETE", with], false),
+        ] {
+            assert_eq!(
+                difference(names, answers).may_be_forgotten_by_etcd(),
+                forgotten
+            );
+        }
+    }
 }
