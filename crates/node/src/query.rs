@@ -15,7 +15,7 @@ use podkv_core::{
     ViewError, read_meta,
 };
 
-use crate::storage::{StateStore, StateView};
+use crate::storage::{StateStore, StateView, Workers};
 
 /// What one chunk of a streamed range holds at most.
 const CHUNK_BYTES: usize = 512 << 10;
@@ -136,6 +136,7 @@ impl Query {
             total: u64,
             /// Until it was found to be allowed.
             reader: Reader,
+            workers: Workers,
         }
         let start = Reading {
             view: self.state.view(),
@@ -143,6 +144,7 @@ impl Query {
             first: true,
             total: 0,
             reader,
+            workers: self.state.workers(),
         };
         let chunks = futures_util::stream::try_unfold(start, move |mut reading| async move {
             let Some(request) = reading.next.take() else {
@@ -154,7 +156,8 @@ impl Query {
             };
             let view = reading.view.clone();
             let reader = reading.reader.take();
-            let page = blocking(move || read_range(&*view, &reader, &request, limits)).await??;
+            let read = move || read_range(&*view, &reader, &request, limits);
+            let page = blocking(&reading.workers, read).await??;
             if reading.first {
                 reading.total = page.count;
                 reading.first = false;
@@ -321,7 +324,8 @@ impl Query {
         read: impl FnOnce(&dyn StateView) -> Result<T, ViewError> + Send + 'static,
     ) -> Result<T> {
         let state = self.state.clone();
-        blocking(move || read(&*state.view())).await
+        let workers = state.workers();
+        blocking(&workers, move || read(&*state.view())).await
     }
 }
 
@@ -333,9 +337,10 @@ pub(crate) fn restoring() -> Error {
 
 /// Runs a read where it may wait for the disk.
 async fn blocking<T: Send + 'static>(
+    workers: &Workers,
     read: impl FnOnce() -> Result<T, ViewError> + Send + 'static,
 ) -> Result<T> {
-    match tokio::task::spawn_blocking(read).await {
+    match workers.spawn(read).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => {
             tracing::error!(%error, "the state cannot be read");
