@@ -83,7 +83,7 @@ impl LeaderDuties {
     }
 
     async fn due(&self, look_at_settings: bool) -> Result<Due, podkv_core::ViewError> {
-        let state = self.state.clone();
+        let (state, workers) = (self.state.clone(), self.state.workers());
         let look_at_size = look_at_settings && self.replicas.is_some();
         // Without a clock of its own the leader has written nothing yet in its term; its first write
         // starts one.
@@ -111,7 +111,7 @@ impl LeaderDuties {
                 size: look_at_size && podkv_core::desired_size(&*view)?.is_none(),
             })
         };
-        match tokio::task::spawn_blocking(read).await {
+        match workers.spawn(read).await {
             Ok(due) => due,
             // The runtime is going down.
             Err(_) => Ok(Due {

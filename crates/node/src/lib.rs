@@ -13,6 +13,7 @@ pub mod dns;
 mod duties;
 mod health;
 pub mod identity;
+mod loans;
 mod membership;
 pub mod node;
 mod own_session;

@@ -14,9 +14,11 @@ use podkv_core::{
     Answer, AuthInfo, AuthUser, Caller, Meta, PageLimits, RangePage, Rejection, Rights, View,
     ViewError, read_meta,
 };
+use tokio_util::sync::CancellationToken;
 
+use crate::loans::{Loan, Loans};
 use crate::past_counts::KeptPastCounts;
-use crate::storage::{StateStore, StateView};
+use crate::storage::{StateStore, StateView, Workers};
 
 /// What one chunk of a streamed range holds at most.
 const CHUNK_BYTES: usize = 512 << 10;
@@ -66,6 +68,7 @@ fn read_range(
 pub(crate) struct Query {
     state: Arc<dyn StateStore>,
     past_counts: Arc<KeptPastCounts>,
+    loans: Arc<Loans>,
     /// An answer in one message is at most this large; a larger one must be streamed.
     max_answer_bytes: usize,
 }
@@ -75,8 +78,19 @@ impl Query {
         Self {
             state,
             past_counts: Arc::default(),
+            loans: Arc::default(),
             max_answer_bytes,
         }
+    }
+
+    #[cfg(test)]
+    pub fn loans(&self) -> &Loans {
+        &self.loans
+    }
+
+    /// Takes back the views of streams that nobody reads.
+    pub async fn take_back_views(self, stop: CancellationToken) {
+        self.loans.run(stop).await;
     }
 
     /// A whole range in one answer.
@@ -135,24 +149,26 @@ impl Query {
         read_range(&*view, reader, request, limits, &self.past_counts).ok()
     }
 
-    /// A range in chunks, all from one view. The next chunk is read when the last one was taken.
+    /// A range in chunks, all of one revision. The next chunk is read when the last one was taken.
     pub fn range_stream(&self, header: Header, request: Range, reader: Reader) -> RangeStream {
         struct Reading {
-            view: Arc<dyn StateView>,
+            view: Arc<Loan>,
             next: Option<Range>,
             first: bool,
             total: u64,
             /// Until it was found to be allowed.
             reader: Reader,
             past_counts: Arc<KeptPastCounts>,
+            workers: Workers,
         }
         let start = Reading {
-            view: self.state.view(),
+            view: self.loans.lend(&self.state),
             next: Some(request),
             first: true,
             total: 0,
             reader,
             past_counts: self.past_counts.clone(),
+            workers: self.state.workers(),
         };
         let chunks = futures_util::stream::try_unfold(start, move |mut reading| async move {
             let Some(request) = reading.next.take() else {
@@ -162,11 +178,11 @@ impl Query {
                 max_bytes: CHUNK_BYTES,
                 count: reading.first,
             };
-            let view = reading.view.clone();
+            let view = reading.view.view();
             let reader = reading.reader.take();
             let past_counts = reading.past_counts.clone();
             let read = move || read_range(&*view, &reader, &request, limits, &past_counts);
-            let page = blocking(read).await??;
+            let page = blocking(&reading.workers, read).await??;
             if reading.first {
                 reading.total = page.count;
                 reading.first = false;
@@ -333,7 +349,8 @@ impl Query {
         read: impl FnOnce(&dyn StateView) -> Result<T, ViewError> + Send + 'static,
     ) -> Result<T> {
         let state = self.state.clone();
-        blocking(move || read(&*state.view())).await
+        let workers = state.workers();
+        blocking(&workers, move || read(&*state.view())).await
     }
 }
 
@@ -345,9 +362,10 @@ pub(crate) fn restoring() -> Error {
 
 /// Runs a read where it may wait for the disk.
 async fn blocking<T: Send + 'static>(
+    workers: &Workers,
     read: impl FnOnce() -> Result<T, ViewError> + Send + 'static,
 ) -> Result<T> {
-    match tokio::task::spawn_blocking(read).await {
+    match workers.spawn(read).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => {
             tracing::error!(%error, "the state cannot be read");

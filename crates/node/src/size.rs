@@ -148,7 +148,8 @@ impl SizeFollower {
 
     async fn write_down(&self, size: DesiredSize) -> Result<()> {
         let state = self.state.clone();
-        let known = tokio::task::spawn_blocking(move || podkv_core::desired_size(&*state.view()));
+        let workers = state.workers();
+        let known = workers.spawn(move || podkv_core::desired_size(&*state.view()));
         let known = known
             .await
             .map_err(|_| Error::internal("reading the desired size did not come to an end"))?

@@ -411,7 +411,9 @@ impl Bootstrap {
         change: impl FnOnce(&Identity) -> Result<()> + Send + 'static,
     ) -> Result<()> {
         let identity = self.parts.identity.clone();
-        let result = tokio::task::spawn_blocking(move || change(&identity))
+        let workers = identity.workers();
+        let result = workers
+            .spawn(move || change(&identity))
             .await
             .map_err(|error| {
                 Error::internal("changing the node's phase failed").with_source(error)

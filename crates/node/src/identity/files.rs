@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use podkv_api::{Incarnation, MemberId};
 
-use crate::storage::StorageError;
+use crate::storage::{StorageError, Workers};
 
 /// The files of a node's identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,4 +74,9 @@ pub trait MarkerStore: Send + Sync + 'static {
 
     /// The file's place, for messages.
     fn describe(&self, file: IdentityFile) -> String;
+
+    /// Where work on it runs.
+    fn workers(&self) -> Workers {
+        Workers::default()
+    }
 }

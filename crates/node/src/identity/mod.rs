@@ -17,7 +17,7 @@
 //! Node ids are random, never an ordinal, never used twice: an empty volume under an old id would
 //! have forgotten its votes, and nobody would notice.
 //!
-//! Functions that change something write and fsync: call them through `spawn_blocking`. Those that
+//! Functions that change something write and fsync: call them through [`Identity::workers`]. Those that
 //! only look never wait for a disk.
 
 mod files;
@@ -30,6 +30,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use podkv_api::{ClusterId, Error, Incarnation, MemberId, Reason};
+
+use crate::storage::Workers;
 
 pub use files::{Aside, IdentityFile, MarkerStore};
 pub use folder::DataFolder;
@@ -129,6 +131,11 @@ impl Identity {
 
     pub fn node_id(&self) -> MemberId {
         self.node_id
+    }
+
+    /// Where changes of it run.
+    pub fn workers(&self) -> Workers {
+        self.markers.workers()
     }
 
     /// The pod's name.

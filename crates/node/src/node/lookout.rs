@@ -100,7 +100,9 @@ impl Lookout {
             let found = self.look(members).await;
             if let Some(why) = found.ended() {
                 let identity = self.identity.clone();
-                tokio::task::spawn_blocking(move || identity.retire())
+                identity
+                    .workers()
+                    .spawn(move || identity.retire())
                     .await
                     .map_err(|_| Error::internal("retiring did not come to an end"))??;
                 return Err(Error::new(

@@ -72,7 +72,10 @@ impl Node {
     async fn remove_aside(&self) {
         let markers = self.0.storage.markers.clone();
         let (_, incarnation) = self.cluster();
-        let removed = tokio::task::spawn_blocking(move || markers.remove_aside(incarnation)).await;
+        let removed = markers
+            .workers()
+            .spawn(move || markers.remove_aside(incarnation))
+            .await;
         if let Ok(Err(error)) = removed {
             tracing::warn!(%error, "the data of a retired node stays for now");
         }

@@ -146,7 +146,8 @@ impl RestoreWriter {
     /// Checksums and decoding, off the async threads.
     async fn next_part(&mut self) -> Result<Option<BackupPart>> {
         let mut reader = std::mem::take(&mut self.reader);
-        let reading = tokio::task::spawn_blocking(move || {
+        let workers = self.node.0.storage.state.workers();
+        let reading = workers.spawn(move || {
             let part = reader.next_part();
             (reader, part)
         });

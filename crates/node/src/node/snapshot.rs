@@ -14,7 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::Node;
 use super::start::storage_failed;
 use crate::query::restoring;
-use crate::storage::{Checkpoint, StateView};
+use crate::storage::{Checkpoint, StateView, Workers};
 
 /// A chunk is at most this long: it fits into a message of gRPC with default limits.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -29,6 +29,7 @@ pub struct SnapshotReader {
     /// Of a frame that is longer than a chunk.
     rest: Bytes,
     view: Arc<dyn StateView>,
+    workers: Workers,
     /// The view's files live as long as this.
     _checkpoint: Arc<dyn Checkpoint>,
     _only_one: OwnedSemaphorePermit,
@@ -47,7 +48,8 @@ impl Node {
         })?;
         self.fresh(Consistency::Linearizable, None).await?;
         let state = self.0.storage.state.clone();
-        let opened = blocking(move || {
+        let workers = state.workers();
+        let opened = blocking(&workers, move || {
             let checkpoint = state.checkpoint().map_err(storage_failed)?;
             let view = checkpoint.view().map_err(storage_failed)?;
             let meta = read_meta(&*view).map_err(unreadable)?;
@@ -66,13 +68,14 @@ impl Node {
             retention: meta.retention,
             release: env!("CARGO_PKG_VERSION").into(),
         });
-        let total_bytes = length(writer.clone(), &view).await?;
+        let total_bytes = length(&workers, writer.clone(), &view).await?;
         Ok(SnapshotReader {
             header,
             total_bytes,
             writer,
             rest: Bytes::new(),
             view,
+            workers,
             _checkpoint: checkpoint,
             _only_one: only_one,
         })
@@ -104,7 +107,7 @@ impl SnapshotReader {
 
     async fn next_frame(&mut self) -> Result<Option<Bytes>> {
         let (mut writer, view) = (self.writer.clone(), self.view.clone());
-        let (writer, frame) = blocking(move || {
+        let (writer, frame) = blocking(&self.workers, move || {
             let frame = writer.next_frame(&*view).map_err(unreadable)?;
             Ok((writer, frame))
         })
@@ -115,12 +118,16 @@ impl SnapshotReader {
 }
 
 /// How many bytes a backup will have.
-async fn length(mut writer: BackupWriter, view: &Arc<dyn StateView>) -> Result<u64> {
+async fn length(
+    workers: &Workers,
+    mut writer: BackupWriter,
+    view: &Arc<dyn StateView>,
+) -> Result<u64> {
     let mut total = 0;
     loop {
         let view = view.clone();
         // In steps, so that a caller who goes away ends it.
-        let (after, bytes) = blocking(move || {
+        let (after, bytes) = blocking(workers, move || {
             let mut bytes = 0;
             for _ in 0..FRAMES_PER_STEP {
                 match writer.next_frame(&*view).map_err(unreadable)? {
@@ -148,9 +155,10 @@ fn unreadable(error: ViewError) -> Error {
 }
 
 async fn blocking<T: Send + 'static>(
+    workers: &Workers,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = workers.spawn(work).await;
     done.unwrap_or_else(|_| {
         Err(Error::new(
             Reason::NodeNotReady,

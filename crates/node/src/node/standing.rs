@@ -83,7 +83,7 @@ async fn watch(node: Weak<Inner>, bootstrap: Arc<Bootstrap>, lookout: Lookout) {
 impl Node {
     async fn retire(&self, why: &str) {
         let identity = self.0.identity.clone();
-        let retired = tokio::task::spawn_blocking(move || identity.retire()).await;
+        let retired = identity.workers().spawn(move || identity.retire()).await;
         let error = match retired {
             Ok(Ok(())) => {
                 let text = format!(

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use podkv_api::{Error, Header, Limits, Reason, Result};
 use podkv_core::{FEATURE_LEVEL, Meta, read_meta};
-use podkv_tls::{OwnNames, Tls};
+use podkv_tls::{OwnNames, Tls, TlsMode};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -36,7 +36,7 @@ use crate::read::{ReadIndex, ReadIndexParts};
 use crate::reconcile::Reconciler;
 use crate::renew::Renewals;
 use crate::size::SizeSource;
-use crate::storage::{Storage, Volume};
+use crate::storage::{Storage, Volume, Workers};
 use crate::transport::Transport;
 use crate::transport::tcp::{TcpSettings, TcpTransport};
 use crate::transport::tls::TlsTransport;
@@ -189,6 +189,9 @@ pub async fn open_tls(config: &NodeConfig) -> Result<Option<Tls>> {
         client_address: config.client_address.clone(),
     };
     let config = config.tls.clone();
+    if config.mode == TlsMode::Off {
+        return Ok(None);
+    }
     tokio::task::spawn_blocking(move || Tls::open(&config, &names))
         .await
         .unwrap_or_else(|_| {
@@ -219,7 +222,10 @@ async fn open_volume(
         config.name.clone(),
         config.cache_bytes,
     );
-    let opening = tokio::task::spawn_blocking(move || {
+    let workers = volume
+        .as_ref()
+        .map_or_else(Workers::default, Volume::workers);
+    let opening = workers.spawn(move || {
         let volume = match volume {
             Some(volume) => volume,
             None => Volume::open(&storage)?,
@@ -248,7 +254,9 @@ async fn look_out(identity: &Arc<Identity>, storage: &Storage, peers: &PeerPool)
         return Ok(());
     }
     let storage = storage.clone();
-    let members = tokio::task::spawn_blocking(move || raft::newest_members(&storage))
+    let workers = storage.state.workers();
+    let members = workers
+        .spawn(move || raft::newest_members(&storage))
         .await
         .map_err(|_| Error::internal("reading the membership did not come to an end"))??;
     Lookout::new(identity.clone(), peers.clone())
@@ -420,7 +428,9 @@ async fn start_watches(
 /// What the state says of itself. One that a newer release wrote is refused.
 async fn read_state(storage: &Storage) -> Result<Meta> {
     let state = storage.state.clone();
-    let meta = tokio::task::spawn_blocking(move || read_meta(&*state.view()))
+    let workers = state.workers();
+    let meta = workers
+        .spawn(move || read_meta(&*state.view()))
         .await
         .map_err(|_| Error::internal("reading the state did not come to an end"))?
         .map_err(|error| {
@@ -495,6 +505,8 @@ impl Node {
             keep_bytes: inner.config.log_keep_bytes,
         };
         inner.tasks.spawn(keeper.run(inner.stop.clone()));
+        let views = inner.query.clone();
+        inner.tasks.spawn(views.take_back_views(inner.stop.clone()));
         inner
             .tasks
             .spawn(readiness::run(Arc::downgrade(inner), inner.stop.clone()));

@@ -216,7 +216,9 @@ impl Gate {
         let (counter, nonce) = (header.boot_counter, header.boot_nonce);
         if !self.identity.knows_peer(id, counter, nonce) {
             let identity = self.identity.clone();
-            tokio::task::spawn_blocking(move || identity.observe_peer(id, counter, nonce))
+            identity
+                .workers()
+                .spawn(move || identity.observe_peer(id, counter, nonce))
                 .await
                 .map_err(|error| Error::internal("observing a peer failed").with_source(error))??;
         }

@@ -7,7 +7,6 @@ mod state;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
@@ -36,7 +35,7 @@ use super::{membership, record};
 use crate::config::RaftTiming;
 use crate::membership::{LogPosition, PeerAddress};
 use crate::peer::pool::PeerPool;
-use crate::storage::{LogStore, StateStore};
+use crate::storage::{LogStore, StateStore, Worker};
 
 pub(super) type Raft = openraft::Raft<TypeConfig, Machine>;
 type Metrics = RaftMetrics<TypeConfig>;
@@ -85,7 +84,7 @@ struct Inner {
 
 struct Threads {
     writer: Writer,
-    apply: JoinHandle<()>,
+    apply: Worker,
 }
 
 impl Group {
@@ -107,7 +106,7 @@ impl Group {
             let (state, transfers) = (state, transfers.clone());
             move || open(log, log_cache_bytes, state, events, transfers)
         };
-        let (log, writer, machine, apply) = joined(tokio::task::spawn_blocking(open).await)??;
+        let (log, writer, machine, apply) = joined(store.workers().spawn(open).await)??;
         let applied = machine.applied();
         let snapshots = machine.snapshots();
         let apply_latency = machine.apply_latency();
@@ -394,6 +393,7 @@ impl Group {
     /// Makes everything that is applied durable, and returns up to where.
     async fn flush(&self) -> Result<Option<LogPosition>> {
         let store = self.0.store.clone();
+        let workers = store.workers();
         let flush = move || -> Result<Option<LogPosition>> {
             store.flush()?;
             let record = store.get_durable(&applied_key())?;
@@ -402,7 +402,7 @@ impl Group {
                 .transpose();
             position.map_err(|error| Error::new(Reason::Corrupt, error.to_string()))
         };
-        joined(tokio::task::spawn_blocking(flush).await)?
+        joined(workers.spawn(flush).await)?
     }
 
     /// Returns when a snapshot covers `at`, and whoever asks for the [state](Self::state) sees it.
@@ -462,8 +462,7 @@ impl Group {
             .take();
         if let Some(Threads { writer, apply }) = threads {
             // The state machine goes with openraft, and its thread with it.
-            let applied = tokio::task::spawn_blocking(move || apply.join()).await;
-            if !matches!(applied, Ok(Ok(()))) {
+            if !apply.join().await {
                 tracing::error!("the apply thread panicked");
             }
             writer.stop().await;
@@ -471,7 +470,7 @@ impl Group {
     }
 }
 
-type Opened = (Log, Writer, Machine, JoinHandle<()>);
+type Opened = (Log, Writer, Machine, Worker);
 
 fn open(
     log: Arc<dyn LogStore>,

@@ -23,7 +23,6 @@ mod writer;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
@@ -39,7 +38,7 @@ use super::histogram::HistogramSnapshot;
 use super::record;
 use super::types::{LogEntry, LogId, TypeConfig, Vote, log_id, position, weight};
 use crate::membership::LogPosition;
-use crate::storage::{LogRecovery, LogStore, StorageError};
+use crate::storage::{LogRecovery, LogStore, StorageError, Worker};
 
 /// Up to where the log is on disk.
 #[derive(Clone, Debug)]
@@ -132,7 +131,7 @@ pub(super) struct Log {
 /// Ends the writer thread.
 pub(super) struct Writer {
     jobs: mpsc::Sender<Job>,
-    thread: JoinHandle<()>,
+    worker: Worker,
 }
 
 impl Writer {
@@ -140,8 +139,7 @@ impl Writer {
     pub async fn stop(self) {
         // An error means that the thread has ended.
         let _ = self.jobs.send(Job::Stop).await;
-        let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
-        if !matches!(joined, Ok(Ok(()))) {
+        if !self.worker.join().await {
             tracing::error!("the log's writer thread panicked");
         }
     }
@@ -164,11 +162,12 @@ impl Log {
             durable,
         });
         let (jobs, queue) = mpsc::channel(QUEUE_JOBS);
-        let thread = std::thread::Builder::new()
-            .name("podkv-log".into())
-            .spawn({
-                let shared = shared.clone();
-                move || writer::run(&shared, queue)
+        let mut batches = writer::Batches::new(shared.clone());
+        let worker = shared
+            .store
+            .workers()
+            .start("podkv-log", queue, move |job, more| {
+                batches.write(job, more)
             })
             .map_err(|error| StorageError {
                 what: "the log's writer thread cannot be started".into(),
@@ -182,7 +181,7 @@ impl Log {
                 jobs: jobs.clone(),
                 room,
             },
-            Writer { jobs, thread },
+            Writer { jobs, worker },
         ))
     }
 

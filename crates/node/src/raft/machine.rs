@@ -20,7 +20,6 @@ mod snapshot;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream, StreamExt};
@@ -42,7 +41,7 @@ use super::types::{
 };
 use super::{Applied, EventSink};
 use crate::membership::{LogPosition, Members};
-use crate::storage::StateStore;
+use crate::storage::{StateStore, Worker, Workers};
 
 /// One batch of apply: enough to share its costs, little enough to answer the first soon.
 const BATCH_ENTRIES: usize = 1024;
@@ -137,7 +136,7 @@ impl Machine {
         events: Arc<dyn EventSink>,
         transfers: Arc<Transfers>,
         log: Option<Log>,
-    ) -> io::Result<(Self, JoinHandle<()>)> {
+    ) -> io::Result<(Self, Worker)> {
         let view = state.view();
         let reached = Reached::read(&*view).map_err(io::Error::other)?;
         let applied = reached.applied(&*view).map_err(io::Error::other)?;
@@ -155,13 +154,12 @@ impl Machine {
         });
         // openraft hands over one batch at a time.
         let (jobs, queue) = mpsc::channel(1);
-        let thread = std::thread::Builder::new()
-            .name("podkv-apply".into())
-            .spawn({
-                let shared = shared.clone();
-                move || apply::run(&shared, queue)
-            })?;
-        Ok((Self { shared, jobs }, thread))
+        let worker = {
+            let shared = shared.clone();
+            let workers = shared.state.workers();
+            workers.start("podkv-apply", queue, move |job, _| apply::run(&shared, job))?
+        };
+        Ok((Self { shared, jobs }, worker))
     }
 
     pub fn applied(&self) -> watch::Receiver<Applied> {
@@ -247,7 +245,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
     ) -> Result<(), io::Error> {
         let expected = meta.last_log_id.as_ref().map(position);
         let shared = self.shared.clone();
-        blocking(move || shared.install(expected, snapshot)).await
+        let workers = shared.state.workers();
+        blocking(&workers, move || shared.install(expected, snapshot)).await
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<SnapshotData>>, io::Error> {
@@ -260,7 +259,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
             return Ok(None);
         }
         let shared = self.shared.clone();
-        let built = blocking(move || shared.build()).await?;
+        let workers = shared.state.workers();
+        let built = blocking(&workers, move || shared.build()).await?;
         Ok(Some(built.into_snapshot()))
     }
 }
@@ -273,16 +273,17 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
 
     async fn build_snapshot(&mut self) -> Result<Snapshot<SnapshotData>, io::Error> {
         let shared = self.0.clone();
-        Ok(blocking(move || shared.build()).await?.into_snapshot())
+        let workers = shared.state.workers();
+        let built = blocking(&workers, move || shared.build()).await?;
+        Ok(built.into_snapshot())
     }
 }
 
 async fn blocking<T: Send + 'static>(
+    workers: &Workers,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(io::Error::other)?
+    workers.spawn(work).await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]

@@ -101,9 +101,10 @@ impl Reconciler {
 
     async fn size(&self) -> Result<Option<DesiredSize>, ViewError> {
         let state = self.state.clone();
+        let workers = state.workers();
         let read = move || podkv_core::desired_size(&*state.view());
         // It fails to join only when the runtime goes down.
-        tokio::task::spawn_blocking(read).await.unwrap_or(Ok(None))
+        workers.spawn(read).await.unwrap_or(Ok(None))
     }
 
     fn decide(&self, observed: &Observed, memory: &Memory) -> Action {

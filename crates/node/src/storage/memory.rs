@@ -124,7 +124,8 @@ pub struct MemoryVolume {
 }
 
 impl MemoryVolume {
-    pub(crate) fn open_stores(&self) -> Storage {
+    /// The stores, and the identity files.
+    pub fn open_stores(&self) -> Storage {
         Storage {
             log: Arc::new(MemoryLog(self.clone())),
             state: Arc::new(MemoryState(self.clone())),

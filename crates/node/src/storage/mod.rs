@@ -31,6 +31,7 @@ mod staging;
 #[cfg(test)]
 mod suite;
 mod volume;
+mod workers;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -41,6 +42,8 @@ use podkv_core::View;
 pub use error::{StorageError, TransferError};
 pub use memory::{Crash, MemoryDisk, MemoryVolume};
 pub use volume::{Storage, Volume};
+pub(crate) use workers::Worker;
+pub use workers::{DiskTime, Workers};
 
 pub(crate) use durable_file::{read_small, sync_folder, write_durably};
 
@@ -94,6 +97,11 @@ pub trait LogStore: Send + Sync + 'static {
 
     /// False if the entries are gone with the process.
     fn is_durable(&self) -> bool;
+
+    /// Where work on it runs.
+    fn workers(&self) -> Workers {
+        Workers::default()
+    }
 }
 
 /// A consistent, immutable view of the state.
@@ -145,6 +153,11 @@ pub trait StateStore: Send + Sync + 'static {
 
     /// Bytes on disk, roughly.
     fn disk_bytes(&self) -> u64;
+
+    /// Where work on it runs.
+    fn workers(&self) -> Workers {
+        Workers::default()
+    }
 }
 
 /// One file of a checkpoint.

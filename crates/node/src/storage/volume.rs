@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use podkv_api::Error;
 
-use super::{LogStore, MemoryDisk, MemoryVolume, StateStore, StorageError};
+use super::{LogStore, MemoryDisk, MemoryVolume, StateStore, StorageError, Workers};
 use crate::config::StorageConfig;
 use crate::identity::{DataFolder, Identity, MarkerStore, Phase};
 
@@ -22,6 +22,8 @@ pub struct Storage {
 pub enum Volume {
     Disk(Arc<DataFolder>),
     Memory(MemoryVolume),
+    /// Stores of the caller's own, open already: a simulated disk.
+    Stores(Storage),
 }
 
 impl Volume {
@@ -77,6 +79,15 @@ impl Volume {
         match self {
             Self::Disk(folder) => folder.markers(),
             Self::Memory(volume) => volume.markers(),
+            Self::Stores(storage) => storage.markers.clone(),
+        }
+    }
+
+    /// Where work on it runs.
+    pub(crate) fn workers(&self) -> Workers {
+        match self {
+            Self::Disk(_) | Self::Memory(_) => Workers::default(),
+            Self::Stores(storage) => storage.markers.workers(),
         }
     }
 
@@ -102,6 +113,7 @@ impl Volume {
         match self {
             Self::Disk(folder) => open_disk(folder, cache_bytes, may_create),
             Self::Memory(volume) => Ok(volume.open_stores()),
+            Self::Stores(storage) => Ok(storage.clone()),
         }
     }
 }

@@ -118,7 +118,8 @@ pub(super) async fn run(mut desk: Desk, state: Arc<dyn StateStore>, stop: Cancel
         let is_busy = desk.take_over();
         for action in desk.actions.drain(..) {
             let state = state.clone();
-            reads.spawn_blocking(move || action.run(&*state));
+            let workers = state.workers();
+            workers.spawn_on(&mut reads, move || action.run(&*state));
         }
         tokio::select! {
             biased;

@@ -16,7 +16,7 @@ use super::super::machine::SnapshotData;
 use super::super::types::{Snapshot, SnapshotMeta};
 use super::super::wire as convert;
 use super::stopped;
-use crate::storage::{StagedCheckpoint, StateStore, TransferError};
+use crate::storage::{StagedCheckpoint, StateStore, TransferError, Workers};
 
 /// Files of one checkpoint: RocksDB has thousands at most.
 const MAX_FILES: usize = 100_000;
@@ -69,7 +69,7 @@ impl Receiver {
         let id = request.snapshot_id;
         let mut receiving = self.receiving.lock().await;
         let (state, name) = (self.state.clone(), id.clone());
-        let staged = blocking(move || state.stage(&name, files)).await?;
+        let staged = blocking(&self.state.workers(), move || state.stage(&name, files)).await?;
         let offsets = staged.offsets();
         *receiving = Some(Receiving { id, meta, staged });
         Ok(wire::OfferSnapshotResponse {
@@ -92,7 +92,8 @@ impl Receiver {
                 let staged = staged.clone();
                 let file = usize::try_from(chunk.file)
                     .map_err(|_| Status::invalid_argument("no such file"))?;
-                blocking(move || staged.write(file, chunk.offset, &chunk.data)).await?;
+                let write = move || staged.write(file, chunk.offset, &chunk.data);
+                blocking(&self.state.workers(), write).await?;
             }
             next = rest.message().await?;
         }
@@ -133,9 +134,10 @@ impl Receiver {
 }
 
 async fn blocking<T: Send + 'static>(
+    workers: &Workers,
     work: impl FnOnce() -> Result<T, TransferError> + Send + 'static,
 ) -> Result<T, Status> {
-    let result = tokio::task::spawn_blocking(work).await;
+    let result = workers.spawn(work).await;
     result
         .map_err(|_| Status::unavailable("the node is stopping"))?
         .map_err(|error| match error {

@@ -83,7 +83,10 @@ impl Shared {
             };
             let store = self.store.clone();
             let read = move || read_disk(&*store, from, to, max_bytes);
-            let entries = tokio::task::spawn_blocking(read)
+            let entries = self
+                .store
+                .workers()
+                .spawn(read)
                 .await
                 .map_err(io::Error::other)?;
             // Entries that went away meanwhile are no damage: look again at what is there now.

@@ -8,6 +8,7 @@
 //! waits is told, now and later.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
@@ -76,20 +77,33 @@ struct Batch {
     stop: bool,
 }
 
-pub(super) fn run(shared: &Arc<Shared>, mut jobs: mpsc::Receiver<Job>) {
-    let mut end = shared.durable_end();
-    while let Some(first) = jobs.blocking_recv() {
-        let mut batch = Batch::new(end);
+/// What the thread does with its queue.
+pub(super) struct Batches {
+    shared: Arc<Shared>,
+    /// One behind the last entry that was written.
+    end: u64,
+}
+
+impl Batches {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        let end = shared.durable_end();
+        Self { shared, end }
+    }
+
+    /// Writes `first`, and what stands behind it in the queue, as one batch.
+    pub fn write(&mut self, first: Job, queue: &mut mpsc::Receiver<Job>) -> ControlFlow<()> {
+        let mut batch = Batch::new(self.end);
         batch.push(first);
         while !batch.is_full()
-            && let Ok(job) = jobs.try_recv()
+            && let Ok(job) = queue.try_recv()
         {
             batch.push(job);
         }
-        end = batch.end;
-        write(shared, &mut batch);
-        if batch.stop {
-            break;
+        self.end = batch.end;
+        write(&self.shared, &mut batch);
+        match batch.stop {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
         }
     }
 }

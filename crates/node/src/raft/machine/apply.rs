@@ -1,11 +1,12 @@
 //! The thread that applies.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use openraft::storage::{ApplyResponder, EntryResponder};
 use podkv_core::{Applier, Effects, Outcome, View};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 use super::super::types::{
     EntryPayload, LogEntry, StoredMembership, TypeConfig, members, position,
@@ -19,15 +20,15 @@ pub(super) struct Job {
     pub done: oneshot::Sender<io::Result<()>>,
 }
 
-pub(super) fn run(shared: &Shared, mut jobs: mpsc::Receiver<Job>) {
-    while let Some(Job { batch, done }) = jobs.blocking_recv() {
-        let result = apply(shared, batch);
-        if let Err(error) = &result {
-            tracing::error!(%error, "entries cannot be applied; the node stops");
-        }
-        // openraft stops waiting only when it stops.
-        let _ = done.send(result);
+/// Never ends the thread: it ends when nobody can send a job any more.
+pub(super) fn run(shared: &Shared, Job { batch, done }: Job) -> ControlFlow<()> {
+    let result = apply(shared, batch);
+    if let Err(error) = &result {
+        tracing::error!(%error, "entries cannot be applied; the node stops");
     }
+    // openraft stops waiting only when it stops.
+    let _ = done.send(result);
+    ControlFlow::Continue(())
 }
 
 /// A proposer who waits, and what it is told.

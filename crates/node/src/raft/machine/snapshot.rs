@@ -13,7 +13,7 @@ use podkv_core::ViewError;
 use super::super::types::{Snapshot, SnapshotMeta, position};
 use super::{Reached, Shared};
 use crate::membership::LogPosition;
-use crate::storage::{Checkpoint, StagedCheckpoint};
+use crate::storage::{Checkpoint, StagedCheckpoint, Workers};
 
 /// How much is copied at once when a checkpoint of this node is installed on it.
 const COPY_BYTES: usize = 1 << 20;
@@ -33,6 +33,8 @@ pub(in crate::raft) struct Built {
     /// Read from inside the checkpoint.
     pub meta: SnapshotMeta,
     pub checkpoint: Arc<dyn Checkpoint>,
+    /// Where it is read.
+    pub workers: Workers,
 }
 
 impl Built {
@@ -124,6 +126,7 @@ impl Shared {
             id,
             meta,
             checkpoint,
+            workers: self.state.workers(),
         });
         self.counters.built.fetch_add(1, Relaxed);
         let replaced = {

@@ -64,7 +64,9 @@ impl Peer {
         self.transfers.progress();
         let files = {
             let built = built.clone();
-            tokio::task::spawn_blocking(move || built.checkpoint.files())
+            let workers = built.workers.clone();
+            workers
+                .spawn(move || built.checkpoint.files())
                 .await
                 .map_err(|error| NetworkError::new(&error))?
                 .map_err(|error| damaged(&error))?
@@ -222,8 +224,9 @@ fn chunks(
             };
             let name = file.name.clone();
             let snapshot_id = built.id.clone();
+            let workers = built.workers.clone();
             let read = move || built.checkpoint.read(&name, offset, CHUNK_BYTES);
-            let data = match tokio::task::spawn_blocking(read).await {
+            let data = match workers.spawn(read).await {
                 Ok(Ok(data)) if !data.is_empty() => data,
                 Ok(Ok(_)) => {
                     progress.failed(io::Error::other(format!("{} is too short", file.name)));
