@@ -9,7 +9,7 @@ IMAGE ?= podkv:$(VERSION)
 FLAGS_IMAGE ?= podkv-flags:$(VERSION)
 IMAGE_FLAGS ?=
 
-.PHONY: help setup build try demo flags test chaos compat etcd-client rehearse examples bench-checkpoint bench-etcd verify fix audit image image-flags manifests
+.PHONY: help setup build try demo flags test sim sim-planted chaos compat etcd-client rehearse examples bench-checkpoint bench-etcd verify fix audit image image-flags manifests
 
 help:
 	@echo "make try      the tour on memory storage: no C++, nothing durable"
@@ -17,6 +17,7 @@ help:
 	@echo "make flags    an example: feature flags in a web service of three replicas"
 	@echo "make examples podkv from Python, Node and curl, also while the leader is killed"
 	@echo "make test     all tests"
+	@echo "make sim      real nodes in a simulated world, one seed one run: SEED=7, or SEEDS=10000; make sim-planted: bugs that must be found"
 	@echo "make chaos    real nodes killed, paused, cut off, starved; every promise checked: MINUTES=10 SEED=1 (all of it as root)"
 	@echo "make rehearse all scenarios of the rehearsal of Kubernetes: real nodes as pods (root, Linux, an hour)"
 	@echo "make compat   the etcd API against a real etcd: SEEDS=300 random programs, planted slips, etcdctl"
@@ -68,6 +69,19 @@ chaos: build
 REHEARSE ?=
 rehearse: build
 	$(CARGO) run --locked --quiet --bin podkv-rehearse -- $(REHEARSE)
+
+# One seed that is named, or many: make sim SEED=7, make sim SEEDS=10000. No RocksDB, so no C++.
+FROM ?= 1
+JOBS ?= $(shell nproc)
+SIM ?= $(if $(filter command% environment%,$(origin SEED)),--seed $(SEED),--seeds $(SEEDS) --from $(FROM) --jobs $(JOBS))
+sim:
+	$(CARGO) run --locked --quiet -p podkv-sim -- $(SIM)
+
+# Each must be found; how many seeds that took is printed.
+sim-planted:
+	$(CARGO) build --locked --quiet -p podkv-sim
+	@for bug in $(PLANTED); do $(CARGO) run --locked --quiet -p podkv-sim -- --seeds $(SEEDS) --jobs $(JOBS) --planted $$bug || exit 1; done
+PLANTED ?= lost-fsync reused-node-id stale-read double-apply skipped-event fast-clock
 
 # Some of it is in `make test` already, for a few seeds.
 SEEDS ?= 300

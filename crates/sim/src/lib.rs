@@ -2,14 +2,20 @@
 //! promise.
 //!
 //! ```text
-//!   whoever drives a cluster ──► History ──► check::all ──► Report: violations, and what was looked at
+//!   world (simulated)  ─┐   clients, recorder
+//!                       ├──► History ──► check::all ──► Report: violations, and what was looked at
+//!   tests/chaos (real) ─┘   harvest
 //! ```
 //!
-//! Nothing here speaks to a cluster, and nothing here is podkv's own code: a checker that used the store's MVCC
-//! would share its mistakes. A history is a file, so what failed once can be checked again.
-//!
-//! Today real processes are driven (`tests/chaos`). The seeded world, which runs nodes on a simulated network,
-//! clock and disk, will live in this crate too, and record the same histories.
+//! - [`world`]: real nodes on a simulated network, clock and disk. One seed is one run, exactly.
+//! - [`clients`], [`recorder`], [`harvest`]: who calls, what is noted, what replicas hold at the end. `tests/chaos` drives
+//!   real processes with the same.
+//! - [`history`] and [`check`] speak to no cluster, and hold none of podkv's own code: a checker that used the store's
+//!   MVCC would share its mistakes. A history is a file, so what failed once can be checked again.
 
 pub mod check;
+pub mod clients;
+pub mod harvest;
 pub mod history;
+pub mod recorder;
+pub mod world;

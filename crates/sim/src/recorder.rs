@@ -12,26 +12,37 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use podkv_api::{Error, Reason};
-use podkv_sim::history::{
+use crate::history::{
     Action, Answer, Call, Event, Fault, Fence, Header, History, Hold, KeyValue, Nanos, Outcome,
     Setup, Sighting, WatchStream,
 };
+use podkv_api::{Error, Reason};
+
+/// Reads one monotonic clock: since the run began.
+type Clock = Box<dyn Fn() -> Nanos + Send + Sync>;
 
 /// Where everything is noted. Cheap to clone.
 #[derive(Clone)]
 pub struct Recorder(Arc<Inner>);
 
 struct Inner {
-    begun: Instant,
+    clock: Clock,
     next_id: AtomicU64,
     history: Mutex<History>,
 }
 
 impl Recorder {
     pub fn new(setup: Setup) -> Self {
+        let begun = Instant::now();
+        let since = move || u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        Self::with_clock(setup, since)
+    }
+
+    /// Notes the time of another clock. It must not stand still: of two calls, one after the other, the second must
+    /// be later.
+    pub fn with_clock(setup: Setup, clock: impl Fn() -> Nanos + Send + Sync + 'static) -> Self {
         Self(Arc::new(Inner {
-            begun: Instant::now(),
+            clock: Box::new(clock),
             next_id: AtomicU64::new(1),
             history: Mutex::new(History {
                 setup,
@@ -42,7 +53,7 @@ impl Recorder {
 
     /// Since the run began.
     pub fn now(&self) -> Nanos {
-        u64::try_from(self.0.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        (self.0.clock)()
     }
 
     /// The id of a call to be; its values carry it.

@@ -2,18 +2,16 @@
 
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use podkv_api::{Consistency, KeyRange, Range, Revision, Store as _, Watch, WatchMessage};
-use podkv_client::Client;
+use podkv_api::{KeyRange, Range, Revision, Store as _};
 use podkv_proto::etcd::etcdserverpb::HashKvRequest;
 use podkv_proto::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
-use podkv_sim::history::{Change, Replica};
+use podkv_sim::history::Replica;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::transport::Endpoint;
 
 use crate::Result;
 use crate::place::{NODES, Place};
-use crate::recorder::{event, key_value};
+use podkv_sim::clients::{at, everywhere};
 
 /// Far above what catching up takes here; nothing is measured by it.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -34,7 +32,7 @@ pub async fn all(place: &Place) -> Result<Vec<Replica>> {
 
 /// A revision that covers every acknowledged write.
 async fn newest(place: &Place) -> Result<Revision> {
-    let client = crate::clients::everywhere(place)?;
+    let client = everywhere(place.client_addresses()).build()?;
     let begun = Instant::now();
     let revision = loop {
         match client.range(Range::new(KeyRange::key("none"))).await {
@@ -48,65 +46,12 @@ async fn newest(place: &Place) -> Result<Revision> {
 }
 
 async fn one(place: &Place, node: usize, revision: Revision) -> Result<Replica> {
-    let client = crate::clients::at(place, node)?;
-    while client
-        .status()
-        .await
-        .map_or(0, |status| status.header.revision)
-        < revision
-    {
-        sleep(Duration::from_millis(50)).await;
-    }
-    let replica = Replica {
-        node: format!("podkv-{node}"),
-        revision,
-        changes: changes(&client, revision).await?,
-        keys: keys(&client, revision).await?,
-        digests: digests(&place.client_address(node), revision).await?,
-    };
+    let client = at(place.client_address(node)).build()?;
+    let mut replica =
+        podkv_sim::harvest::replica(&client, format!("podkv-{node}"), revision).await?;
+    replica.digests = digests(&place.client_address(node), revision).await?;
     client.close().await;
     Ok(replica)
-}
-
-async fn changes(client: &Client, revision: Revision) -> Result<Vec<Change>> {
-    let mut changes = Vec::new();
-    if revision < 2 {
-        return Ok(changes);
-    }
-    let watch = Watch::new(KeyRange::all()).from_revision(1);
-    let mut messages = client.watch(watch).await?;
-    while let Some(message) = messages.next().await {
-        if let WatchMessage::Events {
-            revision: told,
-            events,
-            ..
-        } = message?
-        {
-            if told <= revision {
-                let events = events.iter().map(event).collect();
-                changes.push(Change {
-                    revision: told,
-                    events,
-                });
-            }
-            if told >= revision {
-                return Ok(changes);
-            }
-        }
-    }
-    Err("the watch of all history ended".into())
-}
-
-async fn keys(client: &Client, revision: Revision) -> Result<Vec<podkv_sim::history::KeyValue>> {
-    let range = Range::new(KeyRange::all())
-        .at(revision)
-        .consistency(Consistency::Local);
-    let mut chunks = client.range_stream(range).await?;
-    let mut keys = Vec::new();
-    while let Some(chunk) = chunks.next().await {
-        keys.extend(chunk?.kvs.iter().map(key_value));
-    }
-    Ok(keys)
 }
 
 /// By etcd's `HashKV`, which podkv answers with a digest of its data as of a revision.

@@ -7,7 +7,7 @@
 //!                                                       └─ harvest: every replica ┘
 //! ```
 //!
-//! Read in this order: [`recorder`] (what is noted, and when), [`clients`] (who calls), [`nemesis`] (what is done to
+//! Read in this order: `podkv_sim::recorder` (what is noted, and when), `podkv_sim::clients` (who calls), [`nemesis`] (what is done to
 //! the nodes), [`harvest`] (what every replica holds at the end), [`round`], [`rounds`].
 //!
 //! What is done, by whom and to which keys is drawn from the seed. Time is real, so a seed plays the same plan, not
@@ -16,12 +16,10 @@
 //! Partitions and disks that fill up need root on Linux. Without it the rest is played on loopback, and that is said
 //! loudly.
 
-pub mod clients;
 pub mod harvest;
 pub mod nemesis;
 pub mod nodes;
 pub mod place;
-pub mod recorder;
 pub mod round;
 pub mod rounds;
 

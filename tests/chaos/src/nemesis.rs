@@ -21,11 +21,11 @@ use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
 use crate::Result;
-use crate::clients;
-use crate::clients::lookouts::LastLeader;
 use crate::nodes::Nodes;
 use crate::place::{Cut, NODES};
-use crate::recorder::Recorder;
+use podkv_sim::clients;
+use podkv_sim::clients::lookouts::LastLeader;
+use podkv_sim::recorder::Recorder;
 
 /// How long a node whose data was taken may need to be whole again: an id is replaced after ten seconds.
 const REJOIN: Duration = Duration::from_secs(60);

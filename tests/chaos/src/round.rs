@@ -12,13 +12,13 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use crate::Result;
-use crate::clients::lookouts::LastLeader;
-use crate::clients::{self, Caller, FOREIGN, lease_holders, lockers, lookouts, mix, watchers};
 use crate::harvest;
 use crate::nemesis::{Faults, Nemesis, Wanted};
 use crate::nodes::Nodes;
 use crate::place::{NODES, Place};
-use crate::recorder::Recorder;
+use podkv_sim::clients::lookouts::LastLeader;
+use podkv_sim::clients::{self, Caller, FOREIGN, lease_holders, lockers, lookouts, mix, watchers};
+use podkv_sim::recorder::Recorder;
 
 /// Clients that know all nodes, and clients of one node each.
 const EVERYWHERE: u32 = 20;
@@ -204,8 +204,8 @@ impl Clients {
         let mut number = 0;
         let mut caller = |clients: &mut Self, node: Option<usize>| -> Result<(Caller, StdRng)> {
             let client = match node {
-                Some(node) => clients::at(place, node)?,
-                None => clients::everywhere(place)?,
+                Some(node) => clients::at(place.client_address(node)).build()?,
+                None => clients::everywhere(place.client_addresses()).build()?,
             };
             clients.all.push(client.clone());
             number += 1;
@@ -213,6 +213,8 @@ impl Clients {
                 recorder: recorder.clone(),
                 client,
                 number,
+                rest: Duration::ZERO,
+                planted: None,
             };
             Ok((caller, StdRng::seed_from_u64(rng.random())))
         };

@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
+use crate::history::{Action, Answer, Step};
 use podkv_api::{LeaseId, Store as _};
-use podkv_sim::history::{Action, Answer, Step};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use tokio::time::sleep;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use crate::history::{Compare, Fence, Hold, Nanos, Step};
 use podkv_api::recipes::{Mutex, MutexGuard};
-use podkv_sim::history::{Compare, Fence, Hold, Nanos, Step};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use tokio::time::{sleep, timeout};

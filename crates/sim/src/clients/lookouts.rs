@@ -4,31 +4,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::history::Sighting;
 use podkv_api::Store as _;
-use podkv_sim::history::Sighting;
 use tokio::time::{sleep, timeout};
 
 use super::Caller;
-use crate::place::NODES;
 use crate::recorder::header;
 
 const EVERY: Duration = Duration::from_millis(60);
 /// A node that is paused or cut off says nothing.
 const PATIENCE: Duration = Duration::from_millis(400);
+const NOBODY: usize = usize::MAX;
 
-/// Which node led when a lookout last saw one lead; `NODES` if none did.
+/// Which node led when a lookout last saw one lead; `NOBODY` if none did.
 #[derive(Clone)]
 pub struct LastLeader(Arc<AtomicUsize>);
 
 impl Default for LastLeader {
     fn default() -> Self {
-        Self(Arc::new(AtomicUsize::new(NODES)))
+        Self(Arc::new(AtomicUsize::new(NOBODY)))
     }
 }
 
 impl LastLeader {
     pub fn get(&self) -> Option<usize> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|node| *node < NODES)
+        Some(self.0.load(Ordering::Relaxed)).filter(|node| *node != NOBODY)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podkv_sim::history::{Compare, Consistency, Step, StepResult};
+use crate::history::{Compare, Consistency, Step, StepResult};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 
@@ -28,6 +28,9 @@ pub async fn run(caller: Caller, mut rng: StdRng) {
         // Who is refused at once would only fill the history with refusals.
         if failed {
             tokio::time::sleep(Duration::from_millis(rng.random_range(1..30))).await;
+        }
+        if !caller.rest.is_zero() {
+            tokio::time::sleep(rng.random_range(Duration::ZERO..=caller.rest)).await;
         }
     }
 }

@@ -19,15 +19,15 @@ pub mod watchers;
 
 use std::time::Duration;
 
+use crate::history::{Action, Answer, Compare, Consistency, Fence, Header, Step, StepResult};
 use podkv_api::{
     Compare as ApiCompare, CompareOp, CompareTarget, Delete, Error, KeyRange, LeaseId, Op,
     OpResponse, Put, Range, Store as _, Txn,
 };
-use podkv_client::Client;
-use podkv_sim::history::{Action, Answer, Compare, Consistency, Fence, Header, Step, StepResult};
+use podkv_client::{Builder, Client};
 
-use crate::place::Place;
 use crate::recorder::{Recorder, header, key_value};
+use crate::world::plan::Planted;
 
 /// Prefixes that are not recorded as calls: the lock recipe writes them by itself.
 pub const FOREIGN: [&str; 1] = ["lock/"];
@@ -37,16 +37,16 @@ const DEADLINE: Duration = Duration::from_millis(1500);
 const ATTEMPT: Duration = Duration::from_millis(600);
 
 /// A client that knows all nodes.
-pub fn everywhere(place: &Place) -> Result<Client, Error> {
-    client(place.client_addresses(), false)
+pub fn everywhere(addresses: Vec<String>) -> Builder {
+    client(addresses, false)
 }
 
 /// A client that stays on one node.
-pub fn at(place: &Place, node: usize) -> Result<Client, Error> {
-    client(vec![place.client_address(node)], true)
+pub fn at(address: String) -> Builder {
+    client(vec![address], true)
 }
 
-fn client(endpoints: Vec<String>, fixed: bool) -> Result<Client, Error> {
+fn client(endpoints: Vec<String>, fixed: bool) -> Builder {
     Client::builder()
         .endpoints(endpoints)
         .fixed(fixed)
@@ -55,7 +55,6 @@ fn client(endpoints: Vec<String>, fixed: bool) -> Result<Client, Error> {
         .connect_timeout(Duration::from_millis(300))
         .backoff(Duration::from_millis(10), Duration::from_millis(200))
         .refresh_interval(Duration::from_secs(2))
-        .build()
 }
 
 /// What every client has.
@@ -64,6 +63,10 @@ pub struct Caller {
     pub recorder: Recorder,
     pub client: Client,
     pub number: u32,
+    /// How long it rests after a call, at most; none at all finds out what the store can bear.
+    pub rest: Duration,
+    /// A bug between the store and what is noted, to see whether the checkers find it.
+    pub planted: Option<Planted>,
 }
 
 /// One call of a history.
@@ -128,6 +131,10 @@ impl Caller {
     async fn send_one(&self, step: &Step, consistency: Consistency) -> Result<Ran, Error> {
         match op(step) {
             Op::Put(put) => {
+                if self.planted == Some(Planted::DoubleApply) {
+                    // Its answer is lost, and it is sent again as if it were new.
+                    self.client.put(put.clone()).await?;
+                }
                 let answer = self.client.put(put).await?;
                 Ok((answer.header, true, vec![StepResult::Put]))
             }
@@ -138,6 +145,9 @@ impl Caller {
             }
             Op::Range(range) => {
                 let consistency = match consistency {
+                    Consistency::Linearizable if self.planted == Some(Planted::StaleRead) => {
+                        podkv_api::Consistency::Local
+                    }
                     Consistency::Linearizable => podkv_api::Consistency::Linearizable,
                     Consistency::Local => podkv_api::Consistency::Local,
                 };

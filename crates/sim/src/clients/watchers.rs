@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
+use crate::history::{WatchMessage, WatchStream};
 use futures_util::StreamExt as _;
 use podkv_api::{KeyRange, Revision, Store as _, Watch, WatchMessage as Message};
-use podkv_sim::history::{WatchMessage, WatchStream};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use tokio::sync::watch::Receiver;
@@ -12,6 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Caller;
 use crate::recorder::{event, key_value};
+use crate::world::plan::Planted;
 
 /// Some keys, all keys, and the keys that come and go by themselves.
 const RANGES: [(&str, &str); 4] = [("k/", "k0"), ("k/1", "k/2"), ("a", "z"), ("l", "u")];
@@ -54,6 +55,11 @@ async fn follow(caller: &Caller, watch: Watch, stream: &mut WatchStream) {
         return;
     };
     while let Some(Ok(message)) = messages.next().await {
+        if caller.planted == Some(Planted::SkippedEvent)
+            && matches!(&message, Message::Events { revision, .. } if revision.is_multiple_of(50))
+        {
+            continue;
+        }
         stream
             .messages
             .push((caller.recorder.now(), noted(&message)));

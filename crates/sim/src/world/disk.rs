@@ -1,0 +1,437 @@
+//! The simulated disk of a pod: the memory storage that ships, with what real disks do to it.
+//!
+//! ```text
+//!   node ─► Log, State, Markers (here) ─► the gate: crash? error? lie? ─► MemoryDisk
+//!                └── when: DiskTime, a wait in simulated time before each piece of work
+//! ```
+//!
+//! - **A crash can hit between any two steps**, and just before or after each: [`Disk::crash_at`]. The network of the
+//!   host is gone in the same moment, so nothing that the step led to is ever heard of.
+//! - **What was not synced is gone** after a crash. The state, which nobody syncs, falls back to an earlier batch; to which
+//!   one is chance, because now and then the disk flushes it by itself, as RocksDB does with a full memtable.
+//! - **An error** comes before the step was done or after it, so that nobody may conclude anything from it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use podkv_api::{Incarnation, MemberId};
+use podkv_node::identity::{Aside, IdentityFile, MarkerStore};
+use podkv_node::storage::{
+    Checkpoint, CheckpointFile, Crash, DiskTime, LogRecovery, LogStore, LogWrite, MemoryDisk,
+    StagedCheckpoint, StateStore, StateView, StateWrites, Storage, StorageError, TransferError,
+    Workers,
+};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use super::clock::Clock;
+use super::network::Network;
+use super::plan::Planted;
+use super::trace::Trace;
+use crate::history::Nanos;
+
+/// How often a stalled disk is looked at again.
+const STALLED: Duration = Duration::from_millis(5);
+
+/// What a pod's disk does, beyond what it is told to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Temper {
+    /// A sync takes up to this.
+    pub sync: Duration,
+    /// Everything else takes up to this.
+    pub access: Duration,
+    /// How likely a commit of the state is followed by a flush of its own.
+    pub flush: f64,
+}
+
+/// A fault that waits for a step of the disk.
+#[derive(Clone, Copy, Debug)]
+pub enum Trap {
+    /// The host ends.
+    Crash(Crash),
+    /// The step fails.
+    Error,
+}
+
+/// The disk of one pod, over all its lives. Clones are the same disk.
+#[derive(Clone)]
+pub struct Disk(Arc<Shared>);
+
+struct Shared {
+    host: String,
+    clock: Clock,
+    trace: Trace,
+    network: Network,
+    state: Mutex<State>,
+}
+
+struct State {
+    rng: StdRng,
+    volume: MemoryDisk,
+    temper: Temper,
+    planted: Option<Planted>,
+    stalled_until: Nanos,
+    /// Steps to go until the trap springs.
+    trap: Option<(u32, Trap)>,
+    /// The host ended here, and the world has yet to notice.
+    crashed: bool,
+    steps: u64,
+}
+
+/// What becomes of a step.
+#[derive(Clone, Copy, PartialEq)]
+enum Fate {
+    Done,
+    CrashBefore(Crash),
+    CrashAfter(Crash),
+    ErrorBefore,
+    ErrorAfter,
+}
+
+impl Disk {
+    pub fn new(
+        host: &str,
+        seed: u64,
+        (temper, planted): (Temper, Option<Planted>),
+        (clock, trace, network): (Clock, Trace, Network),
+    ) -> Self {
+        let state = State {
+            rng: StdRng::seed_from_u64(seed),
+            volume: MemoryDisk::new(),
+            temper,
+            planted,
+            stalled_until: 0,
+            trap: None,
+            crashed: false,
+            steps: 0,
+        };
+        Self(Arc::new(Shared {
+            host: host.into(),
+            clock,
+            trace,
+            network,
+            state: Mutex::new(state),
+        }))
+    }
+
+    /// Starts a process on it.
+    pub fn attach(&self) -> Storage {
+        let mut state = self.state();
+        state.trap = None;
+        state.crashed = false;
+        let inner = state.volume.attach().open_stores();
+        drop(state);
+        Storage {
+            log: Arc::new(Log {
+                disk: self.clone(),
+                inner: inner.log,
+                held: Mutex::default(),
+            }),
+            state: Arc::new(StateDisk(self.clone(), inner.state)),
+            markers: Arc::new(Markers(self.clone(), inner.markers)),
+        }
+    }
+
+    /// The host ends now.
+    pub fn crash(&self, crash: Crash) {
+        self.0.network.down(&self.0.host, crash == Crash::Power);
+        let mut state = self.state();
+        state.volume.crash(crash);
+        state.trap = None;
+        state.crashed = true;
+    }
+
+    /// Lays a trap for the step that comes after `steps` others.
+    pub fn trap(&self, steps: u32, trap: Trap) {
+        self.state().trap = Some((steps, trap));
+    }
+
+    /// Nothing is done before `until`.
+    pub fn stall(&self, until: Nanos) {
+        self.state().stalled_until = until;
+    }
+
+    /// Faults end.
+    pub fn heal(&self) {
+        let mut state = self.state();
+        state.stalled_until = 0;
+        state.trap = None;
+    }
+
+    /// True if the host ended by a trap.
+    pub fn has_crashed(&self) -> bool {
+        self.state().crashed
+    }
+
+    /// What the volume holds now.
+    pub fn copy(&self) -> MemoryDisk {
+        self.state().volume.copy()
+    }
+
+    /// Puts another volume in its place. Nobody may be attached.
+    pub fn replace(&self, volume: MemoryDisk) {
+        self.state().volume = volume;
+    }
+
+    /// Puts an empty volume in its place that bears the node's id as it was.
+    pub fn empty_but_named(&self) -> Result<(), StorageError> {
+        let old = self.state().volume.attach().open_stores().markers;
+        let volume = MemoryDisk::new();
+        let new = volume.attach().open_stores().markers;
+        for file in [IdentityFile::Marker, IdentityFile::Peers] {
+            if let Some(bytes) = old.load(file)? {
+                new.save(file, &bytes)?;
+            }
+        }
+        self.replace(volume);
+        Ok(())
+    }
+
+    fn is_planted(&self, bug: Planted) -> bool {
+        self.state().planted == Some(bug)
+    }
+
+    pub fn steps(&self) -> u64 {
+        self.state().steps
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fate(&self, what: &str) -> Fate {
+        let mut state = self.state();
+        state.steps += 1;
+        self.0
+            .trace
+            .note(format_args!("disk {} {what}", self.0.host), &[]);
+        match &mut state.trap {
+            None => return Fate::Done,
+            Some((0, _)) => {}
+            Some((steps, _)) => {
+                *steps -= 1;
+                return Fate::Done;
+            }
+        }
+        let after = state.rng.random_bool(0.5);
+        match (state.trap.take(), after) {
+            (Some((_, Trap::Crash(crash))), false) => Fate::CrashBefore(crash),
+            (Some((_, Trap::Crash(crash))), true) => Fate::CrashAfter(crash),
+            (Some((_, Trap::Error)), false) => Fate::ErrorBefore,
+            (Some((_, Trap::Error)), true) => Fate::ErrorAfter,
+            (None, _) => Fate::Done,
+        }
+    }
+
+    /// Does a step that changes something.
+    fn step<T, E: From<StorageError>>(
+        &self,
+        what: &str,
+        work: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
+        let fate = self.fate(what);
+        if matches!(fate, Fate::Done | Fate::CrashAfter(_) | Fate::ErrorAfter) {
+            let result = work();
+            if fate == Fate::Done {
+                return result;
+            }
+        }
+        if let Fate::CrashBefore(crash) | Fate::CrashAfter(crash) = fate {
+            self.crash(crash);
+        }
+        let error = std::io::Error::other("the simulated disk failed");
+        Err(StorageError::io(what, error).into())
+    }
+
+    fn workers(&self, sync: bool) -> Workers {
+        Workers::simulated(Arc::new(Turn {
+            disk: self.clone(),
+            sync,
+        }))
+    }
+
+    fn is_stalled(&self) -> bool {
+        self.state().stalled_until > self.0.clock.now()
+    }
+}
+
+/// When the disk gets to the next piece of work.
+struct Turn {
+    disk: Disk,
+    sync: bool,
+}
+
+impl DiskTime for Turn {
+    fn turn(&self) -> BoxFuture<'static, ()> {
+        let disk = self.disk.clone();
+        let wait = {
+            let mut state = disk.state();
+            let most = match self.sync {
+                true => state.temper.sync,
+                false => state.temper.access,
+            };
+            state.rng.random_range(Duration::ZERO..=most)
+        };
+        Box::pin(async move {
+            tokio::time::sleep(wait).await;
+            while disk.is_stalled() {
+                tokio::time::sleep(STALLED).await;
+            }
+        })
+    }
+}
+
+struct Log {
+    disk: Disk,
+    inner: Arc<dyn LogStore>,
+    /// Of [`Planted::LostFsync`]: said to be on the disk.
+    held: Mutex<Option<Vec<LogWrite>>>,
+}
+
+impl Log {
+    fn held(&self) -> MutexGuard<'_, Option<Vec<LogWrite>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn let_go(&self, next: Option<Vec<LogWrite>>) -> Result<(), StorageError> {
+        match std::mem::replace(&mut *self.held(), next) {
+            Some(batch) => self.inner.write(&batch),
+            None => Ok(()),
+        }
+    }
+}
+
+impl LogStore for Log {
+    fn recover(&self) -> Result<LogRecovery, StorageError> {
+        self.inner.recover()
+    }
+
+    fn write(&self, batch: &[LogWrite]) -> Result<(), StorageError> {
+        self.disk
+            .step("log", || match self.disk.is_planted(Planted::LostFsync) {
+                true => self.let_go(Some(batch.to_vec())),
+                false => self.inner.write(batch),
+            })
+    }
+
+    fn read(
+        &self,
+        start: u64,
+        end: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<(u64, Bytes)>, StorageError> {
+        self.let_go(None)?;
+        self.inner.read(start, end, max_bytes)
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.inner.disk_bytes()
+    }
+
+    fn is_durable(&self) -> bool {
+        true
+    }
+
+    fn workers(&self) -> Workers {
+        self.disk.workers(true)
+    }
+}
+
+struct StateDisk(Disk, Arc<dyn StateStore>);
+
+impl StateStore for StateDisk {
+    fn view(&self) -> Arc<dyn StateView> {
+        self.1.view()
+    }
+
+    fn view_in_memory(&self) -> Arc<dyn StateView> {
+        self.1.view_in_memory()
+    }
+
+    fn commit(&self, writes: StateWrites) -> Result<(), StorageError> {
+        self.0.step("commit", || self.1.commit(writes))?;
+        let by_itself = {
+            let mut state = self.0.state();
+            let chance = state.temper.flush;
+            state.rng.random_bool(chance)
+        };
+        match by_itself {
+            true => self.flush(),
+            false => Ok(()),
+        }
+    }
+
+    fn flush(&self) -> Result<(), StorageError> {
+        self.0.step("flush", || self.1.flush())
+    }
+
+    fn get_durable(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        self.1.get_durable(key)
+    }
+
+    fn checkpoint(&self) -> Result<Arc<dyn Checkpoint>, StorageError> {
+        self.0.step("checkpoint", || self.1.checkpoint())
+    }
+
+    fn stage(
+        &self,
+        id: &str,
+        files: Vec<CheckpointFile>,
+    ) -> Result<Arc<dyn StagedCheckpoint>, TransferError> {
+        self.0.step("stage", || self.1.stage(id, files))
+    }
+
+    fn install(&self, staged: Arc<dyn StagedCheckpoint>) -> Result<(), TransferError> {
+        self.0.step("install", || self.1.install(staged))
+    }
+
+    fn disk_bytes(&self) -> u64 {
+        self.1.disk_bytes()
+    }
+
+    fn workers(&self) -> Workers {
+        self.0.workers(false)
+    }
+}
+
+struct Markers(Disk, Arc<dyn MarkerStore>);
+
+impl MarkerStore for Markers {
+    fn load(&self, file: IdentityFile) -> Result<Option<Bytes>, StorageError> {
+        self.1.load(file)
+    }
+
+    fn save(&self, file: IdentityFile, bytes: &[u8]) -> Result<(), StorageError> {
+        self.0.step("save", || self.1.save(file, bytes))
+    }
+
+    fn remove(&self, file: IdentityFile) -> Result<(), StorageError> {
+        self.0.step("remove", || self.1.remove(file))
+    }
+
+    fn holds_data(&self) -> Result<bool, StorageError> {
+        self.1.holds_data()
+    }
+
+    fn set_aside(&self, retired: MemberId) -> Result<(), StorageError> {
+        self.0.step("set aside", || self.1.set_aside(retired))
+    }
+
+    fn aside(&self) -> Result<Vec<Aside>, StorageError> {
+        self.1.aside()
+    }
+
+    fn remove_aside(&self, since: Incarnation) -> Result<(), StorageError> {
+        self.1.remove_aside(since)
+    }
+
+    fn describe(&self, file: IdentityFile) -> String {
+        self.1.describe(file)
+    }
+
+    fn workers(&self) -> Workers {
+        self.0.workers(true)
+    }
+}
