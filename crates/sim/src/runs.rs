@@ -18,6 +18,11 @@ use crate::outside;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
+/// A run takes seconds.
+const RUN_PATIENCE: Duration = Duration::from_secs(120);
+/// How often a run is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// What is wanted of a run, besides its verdict.
 #[derive(Default)]
 pub struct Wishes {
@@ -171,20 +176,40 @@ fn child(binary: &std::path::Path, seed: u64, planted: Option<Planted>) -> Summa
     if let Some(bug) = planted.as_ref().and_then(ValueEnum::to_possible_value) {
         command.args(["--planted", bug.get_name()]);
     }
-    let output = command.stdin(Stdio::null()).stderr(Stdio::piped()).output();
+    let output = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .and_then(ended);
     let failed = |why: String| Summary {
         seed,
         violations: vec![why],
         ..Summary::default()
     };
     match output {
-        Err(error) => failed(format!("the run cannot be started: {error}")),
+        Err(error) => failed(error.to_string()),
         Ok(output) => serde_json::from_slice(&output.stdout).unwrap_or_else(|_| {
             let last = String::from_utf8_lossy(&output.stderr);
             let last: Vec<_> = last.lines().rev().take(5).collect();
             failed(format!("the run ended with {}: {last:?}", output.status))
         }),
     }
+}
+
+/// Waits for a run. One that spins in a moment of its world, where time stands still, never ends by itself.
+fn ended(mut run: std::process::Child) -> std::io::Result<std::process::Output> {
+    let begun = outside::real_time();
+    while run.try_wait()?.is_none() {
+        if outside::real_time() - begun > RUN_PATIENCE {
+            run.kill()?;
+            run.wait()?;
+            let text = "the run does not end: something in it spins, and no time passes";
+            return Err(std::io::Error::other(text));
+        }
+        std::thread::sleep(LOOK);
+    }
+    run.wait_with_output()
 }
 
 #[derive(Default)]
@@ -219,7 +244,7 @@ impl Total {
         for (name, count) in summary.faults {
             *sum.faults.entry(name).or_default() += count;
         }
-        if std::io::stderr().is_terminal() || self.seeds.is_multiple_of(50) {
+        if std::io::stderr().is_terminal() || self.seeds.is_multiple_of(100) {
             let minutes = real.as_secs_f64() / 60.0;
             eprintln!(
                 "{} of {of} seeds, {} failed, {:.1} a minute",

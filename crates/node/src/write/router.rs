@@ -245,7 +245,9 @@ impl Router {
                 }
             }
             Err(error) => {
-                if error.reason() == Reason::NotLeader {
+                // Sent again at once it would be refused again at once, and the router and Raft would keep a core
+                // busy with that: while leadership is handed over, and while no majority answers the leader.
+                if matches!(error.reason(), Reason::NotLeader | Reason::NoLeader) {
                     self.hold_until = Some(Instant::now() + PARKED_RETRY);
                 }
                 for pending in pendings {
