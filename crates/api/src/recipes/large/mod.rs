@@ -43,7 +43,7 @@ use crate::store::Store;
 
 pub use collect::{Collected, collect};
 pub use read::{ValueStream, open};
-pub use upload::{Staged, Upload};
+pub use upload::{Staged, Upload, stage};
 
 /// How large values are written and read.
 #[derive(Clone, Debug)]

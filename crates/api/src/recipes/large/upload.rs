@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use futures_core::Stream;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 use rand::random;
 use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
@@ -235,9 +235,14 @@ impl<S: Store> Staged<S> {
     /// The store's. It is repeated as long as that can help, so an unknown outcome is rare, and is told.
     pub async fn commit(self, put: Put) -> Result<PutResponse> {
         let committed = self.try_commit(put).await;
-        // Nothing hangs on the lease any more; if it is not revoked now, it expires.
-        let _ = self.lease.release().await;
+        self.settle().await;
         committed
+    }
+
+    /// After a transaction of one's own: ends the lease now, not in the background. Whether it was applied is the same.
+    pub async fn settle(self) {
+        // If it fails, the lease expires.
+        let _ = self.lease.release().await;
     }
 
     async fn try_commit(&self, put: Put) -> Result<PutResponse> {
@@ -346,12 +351,8 @@ pub(super) async fn put_stream<S: Store>(
             }
         }
     }
-    let mut upload = Upload::begin(store, put.key.clone(), options).await?;
-    if let Err(error) = fill(&mut upload, head.freeze(), source).await {
-        upload.give_up().await;
-        return Err(error);
-    }
-    let staged = upload.finish().await?;
+    let head = stream::iter([Ok(head.freeze())]);
+    let staged = stage(store, put.key.clone(), head.chain(source), options).await?;
     let manifest = *staged.manifest();
     let response = staged.commit(put).await?;
     Ok(PutStreamResponse {
@@ -361,14 +362,28 @@ pub(super) async fn put_stream<S: Store>(
     })
 }
 
-async fn fill<S: Store>(
-    upload: &mut Upload<S>,
-    head: Bytes,
-    mut source: impl Stream<Item = Result<Bytes>> + Send + Unpin,
-) -> Result<()> {
-    upload.write(head).await?;
+/// Uploads a source to its end. What is left to do is the commit.
+///
+/// # Errors
+///
+/// As [`Upload::begin`] and [`Upload::write`], and the source's as it is. The upload is given up then.
+pub async fn stage<S: Store>(
+    store: &S,
+    key: Bytes,
+    source: impl Stream<Item = Result<Bytes>> + Send,
+    options: &LargeOptions,
+) -> Result<Staged<S>> {
+    let mut source = std::pin::pin!(source);
+    let mut upload = Upload::begin(store, key, options).await?;
     while let Some(bytes) = source.next().await {
-        upload.write(bytes?).await?;
+        let taken = match bytes {
+            Ok(bytes) => upload.write(bytes).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = taken {
+            upload.give_up().await;
+            return Err(error);
+        }
     }
-    Ok(())
+    upload.finish().await
 }
