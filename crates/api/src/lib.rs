@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod error;
 pub mod key;
 pub mod kv;
+pub mod large;
 pub mod lease;
 pub mod limits;
 #[cfg(feature = "recipes")]

@@ -9,6 +9,8 @@
 //!                   reads, compares    as ever
 //! ```
 //!
+//! What is kept for a large value is frozen where its key is (see `podkv_api::large`).
+//!
 //! **Expiry goes on.** A lease or a TTL was a promise before the prefix was frozen: its key is gone by then. A lock whose
 //! holder has died must become free, and an expiry that waited would be proposed again for ever. Who freezes settings that
 //! have to stay gives them no TTL.
@@ -17,7 +19,7 @@
 //! leaves `a/b/` frozen. They are in backups. The list is looked up once in a batch of entries, by the first write in it.
 
 use bytes::Bytes;
-use podkv_api::{KeyRange, LeaseId, Op, RangeEnd, Reason};
+use podkv_api::{KeyRange, LeaseId, Op, RangeEnd, Reason, large};
 
 use crate::codec;
 use crate::lease;
@@ -42,7 +44,13 @@ pub fn frozen_prefixes(view: &dyn View) -> Result<Vec<Bytes>, ViewError> {
 /// True if a key below `prefix` can lie in the range.
 fn reaches(range: &KeyRange, prefix: &Bytes) -> bool {
     if range.is_single() {
-        return range.start.starts_with(prefix);
+        let owner = large::owner(&range.start);
+        return range.start.starts_with(prefix)
+            || owner.is_some_and(|owner| owner.starts_with(prefix));
+    }
+    if large::reaches(range) {
+        // What lies in it may be kept for a key below the prefix. Only keys one by one say whose they are.
+        return true;
     }
     let below = KeyRange::prefix(prefix.clone());
     let begins_before_end = |start: &Bytes, end: &RangeEnd| match end {
@@ -174,5 +182,21 @@ mod tests {
         check(KeyRange::between("a", "app/a"), "app/", true);
         check(KeyRange::between("app0", "b"), "app/", false);
         check(KeyRange::between("b", "a"), "app/", false);
+    }
+
+    #[test]
+    fn a_prefix_reaches_what_is_kept_for_large_values_below_it() {
+        let upload = large::UploadId(7);
+        for name in [
+            large::record_key(upload, b"app/x"),
+            large::chunk_key(upload, 3, b"app/x"),
+        ] {
+            check(KeyRange::key(name.clone()), "app/", true);
+            check(KeyRange::key(name.clone()), "", true);
+            check(KeyRange::key(name), "apq/", false);
+        }
+        check(large::records(), "app/", true);
+        check(large::chunks_from(upload), "app/", true);
+        check(KeyRange::from("b"), "app/", false);
     }
 }

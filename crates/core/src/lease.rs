@@ -5,7 +5,9 @@
 //! earlier in the log than the expiry wins, however late it is, and nobody loses a lease to a clock
 //! that only one node saw.
 
-use podkv_api::{Bytes, LeaseGrantResponse, LeaseId, LeaseStatus, Limits, Reason};
+use podkv_api::{
+    Bytes, KeyRange, LeaseGrantResponse, LeaseId, LeaseStatus, Limits, RangeEnd, Reason,
+};
 
 use crate::codec;
 use crate::meta::read_meta;
@@ -75,6 +77,22 @@ pub(crate) fn has_key_between(
     let (start, end) = schema::attached_between(id, start, end);
     let first = view.scan(&start, &end, false).next().transpose()?;
     Ok(first.is_some())
+}
+
+/// The keys of a range that has an end which are attached to a lease.
+pub(crate) fn attached_within(
+    view: &dyn View,
+    id: LeaseId,
+    range: &KeyRange,
+) -> Result<Vec<Bytes>, ViewError> {
+    let end = match &range.end {
+        RangeEnd::Before(end) => Some(&end[..]),
+        RangeEnd::Single | RangeEnd::Unbounded => None,
+    };
+    let (start, end) = schema::attached_between(id, &range.start, end);
+    view.scan(&start, &end, false)
+        .map(|item| schema::read_attached_key(&item?.0))
+        .collect()
 }
 
 impl State<'_> {

@@ -12,11 +12,16 @@
 //! a compare tells what a key holds, and so does `prev_kv`; an operation of either branch, however
 //! deep, is one that may run; a watch that ends nowhere sees every key to the end; and who attaches a
 //! key to a lease, or revokes it, decides when all of the lease's keys go.
+//!
+//! What is kept for a large value stands under names of its own, and whoever may read or write the value's key may do so with
+//! each of them (see `podkv_api::large`).
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use podkv_api::{KeyRange, LeaseId, Op, Permission, PermissionKind, Put, RangeEnd, Reason, Txn};
+use podkv_api::{
+    KeyRange, LeaseId, Op, Permission, PermissionKind, Put, RangeEnd, Reason, Txn, large,
+};
 
 use crate::auth::{Caller, read_auth, read_role, read_user};
 use crate::command::Command;
@@ -122,9 +127,16 @@ impl Rights {
         let Rights::Some(rights) = self else {
             return Ok(Ok(()));
         };
+        let keys = keys(rights);
         // One seek for each gap, however many keys the lease has.
-        for (start, end) in keys(rights).gaps() {
+        for (start, end) in keys.gaps_outside(&interval(&large::own_names())) {
             if lease::has_key_between(view, id, &start, end.as_deref())? {
+                return Ok(Err(Reason::PermissionDenied));
+            }
+        }
+        // A lease of uploads has a record for each of them, and nothing else here.
+        for name in lease::attached_within(view, id, &large::own_names())? {
+            if !keys.cover(&KeyRange::key(name)) {
                 return Ok(Err(Reason::PermissionDenied));
             }
         }
@@ -286,6 +298,13 @@ impl Keys {
     }
 
     fn cover(&self, range: &KeyRange) -> bool {
+        self.cover_literally(range)
+            || (range.is_single()
+                && large::owner(&range.start)
+                    .is_some_and(|owner| self.cover_literally(&KeyRange::key(owner))))
+    }
+
+    fn cover_literally(&self, range: &KeyRange) -> bool {
         let (start, end) = interval(range);
         let after = self.0.partition_point(|(first, _)| *first <= start);
         let Some((_, last)) = after.checked_sub(1).and_then(|place| self.0.get(place)) else {
@@ -311,6 +330,26 @@ impl Keys {
         gaps.extend(from.map(|from| (from, None)));
         gaps
     }
+
+    /// The same, without what lies in an interval that has an end.
+    fn gaps_outside(&self, without: &Interval) -> Vec<Interval> {
+        let (hole_start, hole_end) = (&without.0, without.1.clone().unwrap_or_default());
+        let mut gaps = Vec::new();
+        for (start, end) in self.gaps() {
+            let before = match &end {
+                Some(end) => end.min(hole_start),
+                None => hole_start,
+            };
+            if start < *before {
+                gaps.push((start.clone(), Some(before.clone())));
+            }
+            let after = start.max(hole_end.clone());
+            if end.as_ref().is_none_or(|end| after < *end) {
+                gaps.push((after, end));
+            }
+        }
+        gaps
+    }
 }
 
 #[cfg(test)]
@@ -319,6 +358,61 @@ mod tests {
 
     fn keys(ranges: &[KeyRange]) -> Keys {
         Keys::merged(ranges.iter().map(interval).collect())
+    }
+
+    #[test]
+    fn the_rights_of_a_key_are_those_of_what_is_kept_for_it() {
+        let set = keys(&[KeyRange::key("app/x"), KeyRange::prefix("web/")]);
+        let upload = large::UploadId(7);
+        let check = |key: &[u8], expected| {
+            for name in [
+                large::record_key(upload, key),
+                large::chunk_key(upload, 3, key),
+            ] {
+                assert_eq!(set.cover(&KeyRange::key(name)), expected, "{key:?}");
+            }
+        };
+        check(b"app/x", true);
+        check(b"app/y", false);
+        check(b"web/a/b", true);
+        check(b"web", false);
+        // Only one by one.
+        assert!(!set.cover(&large::records()));
+        assert!(!set.cover(&large::chunks_from(upload)));
+        assert!(keys(&[KeyRange::all()]).cover(&large::records()));
+    }
+
+    #[test]
+    fn gaps_without_an_interval_are_the_others() {
+        let check = |ranges: &[KeyRange],
+                     without: (&'static str, &'static str),
+                     expected: &[(&str, Option<&str>)]| {
+            let without = interval(&KeyRange::between(without.0, without.1));
+            let found = keys(ranges).gaps_outside(&without);
+            let expected: Vec<Interval> = expected
+                .iter()
+                .map(|(start, end)| {
+                    let owned = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+                    (owned(start), end.map(owned))
+                })
+                .collect();
+            assert_eq!(found, expected);
+        };
+        check(&[], ("c", "f"), &[("", Some("c")), ("f", None)]);
+        let middle = [KeyRange::between("d", "e")];
+        check(&middle, ("c", "f"), &[("", Some("c")), ("f", None)]);
+        check(
+            &middle,
+            ("a", "b"),
+            &[("", Some("a")), ("b", Some("d")), ("e", None)],
+        );
+        check(&middle, ("c", "d"), &[("", Some("c")), ("e", None)]);
+        check(&[KeyRange::all()], ("c", "f"), &[]);
+        check(
+            &[KeyRange::between("b", "c")],
+            ("c", "f"),
+            &[("", Some("b")), ("f", None)],
+        );
     }
 
     /// Against a set of single keys, over every pair of bounds.

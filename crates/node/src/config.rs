@@ -142,6 +142,10 @@ pub struct NodeConfig {
     pub cache_bytes: usize,
     /// The watch hub keeps this many bytes of recent events for watchers that fall a little behind.
     pub watch_buffer_bytes: usize,
+    /// The leader looks this often for what large values have left: chunks of uploads that died, and of values that were
+    /// overwritten. A round without any is two reads. What is found sooner is not free sooner: it stays in the history
+    /// until that is compacted.
+    pub collect_large_every: Duration,
 }
 
 impl NodeConfig {
@@ -171,6 +175,7 @@ impl NodeConfig {
             log_cache_bytes: 64 << 20,
             cache_bytes: 128 << 20,
             watch_buffer_bytes: 32 << 20,
+            collect_large_every: Duration::from_secs(10),
         }
     }
 
@@ -201,6 +206,11 @@ impl NodeConfig {
                 "auth_token_ttl is {:?}; expected at least 1 s",
                 self.auth_token_ttl
             )));
+        }
+        if self.collect_large_every.is_zero() {
+            return Err(bad(
+                "collect_large_every is 0; expected more, like 10 s".into()
+            ));
         }
         let timing = &self.timing;
         if timing.heartbeat * 2 >= timing.election_min || timing.election_min >= timing.election_max

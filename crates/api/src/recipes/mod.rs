@@ -8,6 +8,7 @@
 //! | [`Typed`] | values of one Rust type, and read-modify-write without lost updates |
 //! | [`Mirror`] | a range of keys in local memory, always whole, read without waiting |
 //! | [`Mutex`] | one holder at a time across processes, in order of arrival, with a fencing token |
+//! | [`LargeValues`] | values that no request could carry, as streams |
 //! | [`Election`] | one leader at a time, its value, and a stream of leaders to follow |
 //!
 //! Two rules hold for all of them:
@@ -20,12 +21,14 @@
 mod backoff;
 pub mod election;
 mod kept_lease;
+pub mod large;
 pub mod mirror;
 pub mod mutex;
 mod queue;
 pub mod typed;
 
 pub use election::{Election, Leader, LeaderStream, Leadership};
+pub use large::{LargeOptions, LargeValues, PutStreamResponse, ValueStream};
 pub use mirror::{Mirror, Snapshot};
 pub use mutex::{Mutex, MutexGuard};
 pub use typed::{Change, ChangeStream, Entry, Typed};

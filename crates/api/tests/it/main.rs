@@ -2,6 +2,7 @@
 
 mod election;
 mod fake;
+mod large;
 mod mirror;
 mod mutex;
 mod mutex_loss;

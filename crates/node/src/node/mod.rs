@@ -23,6 +23,7 @@ mod admin;
 mod auth;
 mod calls;
 mod founding;
+mod large;
 mod lookout;
 mod readiness;
 mod requests;

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::large;
 use super::lookout::Lookout;
 use super::readiness::{self, LEADERLESS};
 use super::requests::Requests;
@@ -510,6 +511,11 @@ impl Node {
         inner
             .tasks
             .spawn(readiness::run(Arc::downgrade(inner), inner.stop.clone()));
+        inner.tasks.spawn(large::run(
+            Arc::downgrade(inner),
+            inner.config.collect_large_every,
+            inner.stop.clone(),
+        ));
         if let Some(tls) = inner.tls.clone() {
             inner.tasks.spawn(tls.watch(inner.stop.clone()));
         }

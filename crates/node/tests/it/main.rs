@@ -13,5 +13,8 @@ mod auth;
 mod backup;
 
 #[cfg(feature = "testing")]
+mod large;
+
+#[cfg(feature = "testing")]
 mod membership;
 mod size;
