@@ -10,9 +10,6 @@
 //!   fill (keys, then a tenth of them again) │ pages, newest │ pages, pinned │ count │ write │ write, and defragment
 //! ```
 
-mod stores;
-
-use std::error::Error;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,6 +18,9 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use indicatif::{ProgressBar, ProgressStyle};
+use podkv_benches::Result;
+use podkv_benches::servers::{Cluster, Program, this_trees};
+use podkv_benches::times::{Percentiles, Times};
 use podkv_proto::etcd::etcdserverpb as pb;
 use podkv_proto::etcd::etcdserverpb::kv_client::KvClient;
 use podkv_proto::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
@@ -30,13 +30,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use self::stores::Store;
-
 /// etcd's own limit of operations in a transaction.
 const BATCH: u64 = 128;
 const FILLERS: usize = 16;
-
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Measures podkv beside a real etcd.
 #[derive(Clone, Debug, Parser)]
@@ -78,11 +74,6 @@ struct Measured {
     defragmented_in: Duration,
 }
 
-struct Percentiles {
-    p50: Duration,
-    p99: Duration,
-}
-
 #[tokio::main]
 async fn main() -> Result<()> {
     let settings = Settings::parse();
@@ -91,9 +82,11 @@ async fn main() -> Result<()> {
         None => tempfile::tempdir()?,
     };
     let both = async {
-        let etcd = Store::etcd(&settings.etcd, folder.path()).await?;
+        let etcd = Program::Etcd(settings.etcd.clone());
+        let etcd = Cluster::start(&etcd, 1, folder.path()).await?;
         let etcd = measure(&settings, "etcd", etcd).await?;
-        let podkv = Store::podkv(settings.podkv.as_deref(), folder.path()).await?;
+        let podkv = settings.podkv.clone().unwrap_or_else(this_trees);
+        let podkv = Cluster::start(&Program::Podkv(podkv, vec![]), 1, folder.path()).await?;
         let podkv = measure(&settings, "podkv", podkv).await?;
         report(&settings, &etcd, &podkv);
         Ok(())
@@ -107,8 +100,13 @@ async fn main() -> Result<()> {
     result
 }
 
-async fn measure(settings: &Settings, name: &'static str, store: Store) -> Result<Measured> {
-    let kv = KvClient::new(store.channel.clone()).max_decoding_message_size(64 << 20);
+async fn measure(
+    settings: &Settings,
+    name: &'static str,
+    mut cluster: Cluster,
+) -> Result<Measured> {
+    let channel = cluster.connect(0).await?;
+    let kv = KvClient::new(channel.clone()).max_decoding_message_size(64 << 20);
     let revision = fill(settings, name, &kv, 0..settings.keys).await?;
     fill(settings, name, &kv, 0..settings.keys / 10).await?;
     let newest = pages(settings, &kv, 0).await?;
@@ -128,7 +126,7 @@ async fn measure(settings: &Settings, name: &'static str, store: Store) -> Resul
     tokio::time::sleep(window).await;
     let pause_before = gaps.restart();
     let begun = Instant::now();
-    MaintenanceClient::new(store.channel.clone())
+    MaintenanceClient::new(channel)
         .defragment(pb::DefragmentRequest {})
         .await?;
     let defragmented_in = begun.elapsed();
@@ -138,7 +136,8 @@ async fn measure(settings: &Settings, name: &'static str, store: Store) -> Resul
     while let Some(writer) = writers.join_next().await {
         writer??;
     }
-    store.stop().await?;
+    // The next one has the disk for itself.
+    cluster.kill_all().await?;
     Ok(Measured {
         newest,
         pinned,
@@ -196,7 +195,7 @@ async fn fill(
 /// Ranges from random keys to the last, limited, at a revision; 0 is the newest.
 async fn pages(settings: &Settings, kv: &KvClient<Channel>, revision: i64) -> Result<Percentiles> {
     let mut kv = kv.clone();
-    let mut times = Vec::with_capacity(settings.pages);
+    let mut times = Times::new();
     for _ in 0..settings.pages {
         let first = rand::rng().random_range(0..settings.keys);
         let page = pb::RangeRequest {
@@ -208,7 +207,7 @@ async fn pages(settings: &Settings, kv: &KvClient<Channel>, revision: i64) -> Re
         };
         let begun = Instant::now();
         let found = kv.range(page).await?.into_inner();
-        times.push(begun.elapsed());
+        times.record(begun.elapsed());
         let expected = i64::try_from(settings.keys - first)?;
         if (found.count, found.kvs.len() as i64) != (expected, expected.min(settings.limit)) {
             return Err(format!(
@@ -218,12 +217,12 @@ async fn pages(settings: &Settings, kv: &KvClient<Channel>, revision: i64) -> Re
             .into());
         }
     }
-    Ok(percentiles(times))
+    Ok(times.percentiles())
 }
 
 async fn count(settings: &Settings, kv: &KvClient<Channel>) -> Result<Percentiles> {
     let mut kv = kv.clone();
-    let mut times = Vec::new();
+    let mut times = Times::new();
     for _ in 0..settings.pages.min(50) {
         let all = pb::RangeRequest {
             key: "k/".into(),
@@ -233,24 +232,12 @@ async fn count(settings: &Settings, kv: &KvClient<Channel>) -> Result<Percentile
         };
         let begun = Instant::now();
         let found = kv.range(all).await?.into_inner();
-        times.push(begun.elapsed());
+        times.record(begun.elapsed());
         if found.count != i64::try_from(settings.keys)? {
             return Err(format!("the count is {}", found.count).into());
         }
     }
-    Ok(percentiles(times))
-}
-
-fn percentiles(mut times: Vec<Duration>) -> Percentiles {
-    times.sort_unstable();
-    let at = |percent: usize| {
-        let place = (times.len() * percent / 100).min(times.len().saturating_sub(1));
-        times.get(place).copied().unwrap_or_default()
-    };
-    Percentiles {
-        p50: at(50),
-        p99: at(99),
-    }
+    Ok(times.percentiles())
 }
 
 async fn write(
