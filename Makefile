@@ -9,7 +9,7 @@ IMAGE ?= podkv:$(VERSION)
 FLAGS_IMAGE ?= podkv-flags:$(VERSION)
 IMAGE_FLAGS ?=
 
-.PHONY: help setup build try demo flags test sim sim-planted chaos compat etcd-client rehearse examples bench-checkpoint bench-etcd verify fix audit image image-flags manifests
+.PHONY: help setup build try demo flags test sim sim-planted chaos compat etcd-client rehearse examples bench bench-checkpoint bench-etcd verify fix audit image image-flags manifests
 
 help:
 	@echo "make try      the tour on memory storage: no C++, nothing durable"
@@ -22,6 +22,7 @@ help:
 	@echo "make rehearse all scenarios of the rehearsal of Kubernetes: real nodes as pods (root, Linux, an hour)"
 	@echo "make compat   the etcd API against a real etcd: SEEDS=300 random programs, planted slips, etcdctl"
 	@echo "make etcd-client  the tests of the etcd-client crate, unmodified, against podkv"
+	@echo "make bench    podkv beside etcd and beside gRPC that does nothing, in one run: ratios, tables, pictures (an hour)"
 	@echo "make bench-checkpoint  the longest gap in apply while a snapshot of 2 GB is built"
 	@echo "make bench-etcd  podkv beside a real etcd: pages of a million keys with their count, defragmentation"
 	@echo "make verify   what CI checks: format, lints, dependencies, layout"
@@ -91,6 +92,11 @@ compat: setup
 
 etcd-client: build
 	@.ci/etcd-client
+
+# For one: make bench BENCH="--rows put-100 --repetitions 3"; --list tells which rows there are.
+BENCH ?=
+bench: setup
+	@.ci/bench $(BENCH)
 
 # Needs about three times as much free space: `make bench-checkpoint GIGABYTES=0.5` needs less.
 GIGABYTES ?= 2
