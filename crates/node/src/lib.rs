@@ -26,6 +26,8 @@ mod renew;
 #[cfg(test)]
 mod script;
 mod size;
+mod space;
+mod stall;
 pub mod storage;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -37,7 +39,8 @@ pub use config::NodeConfig;
 pub use health::Health;
 pub use node::{
     Access, DataDigest, Latency, Method, Node, NodeBuilder, NodeStats, Requests, RestoreWriter,
-    Restored, SnapshotReader, VolumeSpace, Written, open_tls,
+    Restored, Scrubbed, SnapshotReader, Written, open_tls,
 };
 pub use size::SizeSource;
+pub use space::VolumeSpace;
 pub use watch::Progress;

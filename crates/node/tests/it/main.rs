@@ -13,5 +13,14 @@ mod auth;
 mod backup;
 
 #[cfg(feature = "testing")]
+mod space;
+
+#[cfg(feature = "testing")]
+mod scrub;
+
+#[cfg(feature = "testing")]
+mod stall;
+
+#[cfg(feature = "testing")]
 mod membership;
 mod size;

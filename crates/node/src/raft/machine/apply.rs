@@ -23,7 +23,8 @@ pub(super) fn run(shared: &Shared, mut jobs: mpsc::Receiver<Job>) {
     while let Some(Job { batch, done }) = jobs.blocking_recv() {
         let result = apply(shared, batch);
         if let Err(error) = &result {
-            tracing::error!(%error, "entries cannot be applied; the node stops");
+            // Told as an error once, by whoever sees the node end: see `Node::failed`.
+            tracing::debug!(%error, "entries cannot be applied; the node stops");
         }
         // openraft stops waiting only when it stops.
         let _ = done.send(result);
