@@ -96,6 +96,53 @@ pub struct NodeStatus {
     pub feature_level: u32,
     /// How many pods there should be; `None` if nobody has told the cluster yet.
     pub desired_size: Option<DesiredSize>,
+    /// What is wrong with which members, as far as this node has applied it.
+    pub alarms: Vec<Alarm>,
+}
+
+/// What is wrong with a member, so that the whole cluster has to know. Replicated: every node tells the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Alarm {
+    pub member: MemberId,
+    pub kind: AlarmKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum AlarmKind {
+    /// The member's volume is nearly full, or its data is beyond its quota. Writes that add data are refused with
+    /// [`Reason::NoSpace`](crate::Reason::NoSpace) until the member takes the alarm back.
+    NoSpace = 1,
+    /// The member's data differs from what most members hold at the same revision. It is to be set aside and
+    /// taken from the others anew; nothing does that by itself.
+    Corrupt = 2,
+}
+
+impl AlarmKind {
+    /// As etcd names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoSpace => "NOSPACE",
+            Self::Corrupt => "CORRUPT",
+        }
+    }
+
+    /// The kind for a number from a disk or a wire; `None` for one that this release does not know.
+    pub fn from_number(number: u8) -> Option<Self> {
+        match number {
+            1 => Some(Self::NoSpace),
+            2 => Some(Self::Corrupt),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Alarm {
+    /// As etcd's status words it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "memberID:{} alarm:{} ", self.member.0, self.kind.name())
+    }
 }
 
 /// How many pods there should be, replicated. Who is beyond it leaves, the lowest ordinals vote.

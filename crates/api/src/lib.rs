@@ -27,8 +27,8 @@ pub use bytes::Bytes;
 
 pub use auth::{AuthStatus, Permission, PermissionKind, ROOT, Role, User};
 pub use cluster::{
-    ClusterId, DesiredSize, Header, Incarnation, Member, MemberId, MemberRole, NodeStatus,
-    Retention,
+    Alarm, AlarmKind, ClusterId, DesiredSize, Header, Incarnation, Member, MemberId, MemberRole,
+    NodeStatus, Retention,
 };
 pub use error::{Error, ErrorKind, LeaderHint, Reason, Result};
 pub use key::{KeyRange, RangeEnd};

@@ -210,6 +210,8 @@ impl State<'_> {
             Command::SetDesiredSize(size) => self.set_desired_size(size)?,
             Command::Freeze { prefix } => self.freeze(prefix)?,
             Command::Thaw { prefix } => self.thaw(prefix)?,
+            Command::RaiseAlarm(alarm) => self.raise_alarm(*alarm)?,
+            Command::ClearAlarm(alarm) => Ok(self.clear_alarm(*alarm)),
             Command::Auth(change) => self.change_auth(change)?,
             // Unwrapped before; one inside another is malformed.
             Command::As { .. } => Err(self.reject(Reason::InvalidArgument)),

@@ -99,7 +99,9 @@ impl Checker<'_> {
             Command::SetFeatureLevel(level) if *level > FEATURE_LEVEL => Err(invalid(format!(
                 "the feature level is {level}; this release understands {FEATURE_LEVEL} at most"
             ))),
-            Command::Compact { .. }
+            Command::RaiseAlarm(_)
+            | Command::ClearAlarm(_)
+            | Command::Compact { .. }
             | Command::LeaseRevoke { .. }
             | Command::LeaseKeepAlive { .. }
             | Command::SessionKeepAlive { .. }

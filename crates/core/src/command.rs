@@ -5,7 +5,9 @@
 
 use bytes::Bytes;
 
-use podkv_api::{Delete, KeyRange, LeaseId, Put, RangeEnd, Revision, SessionId, SessionStamp};
+use podkv_api::{
+    Alarm, Delete, KeyRange, LeaseId, Put, RangeEnd, Revision, SessionId, SessionStamp,
+};
 use podkv_api::{DesiredSize, Op, Retention, Txn};
 
 use crate::auth::{AuthChange, Caller};
@@ -176,6 +178,9 @@ pub enum Command {
     Thaw {
         prefix: Bytes,
     },
+    /// Tells every member what is wrong with one: see `alarm.rs`.
+    RaiseAlarm(Alarm),
+    ClearAlarm(Alarm),
 }
 
 impl Command {
@@ -230,7 +235,9 @@ impl Command {
                 | Command::RaiseRevision { .. }
                 | Command::RestoreBegin { .. }
                 | Command::RestoreEnd { .. }
-                | Command::RestoreDiscard { .. } => 0,
+                | Command::RestoreDiscard { .. }
+                | Command::RaiseAlarm(_)
+                | Command::ClearAlarm(_) => 0,
             }
     }
 }

@@ -20,6 +20,7 @@
     )
 )]
 
+mod alarm;
 pub mod apply;
 pub mod auth;
 pub mod backup;
@@ -52,6 +53,7 @@ pub mod view;
 
 pub use bincode;
 
+pub use alarm::{alarms, grows};
 pub use apply::{Applier, Effects};
 pub use auth::{
     AuthChange, AuthInfo, AuthUser, Caller, auth_info, auth_role, auth_roles, auth_user, auth_users,

@@ -83,6 +83,8 @@ pub(crate) fn may_run_meanwhile(command: &Command) -> bool {
             | Command::SetFeatureLevel(_)
             | Command::SetDesiredSize(_)
             | Command::RaiseRevision { .. }
+            | Command::RaiseAlarm(_)
+            | Command::ClearAlarm(_)
     )
 }
 

@@ -221,6 +221,8 @@ impl Rights {
             | Command::SetDesiredSize(_)
             | Command::Freeze { .. }
             | Command::Thaw { .. }
+            | Command::RaiseAlarm(_)
+            | Command::ClearAlarm(_)
             | Command::Auth(_)
             | Command::As { .. } => self.may_administer(),
         })

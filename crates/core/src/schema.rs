@@ -38,6 +38,7 @@
 //! 0b users           | name                            -> password's hash, roles
 //! 0c roles           | name                            -> permissions
 //! 0d frozen          | prefix                          -> nothing
+//! 0e alarms          | kind u8 | member u64            -> nothing
 //! 80..ff the node's  | name                            -> applied position, membership, ...
 //! ```
 //!
@@ -53,7 +54,7 @@
 //! No escaped key begins another, so what is appended never disturbs the order.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use podkv_api::{KeyRange, LeaseId, RangeEnd, Revision, SessionId};
+use podkv_api::{Alarm, AlarmKind, KeyRange, LeaseId, MemberId, RangeEnd, Revision, SessionId};
 
 use crate::view::ViewError;
 
@@ -80,6 +81,7 @@ const AUTH: u8 = 0x0a;
 const USERS: u8 = 0x0b;
 const ROLES: u8 = 0x0c;
 const FROZEN: u8 = 0x0d;
+const ALARMS: u8 = 0x0e;
 /// Tables from here on are the node's. The core neither reads nor digests them.
 const NODE: u8 = 0x80;
 
@@ -161,6 +163,25 @@ pub(crate) fn frozen_bounds() -> (Bytes, Bytes) {
 
 pub(crate) fn read_frozen_key(key: &Bytes) -> Result<Bytes, ViewError> {
     tail(key, PREFIX_BYTES)
+}
+
+pub(crate) fn alarm_key(alarm: Alarm) -> Bytes {
+    let mut key = start_key(SYSTEM_KEYSPACE, ALARMS, 9);
+    key.put_u8(alarm.kind as u8);
+    key.put_u64(alarm.member.0);
+    key.freeze()
+}
+
+pub(crate) fn alarm_bounds() -> (Bytes, Bytes) {
+    let start = start_key(SYSTEM_KEYSPACE, ALARMS, 0).freeze();
+    (start, table_end(SYSTEM_KEYSPACE, ALARMS))
+}
+
+/// `None` for a kind that a newer release raised.
+pub(crate) fn read_alarm_key(key: &Bytes) -> Result<Option<Alarm>, ViewError> {
+    let number = tail(key, PREFIX_BYTES)?.first().copied().unwrap_or(0);
+    let member = MemberId(read_u64(key, PREFIX_BYTES + 1)?);
+    Ok(AlarmKind::from_number(number).map(|kind| Alarm { member, kind }))
 }
 
 pub(crate) fn restore_key() -> Bytes {

@@ -130,6 +130,20 @@ pub struct NodeConfig {
     /// Proposals and their bytes that may be waiting for an answer on this node.
     pub max_inflight_proposals: usize,
     pub max_inflight_bytes: usize,
+    /// The state may grow to this many bytes on this node; 0 is no quota, and the volume bounds it alone. Beyond it the
+    /// cluster refuses writes that add data. None by default: what fits is known to who chose the volume.
+    pub quota_bytes: u64,
+    /// What is kept free on the volume: below it, the cluster refuses writes that add data. `None` goes by the
+    /// volume's size: see [`VolumeSpace::default_headroom`](crate::VolumeSpace::default_headroom).
+    pub headroom_bytes: Option<u64>,
+    /// The members compare digests of their data this often, and each reads its log through; zero is never. Every day:
+    /// what bit rot or a defect has changed unseen should not be found on the day when that replica is needed. It
+    /// costs one reading of all keys.
+    pub scrub_interval: Duration,
+    /// A leader whose disk has not answered a write of the log for so long hands over to a voter whose disk does. Far
+    /// longer than the fsyncs of a volume that is slow and works, 100 ms on a bad day: a change of leaders costs more
+    /// than those. Writes wait meanwhile, so not much longer.
+    pub stall_timeout: Duration,
     /// Build a snapshot and purge when the log has grown by this much since the last one.
     pub snapshot_log_bytes: u64,
     /// … or this much time has passed and there is anything to cover.
@@ -169,6 +183,10 @@ impl NodeConfig {
             request_timeout: Duration::from_secs(5),
             max_inflight_proposals: 65_536,
             max_inflight_bytes: 64 << 20,
+            scrub_interval: Duration::from_secs(24 * 3600),
+            stall_timeout: Duration::from_secs(2),
+            quota_bytes: 0,
+            headroom_bytes: None,
             snapshot_log_bytes: 256 << 20,
             snapshot_interval: Duration::from_secs(3600),
             log_keep_bytes: 64 << 20,
@@ -199,6 +217,12 @@ impl NodeConfig {
             return Err(bad(format!(
                 "max_voters is {}; expected an odd number",
                 self.max_voters
+            )));
+        }
+        if self.stall_timeout < Duration::from_millis(100) {
+            return Err(bad(format!(
+                "stall_timeout is {:?}; expected at least 100 ms",
+                self.stall_timeout
             )));
         }
         if self.auth_token_ttl < Duration::from_secs(1) {

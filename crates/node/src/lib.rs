@@ -28,6 +28,8 @@ mod renew;
 #[cfg(test)]
 mod script;
 mod size;
+mod space;
+mod stall;
 pub mod storage;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -39,7 +41,8 @@ pub use config::NodeConfig;
 pub use health::Health;
 pub use node::{
     Access, DataDigest, Latency, Method, Node, NodeBuilder, NodeStats, Requests, RestoreWriter,
-    Restored, SnapshotReader, Total, VolumeSpace, Written, open_tls,
+    Restored, Scrubbed, SnapshotReader, Total, Written, open_tls,
 };
 pub use size::SizeSource;
+pub use space::VolumeSpace;
 pub use watch::Progress;

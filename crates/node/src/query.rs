@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use podkv_api::{
-    Bytes, DesiredSize, Error, Header, LeaseId, LeaseStatus, Permission, Range, RangeEnd,
+    Alarm, Bytes, DesiredSize, Error, Header, LeaseId, LeaseStatus, Permission, Range, RangeEnd,
     RangeResponse, RangeStream, Reason, Result, Revision, Txn, TxnResponse,
 };
 use podkv_core::{
@@ -313,6 +313,10 @@ impl Query {
 
     pub async fn desired_size(&self) -> Result<Option<DesiredSize>> {
         self.read(|view| podkv_core::desired_size(view)).await
+    }
+
+    pub async fn alarms(&self) -> Result<Vec<Alarm>> {
+        self.read(|view| podkv_core::alarms(view)).await
     }
 
     pub async fn frozen(&self) -> Result<Vec<Bytes>> {

@@ -201,6 +201,21 @@ impl TestCluster {
         self.boot(index).await
     }
 
+    /// Turns a bit in the values of a node's state that contain these bytes, as rot does. Returns in how many.
+    pub fn rot(&self, index: usize, bytes: &[u8]) -> usize {
+        self.slots[index].disk.rot(bytes)
+    }
+
+    /// A node's disk stops to answer: its log cannot be written, and nothing fails. [`TestCluster::resume_disk`] ends it,
+    /// and so does [`TestCluster::kill`].
+    pub fn stall_disk(&self, index: usize) {
+        self.slots[index].disk.stall();
+    }
+
+    pub fn resume_disk(&self, index: usize) {
+        self.slots[index].disk.resume();
+    }
+
     /// A copy of a node's volume as it is now, for [`TestCluster::restore_volume`].
     pub fn copy_volume(&self, index: usize) -> MemoryDisk {
         self.slots[index].disk.copy()

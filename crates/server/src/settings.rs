@@ -60,6 +60,10 @@ settings! {
     MAX_REQUEST_BYTES = "max-request-bytes", "1536KiB", "The largest request";
     MAX_TXN_OPS = "max-txn-ops", "128", "The most operations in one list of a transaction";
     CACHE_BYTES = "cache-bytes", "", "The block cache of the state. Default: a quarter of the memory limit, from 32MiB to 1GiB; 128MiB without a limit";
+    QUOTA_BYTES = "quota-bytes", "0", "The data may grow to this on this node; 0 is no quota. Beyond it the cluster refuses writes that add data, until there is less";
+    HEADROOM_BYTES = "headroom-bytes", "", "What is kept free on the volume: below it the cluster refuses writes that add data, until there is more. Default: 5% of the volume, from 128MiB to 1GiB, and a quarter of it at most";
+    SCRUB_INTERVAL = "scrub-interval", "24h", "The nodes compare digests of their data this often, and read their logs through; 0s is never";
+    STALL_TIMEOUT = "stall-timeout", "2s", "A leader whose disk has not answered a write for this long hands over to a node whose disk does";
     SNAPSHOT_LOG_BYTES = "snapshot-log-bytes", "256MiB", "Build a snapshot when the log has grown by this much";
     LOG_KEEP_BYTES = "log-keep-bytes", "64MiB", "Log kept behind a snapshot, for nodes that are a little behind";
     TLS = "tls", "off", "off, allow (plain text and TLS) or require, on both gRPC ports";
@@ -322,6 +326,15 @@ impl ServeConfig {
             text if text.is_empty() => surroundings.cache_bytes(),
             _ => values.bytes(&CACHE_BYTES)?,
         });
+        node.scrub_interval =
+            values.parse(&SCRUB_INTERVAL, "a time like 24h, or 0s", parse_duration)?;
+        node.stall_timeout =
+            values.parse(&STALL_TIMEOUT, "a time like 2s or 500ms", parse_duration)?;
+        node.quota_bytes = values.bytes(&QUOTA_BYTES)?;
+        node.headroom_bytes = match values.text(&HEADROOM_BYTES) {
+            text if text.is_empty() => None,
+            _ => Some(values.bytes(&HEADROOM_BYTES)?),
+        };
         node.snapshot_log_bytes = values.bytes(&SNAPSHOT_LOG_BYTES)?;
         node.log_keep_bytes = values.bytes(&LOG_KEEP_BYTES)?;
         node.check()?;

@@ -1,8 +1,8 @@
 //! Bytes of entries, proposals and commands.
 
 use podkv_api::{
-    Compare, CompareOp, CompareTarget, Consistency, Delete, LeaseId, Op, Put, Range, SessionId,
-    SessionStamp, Txn,
+    Alarm, AlarmKind, Compare, CompareOp, CompareTarget, Consistency, Delete, LeaseId, MemberId,
+    Op, Put, Range, SessionId, SessionStamp, Txn,
 };
 
 use super::{Depth, KeyRangeV1};
@@ -105,6 +105,35 @@ pub(crate) enum CommandV1 {
     Thaw {
         prefix: Blob,
     },
+    RaiseAlarm(AlarmV1),
+    ClearAlarm(AlarmV1),
+}
+
+#[derive(Debug, Encode, Decode)]
+pub(crate) struct AlarmV1 {
+    kind: u8,
+    member: u64,
+}
+
+impl From<&Alarm> for AlarmV1 {
+    fn from(alarm: &Alarm) -> Self {
+        Self {
+            kind: alarm.kind as u8,
+            member: alarm.member.0,
+        }
+    }
+}
+
+impl TryFrom<AlarmV1> for Alarm {
+    type Error = CodecError;
+
+    fn try_from(record: AlarmV1) -> Result<Self, CodecError> {
+        let kind = AlarmKind::from_number(record.kind);
+        Ok(Self {
+            member: MemberId(record.member),
+            kind: kind.ok_or_else(|| CodecError::malformed("an alarm", "its kind is unknown"))?,
+        })
+    }
 }
 
 #[derive(Debug, Encode, Decode)]
@@ -307,6 +336,8 @@ impl From<&Command> for CommandV1 {
             Command::Thaw { prefix } => Self::Thaw {
                 prefix: prefix.into(),
             },
+            Command::RaiseAlarm(alarm) => Self::RaiseAlarm(alarm.into()),
+            Command::ClearAlarm(alarm) => Self::ClearAlarm(alarm.into()),
         }
     }
 }
@@ -386,6 +417,8 @@ impl TryFrom<CommandV1> for Command {
             }
             CommandV1::Freeze { prefix } => Self::Freeze { prefix: prefix.0 },
             CommandV1::Thaw { prefix } => Self::Thaw { prefix: prefix.0 },
+            CommandV1::RaiseAlarm(alarm) => Self::RaiseAlarm(alarm.try_into()?),
+            CommandV1::ClearAlarm(alarm) => Self::ClearAlarm(alarm.try_into()?),
         })
     }
 }

@@ -164,6 +164,13 @@ fn every_command() -> Vec<Command> {
             }],
         },
     ]);
+    for (kind, member) in [
+        (AlarmKind::NoSpace, MemberId(1)),
+        (AlarmKind::Corrupt, MemberId(u64::MAX)),
+    ] {
+        let alarm = Alarm { member, kind };
+        commands.extend([Command::RaiseAlarm(alarm), Command::ClearAlarm(alarm)]);
+    }
     commands.extend(every_auth_change().into_iter().map(Command::Auth));
     commands.extend([
         Command::Put(Put::new("k", "v")).by(&Caller::Anonymous),
@@ -503,11 +510,24 @@ fn state_with_frozen() -> Store {
     store
 }
 
+/// And alarms.
+fn state_with_alarms() -> Store {
+    let mut store = state();
+    for kind in [AlarmKind::NoSpace, AlarmKind::Corrupt] {
+        store.ok(Command::RaiseAlarm(Alarm {
+            member: MemberId(300),
+            kind,
+        }));
+    }
+    store
+}
+
 #[test]
 fn the_state_keeps_its_bytes() {
     state_keeps_its_bytes("state.txt", &state());
     state_keeps_its_bytes("state_auth.txt", &state_with_auth());
     state_keeps_its_bytes("state_frozen.txt", &state_with_frozen());
+    state_keeps_its_bytes("state_alarms.txt", &state_with_alarms());
 }
 
 fn state_keeps_its_bytes(name: &str, store: &Store) {

@@ -93,6 +93,19 @@ impl<'a> Step<'a> {
         Some(token[name.len() + 1..].to_owned())
     }
 
+    /// `nospace 1`: the kind, then the member.
+    fn alarm(&mut self) -> Alarm {
+        let kind = match self.word().as_str() {
+            "nospace" => AlarmKind::NoSpace,
+            "corrupt" => AlarmKind::Corrupt,
+            other => panic!("not a kind of alarm: {other}"),
+        };
+        Alarm {
+            member: MemberId(self.number()),
+            kind,
+        }
+    }
+
     fn number<T: std::str::FromStr>(&mut self) -> T {
         let (line, word) = (self.line, self.word());
         word.parse()
@@ -120,6 +133,7 @@ impl<'a> Step<'a> {
             "next_deadline" => format!("{:?}\n", next_deadline(&store.view).unwrap()),
             "retention_target" => format!("{:?}\n", retention_target(&store.view).unwrap()),
             "frozen" => format!("{:?}\n", frozen_prefixes(&store.view).unwrap()),
+            "alarms" => format!("{:?}\n", alarms(&store.view).unwrap()),
             "leases" => format!("{:?}\n", leases(&store.view).unwrap()),
             "lease_status" => self.show_lease(store),
             "state" => self.show_state(store),
@@ -208,6 +222,8 @@ impl<'a> Step<'a> {
             "thaw" => Command::Thaw {
                 prefix: self.word().into(),
             },
+            "raise" => Command::RaiseAlarm(self.alarm()),
+            "clear" => Command::ClearAlarm(self.alarm()),
             "retention" => Command::SetRetention(Retention {
                 keep_ms: self.option("keep").map(|keep| duration(&keep)),
                 max_revisions: self.option("max").map(|max| max.parse().unwrap()),

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use podkv_api::{
-    Bytes, Consistency, DesiredSize, Error, Header, Member, MemberId, NodeStatus, Reason, Result,
-    Retention, Revision,
+    Alarm, Bytes, Consistency, DesiredSize, Error, Header, Member, MemberId, NodeStatus, Reason,
+    Result, Retention, Revision,
 };
 use podkv_core::Command;
 use podkv_proto::peer as wire;
@@ -116,6 +116,19 @@ impl Node {
         self.fresh(Consistency::Linearizable, None).await?;
         let prefixes = self.0.query.frozen().await?;
         Ok((self.header(), prefixes))
+    }
+
+    /// What is wrong with which members.
+    pub async fn alarms(&self, consistency: Consistency) -> Result<(Header, Vec<Alarm>)> {
+        self.fresh(consistency, None).await?;
+        let alarms = self.0.query.alarms().await?;
+        Ok((self.header(), alarms))
+    }
+
+    /// Takes an alarm back by hand. If what raised it still holds, it is raised again. Returns those that are left.
+    pub async fn disarm(&self, alarm: Alarm) -> Result<(Header, Vec<Alarm>)> {
+        self.write_once(Command::ClearAlarm(alarm)).await?;
+        self.alarms(Consistency::Linearizable).await
     }
 
     /// Sets by hand how many pods there should be, the ordinals from `start` on. Whoever is beyond it leaves
@@ -303,6 +316,7 @@ impl Node {
     pub(super) async fn status_now(&self) -> Result<NodeStatus> {
         let meta = self.0.query.meta().await?;
         let desired_size = self.0.query.desired_size().await?;
+        let alarms = self.0.query.alarms().await?;
         let state = self.0.group.state().borrow().clone();
         let log = self.0.group.log_stats();
         let members = state.members.list();
@@ -337,6 +351,7 @@ impl Node {
             retention: meta.retention,
             feature_level: meta.feature_level,
             desired_size,
+            alarms,
         })
     }
 }

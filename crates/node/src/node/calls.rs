@@ -2,7 +2,7 @@
 
 use std::sync::Weak;
 
-use podkv_api::{Error, Incarnation, MemberId, Reason};
+use podkv_api::{Bytes, Error, Incarnation, MemberId, Reason};
 use podkv_proto::peer as wire;
 use tonic::{Status, Streaming};
 
@@ -79,6 +79,22 @@ impl NodeCalls for Calls {
                 refusal: found.as_ref().err().map(refusal),
                 // Who cannot be told is not told that it is gone.
                 member: found.unwrap_or(true),
+            })
+        })
+    }
+
+    fn digest(&self, request: wire::DigestRequest) -> Reply<'_, wire::DigestResponse> {
+        Box::pin(async move {
+            let node = self.node()?;
+            Ok(match node.digest_at(request.revision).await {
+                Ok(sha256) => wire::DigestResponse {
+                    refusal: None,
+                    sha256: sha256.to_vec().into(),
+                },
+                Err(error) => wire::DigestResponse {
+                    refusal: Some(refusal(&error)),
+                    sha256: Bytes::new(),
+                },
             })
         })
     }

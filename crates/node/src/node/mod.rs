@@ -28,6 +28,7 @@ mod lookout;
 mod readiness;
 mod requests;
 mod restore;
+mod scrub;
 mod size;
 mod snapshot;
 mod standing;
@@ -52,9 +53,10 @@ pub use self::access::Access;
 pub use self::admin::DataDigest;
 pub use self::requests::{Method, Requests, Total};
 pub use self::restore::{RestoreWriter, Restored};
+pub use self::scrub::Scrubbed;
 pub use self::snapshot::SnapshotReader;
 pub use self::start::{NodeBuilder, open_tls};
-pub use self::stats::{Latency, NodeStats, VolumeSpace};
+pub use self::stats::{Latency, NodeStats};
 
 use crate::auth::{Passwords, Refusals};
 use crate::clock::LeaderClock;
@@ -68,6 +70,8 @@ use crate::raft::{Applied, Group, GroupState};
 use crate::read::ReadIndex;
 use crate::renew::Renewals;
 use crate::size::SizeSource;
+use crate::space::Alarms;
+use crate::stall::Stalls;
 use crate::storage::Storage;
 use crate::watch::WatchHub;
 use crate::write::{Decided, Origin, Writer};
@@ -84,6 +88,8 @@ struct Inner {
     peers: PeerPool,
     tls: Option<Tls>,
     writer: Writer,
+    alarms: Alarms,
+    stalls: Arc<Stalls>,
     read_index: ReadIndex,
     query: Query,
     watches: WatchHub,

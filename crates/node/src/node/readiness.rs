@@ -43,6 +43,9 @@ async fn watch(node: Weak<Inner>) {
             node.0.health.borrow().clone()
         } else if !state.members.contains(node.id()) {
             Health::not_ready("not in the committed membership")
+        } else if node.disk_hangs() {
+            // The same text for as long as it lasts: health is told when it changes.
+            Health::not_ready("the disk does not answer: the log cannot be written")
         } else if !caught_up {
             Health::not_ready("catching up")
         } else if leader_seen.elapsed() > LEADERLESS {
@@ -67,6 +70,11 @@ async fn watch(node: Weak<Inner>) {
 }
 
 impl Node {
+    fn disk_hangs(&self) -> bool {
+        let hangs = self.0.group.log_writing_for();
+        hangs.is_some_and(|hangs| hangs >= self.0.config.stall_timeout)
+    }
+
     /// This node holds everything: what its retired predecessor left is of no use to anybody, unless a recovery
     /// lies in between.
     async fn remove_aside(&self) {

@@ -17,9 +17,10 @@ use super::large;
 use super::lookout::Lookout;
 use super::readiness::{self, LEADERLESS};
 use super::requests::Requests;
+use super::scrub;
 use super::{Inner, Node};
 use crate::auth::{Passwords, Refusals};
-use crate::config::NodeConfig;
+use crate::config::{NodeConfig, StorageConfig};
 use crate::discovery::{Discovery, FixedDiscovery};
 use crate::duties::{LeaderDuties, LogKeeper};
 use crate::health::Health;
@@ -37,6 +38,8 @@ use crate::read::{ReadIndex, ReadIndexParts};
 use crate::reconcile::Reconciler;
 use crate::renew::Renewals;
 use crate::size::SizeSource;
+use crate::space::{Alarms, SpaceKeeper, SpaceLimits};
+use crate::stall::StallWatch;
 use crate::storage::{Storage, Volume, Workers};
 use crate::transport::Transport;
 use crate::transport::tcp::{TcpSettings, TcpTransport};
@@ -311,6 +314,7 @@ impl Parts {
 
         let (clock_sender, clock) = watch::channel(None);
         let limits = Arc::new(config.limits.clone());
+        let alarms = Alarms::default();
         let writer = Writer::start(
             RouterParts {
                 group: group.clone(),
@@ -323,6 +327,7 @@ impl Parts {
             },
             Admission::new(config.max_inflight_proposals, config.max_inflight_bytes),
             limits,
+            alarms.clone(),
             &tasks,
             stop.clone(),
         );
@@ -357,6 +362,8 @@ impl Parts {
             peers,
             tls,
             writer,
+            alarms,
+            stalls: Arc::default(),
             read_index,
             watches,
             lease_renewals,
@@ -516,6 +523,40 @@ impl Node {
             inner.config.collect_large_every,
             inner.stop.clone(),
         ));
+        let space = SpaceKeeper {
+            me: self.id(),
+            limits: SpaceLimits {
+                quota_bytes: inner.config.quota_bytes,
+                headroom_bytes: inner.config.headroom_bytes,
+            },
+            data_dir: match &inner.config.storage {
+                StorageConfig::Disk { data_dir } => Some(data_dir.clone()),
+                StorageConfig::Memory => None,
+            },
+            state: inner.storage.state.clone(),
+            group: inner.group.clone(),
+            writer: inner.writer.clone(),
+            alarms: inner.alarms.clone(),
+            timeout: inner.config.request_timeout,
+        };
+        inner.tasks.spawn(space.run(inner.stop.clone()));
+        let stalls = StallWatch {
+            me: self.id(),
+            group: inner.group.clone(),
+            writer: inner.writer.clone(),
+            stalls: inner.stalls.clone(),
+            timeout: inner.config.stall_timeout,
+            volume: match &inner.config.storage {
+                StorageConfig::Disk { data_dir } => data_dir.display().to_string(),
+                StorageConfig::Memory => "memory".into(),
+            },
+        };
+        inner.tasks.spawn(stalls.run(inner.stop.clone()));
+        if !inner.config.scrub_interval.is_zero() {
+            inner
+                .tasks
+                .spawn(scrub::run(Arc::downgrade(inner), inner.stop.clone()));
+        }
         if let Some(tls) = inner.tls.clone() {
             inner.tasks.spawn(tls.watch(inner.stop.clone()));
         }

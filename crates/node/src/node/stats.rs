@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use super::Node;
 use super::requests::Requests;
 use crate::config::StorageConfig;
 use crate::raft::{HistogramSnapshot, LogStats, Role, SnapshotStats};
+use crate::space::VolumeSpace;
 use crate::watch::WatchStats;
 
 /// A node's figures at one moment. Totals count since the start.
@@ -23,6 +25,10 @@ pub struct NodeStats {
     pub log_bytes_total: u64,
     /// One write of a batch of the log with its fsync.
     pub log_write_latency: Latency,
+    /// For how long the disk has not answered the write of the log that is under way; zero if none is.
+    pub log_writing_for: Duration,
+    /// Writes of the log that took longer than [`stall_timeout`](crate::NodeConfig::stall_timeout).
+    pub log_stalls_total: u64,
     /// One batch of committed entries, applied to the state.
     pub apply_latency: Latency,
     /// Of the leader: how many entries each other member lacks, by the pod's name. Empty elsewhere.
@@ -67,14 +73,6 @@ impl From<HistogramSnapshot> for Latency {
     }
 }
 
-/// The volume that a node's folder is on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VolumeSpace {
-    pub size_bytes: u64,
-    /// What this user may still take.
-    pub free_bytes: u64,
-}
-
 impl Node {
     /// What clients asked of this node over the network; whoever serves them counts.
     pub fn requests(&self) -> &Requests {
@@ -87,12 +85,8 @@ impl Node {
             return None;
         };
         let data_dir = data_dir.clone();
-        let asked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&data_dir)).await;
-        let space = asked.ok()?.ok()?;
-        Some(VolumeSpace {
-            size_bytes: space.f_blocks.saturating_mul(space.f_frsize),
-            free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
-        })
+        let asked = tokio::task::spawn_blocking(move || VolumeSpace::of(&data_dir)).await;
+        asked.ok()?.ok()
     }
 
     fn peers_behind(&self) -> BTreeMap<String, u64> {
@@ -125,6 +119,8 @@ impl Node {
             log_entries_total: log.entries_written,
             log_bytes_total: log.bytes_written,
             log_write_latency: log.write_latency.into(),
+            log_writing_for: self.0.group.log_writing_for().unwrap_or_default(),
+            log_stalls_total: self.0.stalls.total.load(Relaxed),
             apply_latency: self.0.group.apply_latency().into(),
             peers_behind: self.peers_behind(),
             snapshots_built_total: snapshots.built,

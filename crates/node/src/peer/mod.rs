@@ -72,6 +72,7 @@ pub(crate) trait NodeCalls: Send + Sync + 'static {
     fn read_index(&self, request: wire::ReadIndexRequest) -> Reply<'_, wire::ReadIndexResponse>;
     fn admin(&self, request: wire::AdminRequest) -> Reply<'_, wire::AdminResponse>;
     fn standing(&self, request: wire::StandingRequest) -> Reply<'_, wire::StandingResponse>;
+    fn digest(&self, request: wire::DigestRequest) -> Reply<'_, wire::DigestResponse>;
 }
 
 /// The calls of a cluster's founding. Implemented by `bootstrap`; answered in every phase.

@@ -323,6 +323,15 @@ impl wire::peer_server::Peer for PeerService {
         calls.admin(request).await.map(Response::new)
     }
 
+    async fn digest(
+        &self,
+        request: Request<wire::DigestRequest>,
+    ) -> Result<Response<wire::DigestResponse>, Status> {
+        let (caller, request) = open(request);
+        let calls = self.node(&caller, request.header.as_ref()).await?;
+        calls.digest(request).await.map(Response::new)
+    }
+
     async fn standing(
         &self,
         request: Request<wire::StandingRequest>,

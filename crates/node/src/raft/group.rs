@@ -347,6 +347,11 @@ impl Group {
         self.0.log.stats()
     }
 
+    /// For how long the disk has not answered a write of the log; `None` if nothing is being written.
+    pub fn log_writing_for(&self) -> Option<Duration> {
+        self.0.log.writing_for()
+    }
+
     /// How long batches of entries took to apply.
     pub fn apply_latency(&self) -> HistogramSnapshot {
         self.0.apply_latency.snapshot()

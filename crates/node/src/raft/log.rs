@@ -23,6 +23,7 @@ mod writer;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
@@ -54,6 +55,8 @@ pub(super) struct Shared {
     state: Mutex<State>,
     counters: Counters,
     durable: watch::Sender<Durable>,
+    /// When the write began that the disk has not answered yet.
+    writing_since: Mutex<Option<Instant>>,
 }
 
 struct State {
@@ -160,6 +163,7 @@ impl Log {
             state: Mutex::new(state),
             counters,
             durable,
+            writing_since: Mutex::default(),
         });
         let (jobs, queue) = mpsc::channel(QUEUE_JOBS);
         let mut batches = writer::Batches::new(shared.clone());
@@ -211,6 +215,13 @@ impl Log {
     /// Up to which index may be purged so that at least `keep_bytes` stay.
     pub fn purgeable(&self, keep_bytes: u64) -> Option<u64> {
         self.shared.state().sizes.purgeable(keep_bytes)
+    }
+
+    /// For how long the disk has not answered a write; `None` if nothing is being written.
+    pub fn writing_for(&self) -> Option<Duration> {
+        let since = self.shared.writing_since.lock();
+        let since = *since.unwrap_or_else(PoisonError::into_inner);
+        since.map(|since| since.elapsed())
     }
 
     pub fn stats(&self) -> LogStats {
@@ -351,6 +362,13 @@ fn damaged(detail: impl std::fmt::Display) -> StorageError {
 }
 
 impl Shared {
+    fn set_writing(&self, since: Option<Instant>) {
+        let mut writing = self.writing_since.lock();
+        **writing
+            .as_mut()
+            .unwrap_or_else(|poisoned| poisoned.get_mut()) = since;
+    }
+
     /// A panic while it was held left no half-done change: each is a few assignments.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)

@@ -214,6 +214,23 @@ impl Seen {
             .max_by_key(|id| self.matched.get(id).copied().flatten())
             .copied()
     }
+
+    /// The successor of a leader whose own disk hangs: only if, without it, a majority of the voters has synced everything
+    /// that this leader holds. Their disks work then. Otherwise to hand over would only carry the trouble around.
+    pub fn relief(&self) -> Option<MemberId> {
+        let has_all = |id: &&MemberId| {
+            let matched = self.matched.get(id).copied().flatten();
+            **id != self.me
+                && self.is_alive(**id)
+                && matched.is_some_and(|at| at.index >= self.last_index)
+        };
+        let majority =
+            |set: &BTreeSet<MemberId>| set.iter().filter(has_all).count() > set.len() / 2;
+        match self.members.voters.iter().all(majority) {
+            true => self.successor().filter(|id| has_all(&id)),
+            false => None,
+        }
+    }
 }
 
 pub(super) fn not_found(id: MemberId, what: &str) -> Error {
@@ -382,6 +399,20 @@ mod tests {
         seen.committed = true;
         seen.members.voters.push(ids(&[1, 2]));
         assert_eq!(reason(seen.plan(&change)), Reason::MembershipConflict);
+    }
+
+    #[test]
+    fn a_leader_is_relieved_only_by_a_majority_that_has_synced_everything() {
+        let mut seen = seen(&[1, 2, 3], &[4], &[]);
+        let at = |index| Some(LogPosition { term: 2, index });
+        seen.last_index = 900;
+        seen.matched.insert(MemberId(2), at(900));
+        seen.matched.insert(MemberId(3), at(899));
+        assert_eq!(seen.relief(), None, "its disk may hang as well");
+        seen.matched.insert(MemberId(3), at(900));
+        assert!(seen.relief().is_some());
+        seen.answered.remove(&MemberId(3));
+        assert_eq!(seen.relief(), None, "it may be gone");
     }
 
     #[test]

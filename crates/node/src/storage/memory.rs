@@ -24,7 +24,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes};
 use podkv_api::{Incarnation, MemberId};
@@ -59,12 +59,16 @@ pub enum Crash {
 #[derive(Clone, Default)]
 pub struct MemoryDisk {
     contents: Arc<Mutex<Contents>>,
+    /// Wakes who waits for a stalled disk.
+    awake: Arc<Condvar>,
 }
 
 #[derive(Clone, Default)]
 struct Contents {
     /// Counts crashes and attachments. Who attached earlier is cut off: that process is dead.
     boot: u64,
+    /// Writes to the log hang.
+    stalled: bool,
     log: Log,
     synced_log: Log,
     state: Records,
@@ -91,6 +95,7 @@ impl MemoryDisk {
     pub fn crash(&self, crash: Crash) {
         let mut contents = lock(&self.contents);
         contents.boot += 1;
+        self.awake.notify_all();
         contents.state = contents.flushed_state.clone();
         if crash == Crash::Power {
             contents.log = contents.synced_log.clone();
@@ -100,10 +105,44 @@ impl MemoryDisk {
 
     /// Another disk with what this one holds now, as a snapshot of a volume is.
     pub fn copy(&self) -> Self {
-        let contents = lock(&self.contents).clone();
+        let mut contents = lock(&self.contents).clone();
+        contents.stalled = false;
         Self {
             contents: Arc::new(Mutex::new(contents)),
+            awake: Arc::default(),
         }
+    }
+
+    /// Turns a bit in every record of the state whose value contains these bytes: rot that no checksum sees. Returns in how
+    /// many.
+    pub fn rot(&self, bytes: &[u8]) -> usize {
+        let mut contents = lock(&self.contents);
+        let holds = |value: &Bytes| value.windows(bytes.len()).any(|part| part == bytes);
+        let found: Vec<(Bytes, Bytes)> = contents
+            .state
+            .iter()
+            .filter(|(_, value)| holds(value))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        for (key, value) in &found {
+            let mut rotten = value.to_vec();
+            if let Some(last) = rotten.last_mut() {
+                *last ^= 1;
+            }
+            contents.state.insert_mut(key.clone(), rotten.into());
+        }
+        found.len()
+    }
+
+    /// From now on writes to the log do not come to an end, as on a volume whose network is gone. A crash ends who waits.
+    pub fn stall(&self) {
+        lock(&self.contents).stalled = true;
+    }
+
+    /// Writes go on, those that hung first.
+    pub fn resume(&self) {
+        lock(&self.contents).stalled = false;
+        self.awake.notify_all();
     }
 
     /// Starts a process on this disk. One that used it before is ended as by [`Crash::Process`].
@@ -111,6 +150,7 @@ impl MemoryDisk {
         self.crash(Crash::Process);
         MemoryVolume {
             contents: self.contents.clone(),
+            awake: self.awake.clone(),
             boot: lock(&self.contents).boot,
         }
     }
@@ -120,6 +160,7 @@ impl MemoryDisk {
 #[derive(Clone)]
 pub struct MemoryVolume {
     contents: Arc<Mutex<Contents>>,
+    awake: Arc<Condvar>,
     boot: u64,
 }
 
@@ -135,6 +176,14 @@ impl MemoryVolume {
 
     pub(super) fn markers(&self) -> Arc<dyn MarkerStore> {
         Arc::new(MemoryMarkers(self.clone()))
+    }
+
+    /// The same once the disk does not stall.
+    fn writable(&self) -> Result<MutexGuard<'_, Contents>, StorageError> {
+        let waits = |contents: &mut Contents| contents.stalled && contents.boot == self.boot;
+        let waiting = self.awake.wait_while(lock(&self.contents), waits);
+        drop(waiting.unwrap_or_else(PoisonError::into_inner));
+        self.live()
     }
 
     fn live(&self) -> Result<MutexGuard<'_, Contents>, StorageError> {
@@ -165,7 +214,7 @@ impl LogStore for MemoryLog {
     }
 
     fn write(&self, batch: &[LogWrite]) -> Result<(), StorageError> {
-        let mut contents = self.0.live()?;
+        let mut contents = self.0.writable()?;
         let mut log = contents.log.clone();
         for write in batch {
             log.apply(write)?;
@@ -362,8 +411,11 @@ impl StateStore for MemoryState {
         Ok(())
     }
 
+    /// What the records would take on a disk. Counted each time: in memory there are few.
     fn disk_bytes(&self) -> u64 {
-        0
+        let records = self.0.live().map(|contents| contents.state.clone());
+        let bytes = |(key, value): (&Bytes, &Bytes)| (key.len() + value.len()) as u64;
+        records.map_or(0, |records| records.iter().map(bytes).sum())
     }
 }
 

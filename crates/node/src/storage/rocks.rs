@@ -7,6 +7,7 @@ use rocksdb::{DB, ErrorKind, LogLevel, Options};
 
 use super::durable_file::{TEMPORARY, sync_folder};
 use super::{StorageError, durable_file};
+use crate::space::VolumeSpace;
 
 /// The options that do not depend on what is stored.
 pub(super) fn base_options() -> Options {
@@ -53,10 +54,34 @@ pub(super) fn failure(folder: &Path, doing: &str, error: rocksdb::Error) -> Stor
             failure
         }
         _ => StorageError {
-            what: format!("{doing} in {}: {error}", folder.display()),
+            what: format!(
+                "{doing} in {}: {error}{}",
+                folder.display(),
+                space_left(folder)
+            ),
             corrupt: false,
             source: Some(Box::new(error)),
         },
+    }
+}
+
+/// What RocksDB was refused says its text alone; what is left on the volume can be asked for. Less than this is nothing: file
+/// systems keep some blocks for themselves.
+const NOTHING_LEFT: u64 = 1 << 20;
+
+/// What to add to a failure if the volume is full.
+fn space_left(folder: &Path) -> String {
+    // Of a file that was not made yet, the folder is asked.
+    let space = folder.ancestors().find_map(|at| VolumeSpace::of(at).ok());
+    match space {
+        Some(space) if space.free_bytes < NOTHING_LEFT => format!(
+            ". The volume that holds {} is full: {} KiB of {} MiB are free. Nothing that was acknowledged is lost. Enlarge \
+             the volume, or remove from it what is not podkv's; started again, the node goes on",
+            folder.display(),
+            space.free_bytes >> 10,
+            space.size_bytes >> 20
+        ),
+        _ => String::new(),
     }
 }
 

@@ -60,6 +60,9 @@ fn options(cache: &Cache) -> Options {
     options.set_max_bytes_for_level_base(256 << 20);
     // Keeps the space that superseded values take near a tenth, whatever the size of the state.
     options.set_level_compaction_dynamic_level_bytes(true);
+    // What was deleted gives its space back soon, however little is written afterwards: a file in which half of some
+    // thousand neighbours are tombstones is compacted. Without it a full volume stays full until it is written to.
+    options.add_compact_on_deletion_collector_factory(2000, 1000, 0.5);
     options.set_compression_type(DBCompressionType::Lz4);
     // Enough for 32 GiB of tables without closing any; pods often have 1024 for everything.
     options.set_max_open_files(512);

@@ -79,6 +79,10 @@ impl ForwardStream {
     }
 }
 
+/// How long a leader that leads no more is waited for. One that lets go in good order has answered everything by then; one
+/// whose disk hangs never does, and what can be repeated goes to its successor.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 struct Conversation {
     lane: PeerLane,
     /// Taken from the queue, waiting for room in a message.
@@ -139,8 +143,10 @@ impl Conversation {
         let mut answers = response.into_inner();
         let mut clear = tokio::time::interval(CLEAR_ABANDONED);
         let mut sending = true;
+        let mut give_up: Option<Instant> = None;
         loop {
             tokio::select! {
+                () = tokio::time::sleep_until(give_up.unwrap_or_else(Instant::now)), if give_up.is_some() => return true,
                 answer = answers.next() => match answer {
                     Some(Ok(answer)) => self.answered(answer),
                     Some(Err(_)) | None => return true,
@@ -151,6 +157,9 @@ impl Conversation {
                 }
                 taken = receiver.recv_many(&mut self.batch, MESSAGE_PROPOSALS), if sending && self.batch.is_empty() => {
                     sending = taken > 0;
+                    if !sending {
+                        give_up = Some(Instant::now() + LAST_ANSWERS);
+                    }
                 }
                 _ = clear.tick() => self.unanswered.retain(|_, pending| !pending.is_abandoned()),
             }

@@ -38,6 +38,7 @@ pub(crate) use self::handover::Handover;
 pub(crate) use self::router::RouterParts;
 
 use self::admission::Permit;
+use crate::space::Alarms;
 
 /// An outcome, and the term it was committed in.
 #[derive(Clone, Debug)]
@@ -138,6 +139,7 @@ pub(crate) struct Writer {
     limits: Arc<Limits>,
     state: tokio::sync::watch::Receiver<crate::raft::GroupState>,
     handover: Handover,
+    alarms: Alarms,
 }
 
 impl Writer {
@@ -146,6 +148,7 @@ impl Writer {
         parts: RouterParts,
         admission: Admission,
         limits: Arc<Limits>,
+        alarms: Alarms,
         tasks: &TaskTracker,
         stop: CancellationToken,
     ) -> Self {
@@ -165,6 +168,7 @@ impl Writer {
             limits,
             state,
             handover,
+            alarms,
         }
     }
 
@@ -186,6 +190,11 @@ impl Writer {
         timeout: Duration,
     ) -> Result<Decided> {
         podkv_core::check(&proposal.command, &self.limits)?;
+        // Not of what others hand on: they may have handed it to an earlier leader as well, so that to refuse it would
+        // not mean that it was not applied.
+        if origin == Origin::Local && podkv_core::grows(&proposal.command) {
+            self.alarms.check_space()?;
+        }
         let bytes = proposal.size();
         let permit = self.admission.admit(bytes)?;
         let deadline = Instant::now() + timeout;

@@ -16,5 +16,14 @@ mod backup;
 mod large;
 
 #[cfg(feature = "testing")]
+mod space;
+
+#[cfg(feature = "testing")]
+mod scrub;
+
+#[cfg(feature = "testing")]
+mod stall;
+
+#[cfg(feature = "testing")]
 mod membership;
 mod size;

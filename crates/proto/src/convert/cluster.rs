@@ -1,6 +1,8 @@
 //! Members and the status of a node. On the wire, member 0 is "none".
 
-use podkv_api::{DesiredSize, Header, Member, MemberId, MemberRole, NodeStatus, Retention};
+use podkv_api::{
+    Alarm, AlarmKind, DesiredSize, Header, Member, MemberId, MemberRole, NodeStatus, Retention,
+};
 
 use super::{Malformed, header};
 use crate::v1;
@@ -112,6 +114,7 @@ impl From<NodeStatus> for v1::StatusResponse {
             retention: Some(status.retention.into()),
             feature_level: status.feature_level,
             desired_size: status.desired_size.map(Into::into),
+            alarms: status.alarms.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -139,8 +142,36 @@ impl TryFrom<v1::StatusResponse> for NodeStatus {
             retention: status.retention.unwrap_or_default().into(),
             feature_level: status.feature_level,
             desired_size: status.desired_size.map(Into::into),
+            // One of a kind that this release does not know tells it nothing.
+            alarms: status.alarms.into_iter().filter_map(alarm).collect(),
         })
     }
+}
+
+impl From<Alarm> for v1::Alarm {
+    fn from(alarm: Alarm) -> Self {
+        let kind = match alarm.kind {
+            AlarmKind::NoSpace => v1::alarm::Kind::NoSpace,
+            AlarmKind::Corrupt => v1::alarm::Kind::Corrupt,
+            _ => v1::alarm::Kind::Unspecified,
+        };
+        Self {
+            member_id: alarm.member.0,
+            kind: kind.into(),
+        }
+    }
+}
+
+fn alarm(alarm: v1::Alarm) -> Option<Alarm> {
+    let kind = match alarm.kind() {
+        v1::alarm::Kind::NoSpace => AlarmKind::NoSpace,
+        v1::alarm::Kind::Corrupt => AlarmKind::Corrupt,
+        v1::alarm::Kind::Unspecified => return None,
+    };
+    Some(Alarm {
+        member: MemberId(alarm.member_id),
+        kind,
+    })
 }
 
 impl From<DesiredSize> for v1::DesiredSize {

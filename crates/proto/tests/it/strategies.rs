@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use podkv_api::{
-    ClusterId, Compare, CompareOp, CompareTarget, Consistency, Delete, DeleteResponse, DesiredSize,
-    Error, Event, EventKind, Header, Incarnation, KeyRange, KeyValue, LeaderHint, LeaseId,
-    LeaseStatus, Member, MemberId, MemberRole, NodeStatus, Op, OpResponse, Put, PutResponse, Range,
-    RangeResponse, Reason, Retention, SessionId, SessionStamp, Txn, TxnResponse, Watch,
+    Alarm, AlarmKind, ClusterId, Compare, CompareOp, CompareTarget, Consistency, Delete,
+    DeleteResponse, DesiredSize, Error, Event, EventKind, Header, Incarnation, KeyRange, KeyValue,
+    LeaderHint, LeaseId, LeaseStatus, Member, MemberId, MemberRole, NodeStatus, Op, OpResponse,
+    Put, PutResponse, Range, RangeResponse, Reason, Retention, SessionId, SessionStamp, Txn,
+    TxnResponse, Watch,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -316,7 +317,7 @@ pub fn node_status() -> impl Strategy<Value = NodeStatus> {
         any::<[u64; 9]>(),
         any::<bool>(),
         (option::of(any::<u64>()), option::of(any::<u64>())),
-        (any::<u32>(), option::of(desired_size())),
+        (any::<u32>(), option::of(desired_size()), vec(alarm(), 0..3)),
     )
         .prop_map(
             |(header, name, version, role, leader, numbers, durable, kept, agreed)| NodeStatus {
@@ -341,8 +342,14 @@ pub fn node_status() -> impl Strategy<Value = NodeStatus> {
                 },
                 feature_level: agreed.0,
                 desired_size: agreed.1,
+                alarms: agreed.2,
             },
         )
+}
+
+fn alarm() -> impl Strategy<Value = Alarm> {
+    let kind = prop_oneof![Just(AlarmKind::NoSpace), Just(AlarmKind::Corrupt)];
+    (member_id(), kind).prop_map(|(member, kind)| Alarm { member, kind })
 }
 
 fn desired_size() -> impl Strategy<Value = DesiredSize> {

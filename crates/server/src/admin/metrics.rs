@@ -38,9 +38,15 @@ pub(super) async fn render(node: Option<&Node>) -> String {
     }
     page.stats(&node.stats());
     page.requests(node);
+    let config = node.config();
     if let Ok(Some(space)) = tokio::time::timeout(STATUS_TIMEOUT, node.volume_space()).await {
-        page.volume(space);
+        page.volume(space, config.headroom_bytes);
     }
+    page.gauge(
+        "quota_bytes",
+        "What the data may grow to; 0 is no quota",
+        config.quota_bytes,
+    );
     let status = tokio::time::timeout(STATUS_TIMEOUT, Store::status(node)).await;
     let readable = matches!(status, Ok(Ok(_)));
     page.gauge(
@@ -120,6 +126,11 @@ impl Page {
                 stats.log_bytes_total,
             ),
             (
+                "log_stalls_total",
+                "Writes of the log that took longer than stall-timeout",
+                stats.log_stalls_total,
+            ),
+            (
                 "snapshots_built_total",
                 "Snapshots built of the own state",
                 stats.snapshots_built_total,
@@ -163,6 +174,11 @@ impl Page {
             self.family(name, help, "counter");
             self.sample(name, "", value);
         }
+        self.gauge(
+            "log_writing_seconds",
+            "For how long the disk has not answered the write of the log that is under way",
+            stats.log_writing_for.as_secs_f64(),
+        );
         self.latencies(stats);
         self.peers(stats);
     }
@@ -218,7 +234,7 @@ impl Page {
         }
     }
 
-    fn volume(&mut self, space: VolumeSpace) {
+    fn volume(&mut self, space: VolumeSpace, headroom_bytes: Option<u64>) {
         for (name, help, bytes) in [
             (
                 "volume_size_bytes",
@@ -229,6 +245,11 @@ impl Page {
                 "volume_free_bytes",
                 "What the node may still take of it",
                 space.free_bytes,
+            ),
+            (
+                "volume_headroom_bytes",
+                "Below so much free space the cluster refuses writes that add data",
+                headroom_bytes.unwrap_or_else(|| space.default_headroom()),
             ),
         ] {
             self.gauge(name, help, bytes);
@@ -322,6 +343,13 @@ impl Page {
             header.member
         );
         self.sample("info", &labels, 1);
+        let help = "Always 1; what is wrong with which member, as every node knows it";
+        self.family("alarm", help, "gauge");
+        for alarm in &status.alarms {
+            let (kind, member) = (alarm.kind.name(), alarm.member);
+            let labels = format!("{{kind=\"{kind}\",member=\"{member}\"}}");
+            self.sample("alarm", &labels, 1);
+        }
         let has_leader = u8::from(status.leader.is_some());
         self.gauge("has_leader", "1 if this node knows a leader", has_leader);
         self.gauge(

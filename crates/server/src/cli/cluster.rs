@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use podkv_api::{Bytes, MemberId, Store as _};
+use podkv_api::{Bytes, MemberId, NodeStatus, Store as _};
 use podkv_client::{Client, NewMember};
 use podkv_files::folder_prefix;
 use serde_json::json;
@@ -69,7 +69,7 @@ pub async fn member(
 pub async fn status(client: &Client, printer: &mut Printer) -> Result<Exit, Failure> {
     let mut rows = vec![row([
         "ENDPOINT", "NAME", "ROLE", "LEADS", "TERM", "REVISION", "APPLIED", "KEYS", "DISK",
-        "DURABLE",
+        "DURABLE", "ALARMS",
     ])];
     let mut exit = Exit::Ok;
     for (endpoint, result) in client.statuses().await {
@@ -77,7 +77,7 @@ pub async fn status(client: &Client, printer: &mut Printer) -> Result<Exit, Fail
             Ok(status) if printer.is_json() => printer.json(&output::status(&endpoint, &status))?,
             Ok(status) => rows.push(vec![
                 endpoint,
-                status.name,
+                status.name.clone(),
                 role(status.role).into(),
                 if status.leader == Some(status.header.member) {
                     "yes"
@@ -91,6 +91,7 @@ pub async fn status(client: &Client, printer: &mut Printer) -> Result<Exit, Fail
                 status.keys.to_string(),
                 indicatif::HumanBytes(status.disk_bytes).to_string(),
                 if status.durable { "yes" } else { "NO" }.into(),
+                own_alarms(&status),
             ]),
             Err(error) => {
                 exit = Exit::Unavailable;
@@ -106,6 +107,17 @@ pub async fn status(client: &Client, printer: &mut Printer) -> Result<Exit, Fail
         printer.line(table(&rows))?;
     }
     Ok(exit)
+}
+
+/// Those of the node itself: each node's are in its own line. `-o json` has all.
+fn own_alarms(status: &NodeStatus) -> String {
+    let own = status.alarms.iter();
+    let own = own.filter(|alarm| alarm.member == status.header.member);
+    let names: Vec<_> = own.map(|alarm| alarm.kind.name()).collect();
+    match names.is_empty() {
+        true => "none".into(),
+        false => names.join(","),
+    }
 }
 
 pub async fn resize(

@@ -8,8 +8,8 @@ use std::io::{self, Write};
 use base64::Engine as _;
 use podkv_api::large::Manifest;
 use podkv_api::{
-    DesiredSize, Event, EventKind, Header, KeyValue, Member, MemberRole, NodeStatus, OpResponse,
-    Retention, TxnResponse,
+    Alarm, DesiredSize, Event, EventKind, Header, KeyValue, Member, MemberRole, NodeStatus,
+    OpResponse, Retention, TxnResponse,
 };
 use serde_json::{Map, Value, json};
 
@@ -246,6 +246,14 @@ pub fn status(endpoint: &str, status: &NodeStatus) -> Value {
         "retention": retention(&status.retention),
         "feature_level": status.feature_level,
         "desired_size": status.desired_size.as_ref().map(desired_size),
+        "alarms": status.alarms.iter().map(alarm).collect::<Vec<_>>(),
+    })
+}
+
+fn alarm(alarm: &Alarm) -> Value {
+    json!({
+        "member_id": alarm.member.to_string(),
+        "kind": alarm.kind.name(),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use podkv_api::{ClusterId, Member, MemberRole, NodeStatus};
+use podkv_api::{Alarm, AlarmKind, ClusterId, Member, MemberRole, NodeStatus};
 
 use super::observed::{
     Lookup, NodeSeen, Observed, OwnNode, PeerSeen, PortSeen, ServiceSeen, Settings, SizeSeen,
@@ -271,6 +271,9 @@ fn this_node(own: &OwnNode, findings: &mut Vec<Finding>) {
     }
 }
 
+const MORE_SPACE: &str = "enlarge the volume: \"Resize the volumes\" in k8s/README.md. `podkv compact` and a shorter \
+    `podkv retention` free what only history holds";
+
 fn space(free: f64, all: f64) -> Finding {
     let share = free / all;
     let text = format!(
@@ -278,8 +281,7 @@ fn space(free: f64, all: f64) -> Finding {
         free / f64::from(1 << 30),
         all / f64::from(1 << 30)
     );
-    let todo = "enlarge the volume: \"Resize the volumes\" in k8s/README.md. `podkv compact` and a shorter `podkv retention` \
-                free what only history holds";
+    let todo = MORE_SPACE;
     match share {
         share if share < SPACE_GONE => Finding::problem("disk", text, todo),
         share if share < SPACE_LOW => Finding::warning("disk", text, todo),
@@ -309,6 +311,7 @@ fn cluster(seen: &Observed, findings: &mut Vec<Finding>) {
         return;
     }
     one_cluster(&alive, findings);
+    alarms(&alive, findings);
     leadership(&alive, findings);
     progress(&alive, findings);
     releases(&alive, findings);
@@ -332,6 +335,35 @@ fn cluster(seen: &Observed, findings: &mut Vec<Finding>) {
             format!("nobody can say who the members are: {why}"),
             "see what keeps the nodes from electing a leader",
         )),
+    }
+}
+
+/// What the nodes themselves have found. All tell the same, but for those that lag.
+fn alarms(alive: &[(&NodeSeen, &NodeStatus)], findings: &mut Vec<Finding>) {
+    let raised: BTreeSet<Alarm> = alive
+        .iter()
+        .flat_map(|(_, status)| status.alarms.iter().copied())
+        .collect();
+    for alarm in raised {
+        let of = |(_, status): &&(&NodeSeen, &NodeStatus)| status.header.member == alarm.member;
+        let who = match alive.iter().find(of) {
+            Some((node, status)) => named(node, status),
+            None => format!("member {}", alarm.member),
+        };
+        findings.push(match alarm.kind {
+            AlarmKind::NoSpace => Finding::problem(
+                "space",
+                format!("{who} has no space left: the cluster refuses writes that add data"),
+                MORE_SPACE,
+            ),
+            AlarmKind::Corrupt => Finding::problem(
+                "data",
+                format!("{who} holds other data than most members at the same revision"),
+                "do not read from it. Keep a copy of its volume if you want to know why, then give its pod an empty one: it \
+                 rejoins under a new id and copies everything from its peers",
+            ),
+            _ => Finding::problem("alarm", format!("{who}: {}", alarm.kind.name()), "see the log of that node"),
+        });
     }
 }
 

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use podkv_api::{
-    ClusterId, DesiredSize, Header, Incarnation, Member, MemberId, MemberRole, NodeStatus,
-    Retention,
+    Alarm, AlarmKind, ClusterId, DesiredSize, Header, Incarnation, Member, MemberId, MemberRole,
+    NodeStatus, Retention,
 };
 
 use super::observed::*;
@@ -74,6 +74,7 @@ fn node(ordinal: u64) -> NodeSeen {
             start: 0,
             replicas: 3,
         }),
+        alarms: Vec::new(),
     };
     NodeSeen {
         address: address(ordinal),
@@ -309,6 +310,22 @@ const SCENARIOS: &[(&str, Change)] = &[
             ..member(2)
         };
         seen.members.as_mut().unwrap().push(new);
+    }),
+    ("no space", |seen| {
+        let member = MemberId(2);
+        for ordinal in 0..3 {
+            let alarms = &mut status(seen, ordinal).alarms;
+            alarms.push(Alarm {
+                member,
+                kind: AlarmKind::NoSpace,
+            });
+        }
+    }),
+    ("other data, and the node is gone", |seen| {
+        status(seen, 0).alarms.push(Alarm {
+            member: MemberId(9),
+            kind: AlarmKind::Corrupt,
+        });
     }),
     ("suspended", |seen| {
         for ordinal in 0..3 {

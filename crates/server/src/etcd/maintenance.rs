@@ -5,7 +5,7 @@ use std::pin::Pin;
 use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream::try_unfold;
-use podkv_api::{Consistency, MemberId, MemberRole, Reason, Store};
+use podkv_api::{Alarm, AlarmKind, Consistency, MemberId, MemberRole, Reason, Store};
 use podkv_node::{Node, SnapshotReader};
 use podkv_proto::etcd::etcdserverpb as pb;
 use podkv_proto::etcd::etcdserverpb::alarm_request::AlarmAction;
@@ -41,15 +41,38 @@ impl pb::maintenance_server::Maintenance for Maintenance {
         request: Request<pb::AlarmRequest>,
     ) -> Result<Response<pb::AlarmResponse>, Status> {
         let (access, request) = called(&self.0, request).await?;
-        access.known().await.map_err(|error| status(&error))?;
+        let node = access.known().await.map_err(|error| status(&error))?;
+        let (_, raised) = node
+            .alarms(Consistency::Linearizable)
+            .await
+            .map_err(|error| status(&error))?;
+        let named = raised.into_iter().filter(|alarm| {
+            (request.member_id == 0 || request.member_id == alarm.member.0)
+                && (request.alarm() == pb::AlarmType::None || request.alarm() == kind(alarm.kind))
+        });
+        let named: Vec<Alarm> = named.collect();
         match request.action() {
-            // Nothing raises one, so there is none to see, and none to take back. etcd's have no header either.
-            AlarmAction::Get | AlarmAction::Deactivate => Ok(Response::new(pb::AlarmResponse {
-                header: None,
-                alarms: Vec::new(),
-            })),
-            AlarmAction::Activate => Err(Status::unimplemented("alarms are not raised by hand")),
+            AlarmAction::Get => {}
+            AlarmAction::Deactivate => {
+                let node = access.administrator(Consistency::Linearizable).await;
+                let node = node.map_err(|error| status(&error))?;
+                for alarm in &named {
+                    node.disarm(*alarm).await.map_err(|error| status(&error))?;
+                }
+            }
+            AlarmAction::Activate => {
+                return Err(Status::unimplemented("alarms are not raised by hand"));
+            }
         }
+        // etcd's have no header either.
+        let alarms = named.into_iter().map(|alarm| pb::AlarmMember {
+            member_id: alarm.member.0,
+            alarm: kind(alarm.kind).into(),
+        });
+        Ok(Response::new(pb::AlarmResponse {
+            header: None,
+            alarms: alarms.collect(),
+        }))
     }
 
     async fn status(
@@ -57,6 +80,7 @@ impl pb::maintenance_server::Maintenance for Maintenance {
         request: Request<pb::StatusRequest>,
     ) -> Result<Response<pb::StatusResponse>, Status> {
         let (access, _) = called(&self.0, request).await?;
+        let quota = self.0.node.config().quota_bytes;
         let found = Store::status(&access)
             .await
             .map_err(|error| status(&error))?;
@@ -70,14 +94,15 @@ impl pb::maintenance_server::Maintenance for Maintenance {
             raft_index: found.committed_index,
             raft_term: found.header.term,
             raft_applied_index: found.applied_index,
-            errors: match leader {
-                0 => vec!["etcdserver: no leader".to_owned()],
-                _ => Vec::new(),
+            errors: {
+                let no_leader = (leader == 0).then(|| "etcdserver: no leader".to_owned());
+                let alarms = found.alarms.iter().map(ToString::to_string);
+                no_leader.into_iter().chain(alarms).collect()
             },
             db_size_in_use: bytes,
             is_learner: found.role == Some(MemberRole::Learner),
             storage_version: ETCD_VERSION.to_owned(),
-            db_size_quota: 0,
+            db_size_quota: signed(quota),
             downgrade_info: None,
         }))
     }
@@ -164,6 +189,15 @@ impl pb::maintenance_server::Maintenance for Maintenance {
         Err(Status::unimplemented(
             "there is nothing to prepare: run an older image. A node that is too old for the data refuses to start",
         ))
+    }
+}
+
+fn kind(kind: AlarmKind) -> pb::AlarmType {
+    match kind {
+        AlarmKind::NoSpace => pb::AlarmType::Nospace,
+        AlarmKind::Corrupt => pb::AlarmType::Corrupt,
+        // etcd has no word for it.
+        _ => pb::AlarmType::None,
     }
 }
 

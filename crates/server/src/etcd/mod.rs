@@ -32,6 +32,9 @@
 //! | a negative revision inside a transaction | compacted, or the newest | refused before it runs | the same |
 //! | `AuthEnable` | always | refused where clients may come in clear | `auth-without-tls` allows it |
 //! | tokens | renewed by use, or JWT | hold for a day, end with the password | no node remembers them |
+//! | alarms | raised and disarmed by hand too | raised by what is measured; `NOSPACE` goes by itself, and comes back after a disarm that was too early | nobody should have to remember it |
+//! | what `NOSPACE` refuses | puts, transactions that would put, leases | the same, and transactions that might put | it is decided before anything is proposed |
+//! | disarming an alarm | whoever is known | only `root`, if auth is enabled | as all that concerns the cluster |
 //! | a certificate's name | may be a user | is none | certificates name pods |
 //! | who may call leases, members, alarms, compaction | asked since 3.5.28 | asked | open before, by mistake |
 //! | a watch whose permission is taken away | goes on | is cancelled | or it would be no permission |

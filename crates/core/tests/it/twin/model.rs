@@ -212,7 +212,9 @@ impl Twin {
             | Command::SetFeatureLevel(_)
             | Command::SetDesiredSize(_)
             | Command::Freeze { .. }
-            | Command::Thaw { .. } => Answer::Done,
+            | Command::Thaw { .. }
+            | Command::RaiseAlarm(_)
+            | Command::ClearAlarm(_) => Answer::Done,
             Command::RaiseRevision { revision } => {
                 let keys = self.keys().clone();
                 self.revision = self.revision.max(*revision);

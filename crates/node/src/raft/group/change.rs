@@ -179,6 +179,13 @@ impl Group {
         })
     }
 
+    /// Who can lead in this leader's place if its own disk does not answer: the best successor, if a majority has synced all
+    /// that this node holds. `None` if it does not lead, or if the others' disks are no better.
+    pub fn relief(&self) -> Option<MemberId> {
+        let (seen, _) = self.look().ok()?;
+        seen.relief()
+    }
+
     fn seen(&self, metrics: &Metrics) -> Seen {
         let matched = metrics.replication.iter().flatten();
         let answered = metrics.heartbeat.iter().flatten();

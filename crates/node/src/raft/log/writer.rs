@@ -190,7 +190,9 @@ fn write(shared: &Shared, batch: &mut Batch) {
         return;
     }
     let began = Instant::now();
+    shared.set_writing(Some(began));
     let result = shared.store.write(&batch.writes);
+    shared.set_writing(None);
     match result {
         Ok(()) => {
             shared.counters.write.observe(began.elapsed());
@@ -204,7 +206,8 @@ fn write(shared: &Shared, batch: &mut Batch) {
         }
         Err(error) => {
             let failure = format!("the log cannot be written: {error}");
-            tracing::error!(corrupt = error.corrupt, "{failure}");
+            // Told as an error once, by whoever sees the node end: see `Node::failed`.
+            tracing::debug!(corrupt = error.corrupt, "{failure}");
             shared.fail(failure.clone());
             batch.answer(Err(&failure));
         }

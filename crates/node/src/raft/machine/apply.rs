@@ -24,7 +24,8 @@ pub(super) struct Job {
 pub(super) fn run(shared: &Shared, Job { batch, done }: Job) -> ControlFlow<()> {
     let result = apply(shared, batch);
     if let Err(error) = &result {
-        tracing::error!(%error, "entries cannot be applied; the node stops");
+        // Told as an error once, by whoever sees the node end: see `Node::failed`.
+        tracing::debug!(%error, "entries cannot be applied; the node stops");
     }
     // openraft stops waiting only when it stops.
     let _ = done.send(result);

@@ -6,6 +6,7 @@ mod garbage;
 mod gateway;
 mod learners;
 mod recipes;
+mod space;
 mod streams;
 
 use podkv_proto::etcd::etcdserverpb as pb;

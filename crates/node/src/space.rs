@@ -1,0 +1,342 @@
+//! Room on the volume: noticed while there is still some, told to the whole cluster, and taken back.
+//!
+//! ```text
+//!   every node   free space, size of the state ──► full? ──► RaiseAlarm / ClearAlarm of itself, into the log
+//!   every node   alarms in its state ──► its own door: writes that add data are refused, NOSPACE
+//!   the leader   alarms of members that are gone, or silent for long ──► ClearAlarm
+//! ```
+//!
+//! What a majority commits, every member has to store, so one full volume closes the doors of all. Each node decides at
+//! its own door, before a write is seen by anybody else: what it refuses has certainly not been applied. Until the alarm
+//! has reached a node some writes still come in, and those go into the headroom, as do deletes, compaction, leases that
+//! are kept alive, membership, and Raft itself.
+//!
+//! A full volume is not left alone: the log is purged as far as the state covers it. It is full until there is clearly
+//! more room than when it became so; otherwise each deletion would open the doors for one write.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use podkv_api::{Alarm, AlarmKind, Error, MemberId, Reason};
+use podkv_core::{Command, Proposal};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::membership::Observed;
+use crate::raft::Group;
+use crate::storage::{StateStore, StorageError};
+use crate::write::{Origin, Writer};
+
+/// How often a node looks. Costs a few microseconds. At 100 MB/s the smallest default headroom lasts for two looks.
+const LOOK: Duration = Duration::from_millis(500);
+/// While the volume is full, the log is purged this often, and what was deleted reaches the disk.
+const PURGE_INTERVAL: Duration = Duration::from_secs(10);
+/// The leader forgets that a member has no space when it was silent for so long: it stores nothing now, and raises the
+/// alarm again when it is back. Far longer than a restart.
+const SILENT: Duration = Duration::from_secs(60);
+
+const SMALLEST_HEADROOM: u64 = 128 << 20;
+const LARGEST_HEADROOM: u64 = 1 << 30;
+
+/// The volume that a node's folder is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeSpace {
+    pub size_bytes: u64,
+    /// What this user may still take.
+    pub free_bytes: u64,
+}
+
+impl VolumeSpace {
+    /// Asks the file system. Blocking.
+    pub(crate) fn of(data_dir: &std::path::Path) -> std::io::Result<Self> {
+        let space = rustix::fs::statvfs(data_dir)?;
+        Ok(Self {
+            size_bytes: space.f_blocks.saturating_mul(space.f_frsize),
+            free_bytes: space.f_bavail.saturating_mul(space.f_frsize),
+        })
+    }
+
+    /// What is kept free if no setting says it: a twentieth of the volume, from 128 MiB to 1 GiB. The log between two purges,
+    /// a flush and a compaction take that much; more would be space that was paid for and is never used. Of a small
+    /// volume at most a quarter.
+    pub fn default_headroom(&self) -> u64 {
+        (self.size_bytes / 20)
+            .clamp(SMALLEST_HEADROOM, LARGEST_HEADROOM)
+            .min(self.size_bytes / 4)
+    }
+}
+
+/// When a node has no room left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SpaceLimits {
+    /// 0 is none.
+    pub quota_bytes: u64,
+    /// `None` goes by the volume's size.
+    pub headroom_bytes: Option<u64>,
+}
+
+impl SpaceLimits {
+    /// Why there is no room; `was_full` makes it harder to find some.
+    fn full(
+        &self,
+        state_bytes: u64,
+        volume: Option<VolumeSpace>,
+        was_full: bool,
+    ) -> Option<String> {
+        let quota = match was_full {
+            true => self.quota_bytes - self.quota_bytes / 10,
+            false => self.quota_bytes,
+        };
+        if quota > 0 && state_bytes >= quota {
+            return Some(format!(
+                "the data is {} MiB, and the quota is {} MiB",
+                state_bytes >> 20,
+                self.quota_bytes >> 20
+            ));
+        }
+        let volume = volume?;
+        let headroom = self
+            .headroom_bytes
+            .unwrap_or_else(|| volume.default_headroom());
+        let needed = match was_full {
+            true => headroom.saturating_add(headroom / 4),
+            false => headroom,
+        };
+        (volume.free_bytes < needed).then(|| {
+            format!(
+                "{} MiB of {} MiB are free on the volume, and {} MiB are kept as headroom",
+                volume.free_bytes >> 20,
+                volume.size_bytes >> 20,
+                headroom >> 20
+            )
+        })
+    }
+}
+
+/// The alarms that this node has applied. Shared with whoever asks; the keeper tells.
+#[derive(Clone, Debug)]
+pub(crate) struct Alarms(watch::Sender<Vec<Alarm>>);
+
+impl Default for Alarms {
+    fn default() -> Self {
+        Self(watch::channel(Vec::new()).0)
+    }
+}
+
+impl Alarms {
+    /// Refuses what would add data while a member has no room for it.
+    pub fn check_space(&self) -> Result<(), Error> {
+        let full = |alarm: &&Alarm| alarm.kind == AlarmKind::NoSpace;
+        match self.0.borrow().iter().find(full) {
+            None => Ok(()),
+            Some(alarm) => Err(Error::new(
+                Reason::NoSpace,
+                format!(
+                    "member {} has no space left: writes that add data are refused until it has. Deletes and \
+                     compaction pass; `podkv doctor` says more",
+                    alarm.member
+                ),
+            )),
+        }
+    }
+}
+
+/// The task that looks.
+pub(crate) struct SpaceKeeper {
+    pub me: MemberId,
+    pub limits: SpaceLimits,
+    /// `None` on memory storage.
+    pub data_dir: Option<PathBuf>,
+    pub state: Arc<dyn StateStore>,
+    pub group: Group,
+    pub writer: Writer,
+    pub alarms: Alarms,
+    /// For a write into the log.
+    pub timeout: Duration,
+}
+
+/// What one look found.
+struct Look {
+    alarms: Vec<Alarm>,
+    full: Option<String>,
+}
+
+impl SpaceKeeper {
+    pub async fn run(self, stop: CancellationToken) {
+        stop.run_until_cancelled(self.keep_for_ever()).await;
+    }
+
+    async fn keep_for_ever(self) {
+        let mut tick = tokio::time::interval(LOOK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut was_full = false;
+        let mut purge_at = Instant::now();
+        loop {
+            tick.tick().await;
+            let look = match self.look(was_full).await {
+                Ok(look) => look,
+                Err(error) => {
+                    tracing::warn!(%error, "the space on the volume cannot be told");
+                    continue;
+                }
+            };
+            match (&look.full, was_full) {
+                (Some(why), false) => tracing::error!(
+                    %why,
+                    "no space: the cluster refuses writes that add data. Enlarge the volume, delete keys, or compact"
+                ),
+                (None, true) => tracing::info!("there is space again"),
+                _ => {}
+            }
+            was_full = look.full.is_some();
+            self.tell(&look).await;
+            if was_full && Instant::now() >= purge_at {
+                purge_at = Instant::now() + PURGE_INTERVAL;
+                if let Err(error) = self.group.snapshot_and_purge(0).await {
+                    tracing::warn!(%error, "the log could not be purged");
+                }
+            }
+        }
+    }
+
+    /// Off the async threads: it reads the state and waits for the file system.
+    async fn look(&self, was_full: bool) -> Result<Look, StorageError> {
+        let (state, data_dir, limits) = (self.state.clone(), self.data_dir.clone(), self.limits);
+        let look = move || {
+            let alarms = podkv_core::alarms(&*state.view())
+                .map_err(|error| StorageError::misuse(error.to_string()))?;
+            let volume = match &data_dir {
+                Some(data_dir) => Some(VolumeSpace::of(data_dir).map_err(|error| {
+                    StorageError::io(
+                        format!("asking for the space of {}", data_dir.display()),
+                        error,
+                    )
+                })?),
+                None => None,
+            };
+            // Counts files: only for who wants to know.
+            let state_bytes = match limits.quota_bytes {
+                0 => 0,
+                _ => state.disk_bytes(),
+            };
+            Ok(Look {
+                full: limits.full(state_bytes, volume, was_full),
+                alarms,
+            })
+        };
+        let looked = tokio::task::spawn_blocking(look).await;
+        looked.unwrap_or_else(|_| Err(StorageError::misuse("the look did not come to an end")))
+    }
+
+    /// Publishes what holds, and writes into the log what does not hold any more, or not yet.
+    async fn tell(&self, look: &Look) {
+        self.alarms.0.send_if_modified(|alarms| {
+            let changed = *alarms != look.alarms;
+            alarms.clone_from(&look.alarms);
+            changed
+        });
+        let mine = Alarm {
+            member: self.me,
+            kind: AlarmKind::NoSpace,
+        };
+        let is_member = self.group.state().borrow().members.contains(self.me);
+        match (look.full.is_some(), look.alarms.contains(&mine)) {
+            (true, false) if is_member => {
+                self.propose(Command::RaiseAlarm(mine), Origin::Local).await;
+            }
+            (false, true) => self.propose(Command::ClearAlarm(mine), Origin::Local).await,
+            _ => {}
+        }
+        let Some(observed) = self.group.observe() else {
+            return;
+        };
+        for alarm in &look.alarms {
+            if alarm.member != self.me && is_over(*alarm, &observed) {
+                self.propose(Command::ClearAlarm(*alarm), Origin::Forwarded)
+                    .await;
+            }
+        }
+    }
+
+    async fn propose(&self, command: Command, origin: Origin) {
+        let written = self
+            .writer
+            .write(Proposal::from(command), origin, self.timeout)
+            .await;
+        if let Err(error) = written {
+            tracing::debug!(%error, "an alarm was not written; it comes round again");
+        }
+    }
+}
+
+/// Whether the leader may take back another member's alarm.
+fn is_over(alarm: Alarm, observed: &Observed) -> bool {
+    if !observed.members.contains(alarm.member) {
+        return observed.settled;
+    }
+    // Who has never answered this leader may just not have had the time.
+    let silent = observed
+        .peers
+        .get(&alarm.member)
+        .and_then(|peer| peer.answered)
+        .is_some_and(|ago| ago > SILENT);
+    alarm.kind == AlarmKind::NoSpace && silent
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn volume(size_bytes: u64, free_bytes: u64) -> Option<VolumeSpace> {
+        Some(VolumeSpace {
+            size_bytes,
+            free_bytes,
+        })
+    }
+
+    #[test]
+    fn the_headroom_goes_by_the_volume() {
+        let headroom = |size_bytes| {
+            VolumeSpace {
+                size_bytes,
+                free_bytes: 0,
+            }
+            .default_headroom()
+        };
+        assert_eq!(headroom(100 * GIB), GIB);
+        assert_eq!(headroom(10 * GIB), GIB / 2);
+        assert_eq!(headroom(GIB), 128 << 20);
+        assert_eq!(headroom(64 << 20), 16 << 20);
+    }
+
+    #[test]
+    fn a_volume_is_full_below_its_headroom_and_until_there_is_clearly_more() {
+        let limits = SpaceLimits {
+            quota_bytes: 0,
+            headroom_bytes: Some(1000),
+        };
+        let full = |free, was_full| limits.full(u64::MAX, volume(GIB, free), was_full).is_some();
+        assert!(!full(1000, false));
+        assert!(full(999, false));
+        assert!(full(1000, true));
+        assert!(full(1249, true));
+        assert!(!full(1250, true));
+    }
+
+    #[test]
+    fn a_quota_counts_without_a_volume_too() {
+        let limits = SpaceLimits {
+            quota_bytes: 1000,
+            headroom_bytes: None,
+        };
+        let full = |bytes, was_full| limits.full(bytes, None, was_full).is_some();
+        assert!(!full(999, false));
+        assert!(full(1000, false));
+        assert!(full(900, true));
+        assert!(!full(899, true));
+    }
+}
