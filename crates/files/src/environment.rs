@@ -12,6 +12,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use podkv_api::KeyValue;
+use podkv_api::large::Manifest;
 
 use crate::plan::is_import_marker;
 
@@ -36,6 +37,8 @@ pub enum Refusal {
     Twice,
     /// The value holds a NUL byte.
     Nul,
+    /// The value is larger than a request.
+    Large,
 }
 
 impl fmt::Display for Refusal {
@@ -44,6 +47,9 @@ impl fmt::Display for Refusal {
             Refusal::Name => "not a name: letters, digits and _, not a digit first; / - . become _",
             Refusal::Twice => "another key would have the same name",
             Refusal::Nul => "the value holds a NUL byte",
+            Refusal::Large => {
+                "a large value, which no environment can hold; project writes it as a file"
+            }
         })
     }
 }
@@ -64,6 +70,10 @@ pub fn environment<'k>(
         }
         match name(path, upper) {
             None => result.refused.push((kv.key.clone(), Refusal::Name)),
+            // One of a later format is none less large.
+            Some(_) if !matches!(Manifest::decode(&kv.value), Ok(None)) => {
+                result.refused.push((kv.key.clone(), Refusal::Large));
+            }
             Some(_) if kv.value.contains(&0) => result.refused.push((kv.key.clone(), Refusal::Nul)),
             Some(name) => named.entry(name).or_default().push(kv),
         }
@@ -154,6 +164,28 @@ mod tests {
             &[],
         );
         check(&[("app/db-host", "1")], true, &[("DB_HOST", "1")], &[]);
+    }
+
+    #[test]
+    fn a_large_value_is_no_variable() {
+        let manifest = Manifest {
+            upload: podkv_api::large::UploadId(7),
+            bytes: 5_000_000,
+            chunk_bytes: 1 << 20,
+            sha256: [b'a'; 32],
+        };
+        let kv = KeyValue {
+            key: "app/A".into(),
+            value: manifest.encode(),
+            create_revision: 1,
+            mod_revision: 1,
+            version: 1,
+            lease: None,
+            expires_at_ms: None,
+        };
+        let found = environment("app/", [&kv], false);
+        assert_eq!(found.refused, [(kv.key.clone(), Refusal::Large)]);
+        assert!(found.variables.is_empty());
     }
 
     #[test]

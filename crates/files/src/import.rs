@@ -9,17 +9,26 @@
 //!   txn n   the last of them, and delete PREFIX/..import      projections show all of it, at once
 //! ```
 //!
+//! Files that are too long for a request are uploaded before the transaction that commits them, so that it is one all the
+//! same. What an import has uploaded when it breaks off is collected.
+//!
 //! An import that breaks off leaves the marker. The next one finds what is there already, writes the rest, and removes it.
 //! Keys that have the right value are not written: their revisions, and their watchers, stay as they are.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use podkv_api::{Delete, KeyRange, Limits, Op, Put, Range, Revision, Store, Txn};
+use podkv_api::large::{Manifest, NAME_BYTES, keys_below};
+use podkv_api::recipes::large::{LargeOptions, Staged, open, stage};
+use podkv_api::{Delete, KeyRange, KeyValue, Limits, Op, Put, Range, Reason, Revision, Store, Txn};
 
 use crate::error::{Error, Result};
-use crate::plan::{IMPORT_MARKER, Tree, folder_prefix};
+use crate::input::{Input, Inputs, pieces};
+use crate::plan::{IMPORT_MARKER, folder_prefix};
+use crate::project::blocking;
 
 /// What an operation takes beside its key and value: as the store counts it, and a little more.
 const OP_BYTES: usize = 64;
@@ -29,7 +38,7 @@ const OP_BYTES: usize = 64;
 pub struct Changes {
     prefix: String,
     /// Full keys, with what they are to hold; `None` deletes.
-    changes: BTreeMap<Bytes, Option<Bytes>>,
+    changes: BTreeMap<Bytes, Option<Input>>,
     /// Keys that are right already.
     pub unchanged: usize,
     /// The marker of an import that broke off is there.
@@ -54,60 +63,96 @@ impl Changes {
     }
 
     /// The transactions that make them, in their order.
-    pub fn steps(&self, limits: &Limits) -> Vec<Txn> {
+    pub fn steps(&self, limits: &Limits) -> Vec<Step> {
         let marker = Bytes::from(format!("{}{IMPORT_MARKER}", self.prefix));
-        let ops = self.changes.iter().map(|(key, value)| match value {
-            Some(value) => Op::from(Put::new(key.clone(), value.clone())),
-            None => Op::from(Delete::new(KeyRange::key(key.clone()))),
+        let writes = self.changes.iter().map(|(key, input)| match input {
+            Some(Input::Bytes(value)) => Write::from(Put::new(key.clone(), value.clone())),
+            Some(Input::File { path, .. }) => Write::Large(key.clone(), path.clone()),
+            None => Write::from(Delete::new(KeyRange::key(key.clone()))),
         });
-        let remove = || Op::from(Delete::new(KeyRange::key(marker.clone())));
-        let mut groups = vec![Group::default()];
+        let remove = || Write::from(Delete::new(KeyRange::key(marker.clone())));
+        let mut steps = vec![Step::default()];
         // One place is kept for the marker.
         let most_ops = limits.max_txn_ops.saturating_sub(1).max(1);
         let most_bytes = limits
             .max_request_bytes
             .saturating_sub(marker.len() + 2 * OP_BYTES);
-        for op in ops {
-            let bytes = size(&op);
-            match groups.last_mut() {
-                Some(group) if group.ops.len() < most_ops && group.bytes + bytes <= most_bytes => {
-                    group.ops.push(op);
-                    group.bytes += bytes;
+        for write in writes {
+            let (ops, bytes) = write.size();
+            match steps.last_mut() {
+                Some(step) if step.ops + ops <= most_ops && step.bytes + bytes <= most_bytes => {
+                    step.push(write);
                 }
-                _ => groups.push(Group {
-                    ops: vec![op],
-                    bytes,
-                }),
+                _ => {
+                    let mut step = Step::default();
+                    step.push(write);
+                    steps.push(step);
+                }
             }
         }
-        groups.retain(|group| !group.ops.is_empty());
-        let mut steps: Vec<Vec<Op>> = groups.into_iter().map(|group| group.ops).collect();
+        steps.retain(|step| !step.writes.is_empty());
         if steps.len() > 1 || self.resumes {
             match steps.last_mut() {
                 Some(last) => last.push(remove()),
-                None => steps.push(vec![remove()]),
+                None => steps.push(Step::of(remove())),
             }
         }
         if steps.len() > 1 && !self.resumes {
-            steps.insert(0, vec![Op::from(Put::new(marker.clone(), ""))]);
+            let put = Put::new(marker.clone(), "");
+            steps.insert(0, Step::of(put.into()));
         }
-        steps.into_iter().map(|ops| Txn::new().then(ops)).collect()
+        steps
     }
 }
 
-#[derive(Default)]
-struct Group {
-    ops: Vec<Op>,
+/// What one transaction of an import writes.
+#[derive(Debug, Default)]
+pub struct Step {
+    writes: Vec<Write>,
+    ops: usize,
     bytes: usize,
 }
 
-fn size(op: &Op) -> usize {
-    OP_BYTES
-        + match op {
-            Op::Put(put) => put.key.len() + put.value.len(),
-            Op::Delete(delete) => delete.range.start.len(),
-            Op::Range(_) | Op::Txn(_) => 0,
-        }
+impl Step {
+    fn of(write: Write) -> Self {
+        let mut step = Self::default();
+        step.push(write);
+        step
+    }
+
+    fn push(&mut self, write: Write) {
+        let (ops, bytes) = write.size();
+        self.ops += ops;
+        self.bytes += bytes;
+        self.writes.push(write);
+    }
+}
+
+#[derive(Debug)]
+enum Write {
+    Op(Op),
+    /// A key, and the file that becomes its value.
+    Large(Bytes, PathBuf),
+}
+
+impl<O: Into<Op>> From<O> for Write {
+    fn from(op: O) -> Self {
+        Self::Op(op.into())
+    }
+}
+
+impl Write {
+    /// Operations, and about how many bytes.
+    fn size(&self) -> (usize, usize) {
+        let (ops, bytes) = match self {
+            Self::Op(Op::Put(put)) => (1, put.key.len() + put.value.len()),
+            Self::Op(Op::Delete(delete)) => (1, delete.range.start.len()),
+            Self::Op(Op::Range(_) | Op::Txn(_)) => (1, 0),
+            // The manifest, the record, and the compare of the record.
+            Self::Large(key, _) => (2, 3 * (key.len() + NAME_BYTES + OP_BYTES)),
+        };
+        (ops, ops * OP_BYTES + bytes)
+    }
 }
 
 /// Compares a tree with what is below the prefix. With `delete`, what is not in the tree goes.
@@ -119,7 +164,7 @@ fn size(op: &Op) -> usize {
 pub async fn compare<S: Store>(
     store: &S,
     prefix: &str,
-    tree: &Tree,
+    tree: &Inputs,
     delete: bool,
 ) -> Result<Changes> {
     let prefix = folder_prefix(prefix);
@@ -139,21 +184,24 @@ pub async fn compare<S: Store>(
     };
     let mut kept = BTreeSet::new();
     let mut chunks = store
-        .range_stream(Range::new(KeyRange::prefix(prefix.clone())))
+        .range_stream(Range::new(keys_below(prefix.clone())))
         .await?;
     while let Some(chunk) = chunks.next().await {
-        for kv in chunk?.kvs {
+        let chunk = chunk?;
+        for kv in chunk.kvs {
             if kv.key == marker.as_bytes() {
                 result.resumes = true;
                 continue;
             }
             match result.changes.get(&kv.key) {
-                Some(Some(value)) if *value == kv.value => {
-                    result.changes.remove(&kv.key);
-                    result.unchanged += 1;
-                    kept.insert(kv.key);
+                Some(Some(input)) => {
+                    if is_same(store, input, &kv, chunk.header.revision).await? {
+                        result.changes.remove(&kv.key);
+                        result.unchanged += 1;
+                        kept.insert(kv.key);
+                    }
                 }
-                Some(_) => {}
+                Some(None) => {}
                 None if delete => {
                     result.changes.insert(kv.key, None);
                 }
@@ -166,6 +214,24 @@ pub async fn compare<S: Store>(
     kept.extend(result.puts().cloned());
     refuse_files_in_folders(&kept)?;
     Ok(result)
+}
+
+/// Whether a key holds already what it is to hold.
+async fn is_same<S: Store>(store: &S, input: &Input, kv: &KeyValue, at: Revision) -> Result<bool> {
+    let (bytes, sha256) = match input {
+        Input::Bytes(value) => return Ok(*value == kv.value),
+        Input::File { bytes, sha256, .. } => (*bytes, *sha256),
+    };
+    let is_like = |manifest: Manifest| manifest.bytes == bytes && manifest.sha256 == sha256;
+    if !Manifest::decode(&kv.value)?.is_some_and(is_like) {
+        return Ok(false);
+    }
+    match open(store, kv.clone(), at, &LargeOptions::default()).await {
+        Ok(_) => Ok(true),
+        // A copy of the manifest alone is mended by writing the value.
+        Err(error) if error.reason() == Reason::Corrupt => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// No key may be a folder of another one that was imported.
@@ -199,10 +265,53 @@ pub async fn apply<S: Store>(
     let all = steps.len();
     let mut revision = None;
     for (done, step) in steps.into_iter().enumerate() {
-        revision = Some(store.txn(step).await?.header.revision);
+        revision = Some(take(store, step, limits).await?);
         stepped(done + 1, all);
     }
     Ok(revision)
+}
+
+/// Makes one step: first all that is large, then everything at once.
+async fn take<S: Store>(store: &S, step: Step, limits: &Limits) -> Result<Revision> {
+    let mut txn = Txn::new();
+    let mut staged = Vec::new();
+    for write in step.writes {
+        match write {
+            Write::Op(op) => txn = txn.then([op]),
+            Write::Large(key, path) => {
+                let upload = upload(store, key, path, limits).await?;
+                txn = txn.when([upload.condition()]).then(upload.ops());
+                staged.push(upload);
+            }
+        }
+    }
+    let answer = store.txn(txn).await?;
+    for staged in staged {
+        staged.settle().await;
+    }
+    if !answer.succeeded {
+        let text = "an upload was given up before the transaction that needs it; run it again";
+        return Err(podkv_api::Error::new(Reason::LockLost, text).into());
+    }
+    Ok(answer.header.revision)
+}
+
+async fn upload<S: Store>(
+    store: &S,
+    key: Bytes,
+    path: PathBuf,
+    limits: &Limits,
+) -> Result<Staged<S>> {
+    let options = LargeOptions {
+        limits: limits.clone(),
+        ..LargeOptions::default()
+    };
+    let opening = path.clone();
+    let file = blocking(move || {
+        File::open(&opening).map_err(|error| Error::io(&opening, "opening it", error))
+    });
+    let source = pieces(file.await?, &path, |_| {});
+    Ok(stage(store, key, source, &options).await?)
 }
 
 #[cfg(test)]
@@ -214,7 +323,7 @@ mod tests {
         Changes {
             prefix: "app/".into(),
             changes: (0..count)
-                .map(|n| (format!("app/{n:04}").into(), Some(value.clone())))
+                .map(|n| (format!("app/{n:04}").into(), Some(value.clone().into())))
                 .collect(),
             unchanged: 0,
             resumes,
@@ -228,15 +337,19 @@ mod tests {
         let steps = changes.steps(&limits);
         let mut keys = BTreeSet::new();
         let shapes = steps.iter().map(|step| {
-            assert!(step.then.len() <= limits.max_txn_ops);
-            assert!(step.then.iter().map(size).sum::<usize>() < limits.max_request_bytes);
-            let mut text = step.then.len().to_string();
-            for op in &step.then {
-                match op {
-                    Op::Put(put) if is_marker(&put.key) => text.push('+'),
-                    Op::Delete(delete) if is_marker(&delete.range.start) => text.push('-'),
-                    Op::Put(put) => assert!(keys.insert(put.key.clone())),
-                    _ => {}
+            let (ops, bytes): (Vec<_>, Vec<_>) = step.writes.iter().map(Write::size).unzip();
+            assert!(ops.iter().sum::<usize>() <= limits.max_txn_ops);
+            assert!(bytes.iter().sum::<usize>() < limits.max_request_bytes);
+            let mut text = step.writes.len().to_string();
+            for write in &step.writes {
+                match write {
+                    Write::Op(Op::Put(put)) if is_marker(&put.key) => text.push('+'),
+                    Write::Op(Op::Delete(delete)) if is_marker(&delete.range.start) => {
+                        text.push('-');
+                    }
+                    Write::Op(Op::Put(put)) => assert!(keys.insert(put.key.clone())),
+                    Write::Large(key, _) => assert!(keys.insert(key.clone())),
+                    Write::Op(_) => {}
                 }
             }
             text
@@ -257,6 +370,23 @@ mod tests {
     fn what_does_not_is_steps_under_a_marker() {
         assert_eq!(shape(&changes(128, 1, false)), ["1+", "127", "2-"]);
         assert_eq!(shape(&changes(3, 1 << 20, false)), ["1+", "1", "1", "2-"]);
+    }
+
+    #[test]
+    fn a_large_file_is_as_much_as_its_manifest_and_its_record() {
+        let mut changes = changes(0, 1, false);
+        for n in 0..64 {
+            let input = Input::File {
+                path: "/model".into(),
+                bytes: 1 << 30,
+                sha256: [0; 32],
+            };
+            let key = Bytes::from(format!("app/{n:04}"));
+            changes.changes.insert(key, Some(input));
+        }
+        assert_eq!(shape(&changes), ["1+", "63", "2-"]);
+        changes.changes.pop_first();
+        assert_eq!(shape(&changes), ["63"]);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! | [`project`] | keeps a target equal to a prefix |
 //! | [`source`], [`manifest`] | what a directory, or ConfigMaps and Secrets, hold |
 //! | [`import`] | writes that under a prefix |
+//! | [`input`] | files as streams: to and from large values |
 //! | [`rollback`] | a prefix as it was at an earlier revision |
 //! | [`environment`] | which environment variables a set of keys means |
 //!
@@ -20,7 +21,9 @@
 
 pub mod environment;
 pub mod error;
+mod fetch;
 pub mod import;
+pub mod input;
 pub mod manifest;
 pub mod plan;
 pub mod project;
@@ -29,6 +32,7 @@ pub mod source;
 pub mod target;
 
 pub use error::{Error, Result};
-pub use plan::{IMPORT_MARKER, Plan, Refusal, Refused, Tree, folder_prefix, plan};
+pub use input::Input;
+pub use plan::{Contents, IMPORT_MARKER, Large, Plan, Refusal, Refused, Tree, folder_prefix, plan};
 pub use project::{ProjectOptions, Projection, Status};
-pub use target::{Target, TargetOptions, Written};
+pub use target::{Fetch, FetchError, Target, TargetOptions, Written};

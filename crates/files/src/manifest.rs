@@ -11,7 +11,8 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::plan::{Tree, check_path};
+use crate::input::Inputs;
+use crate::plan::check_path;
 
 /// The fields that matter. The others are Kubernetes' business.
 #[derive(Debug, Deserialize)]
@@ -40,10 +41,10 @@ struct Metadata {
 /// # Errors
 ///
 /// [`Error::Input`]: no YAML, other kinds, values that are not what they should be, names that cannot be files.
-pub fn read_manifests(text: &str, by_name: bool) -> Result<Tree> {
+pub fn read_manifests(text: &str, by_name: bool) -> Result<Inputs> {
     let objects: Vec<Object> = serde_saphyr::from_multiple(text)
         .map_err(|error| Error::Input(format!("not YAML or JSON that can be read: {error}")))?;
-    let mut tree = Tree::new();
+    let mut tree = Inputs::new();
     for object in &objects {
         if object.kind.ends_with("List") {
             for item in &object.items {
@@ -64,7 +65,7 @@ pub fn read_manifests(text: &str, by_name: bool) -> Result<Tree> {
 /// How a value stands in a manifest.
 type Reader = fn(&str) -> Option<Bytes>;
 
-fn add(tree: &mut Tree, object: &Object, by_name: bool) -> Result<()> {
+fn add(tree: &mut Inputs, object: &Object, by_name: bool) -> Result<()> {
     let what = format!("{} {:?}", object.kind, object.metadata.name);
     let mut values: BTreeMap<&str, Bytes> = BTreeMap::new();
     let maps: [(_, Reader); 2] = match object.kind.as_str() {
@@ -95,7 +96,7 @@ fn add(tree: &mut Tree, object: &Object, by_name: bool) -> Result<()> {
         if let Err(why) = check_path(path.as_bytes()) {
             return Err(Error::Input(format!("{what}, {key:?}: {why}")));
         }
-        if tree.insert(path.into(), value).is_some() {
+        if tree.insert(path.into(), value.into()).is_some() {
             let text =
                 format!("{what}: another object has {key:?}, too; --by-name keeps them apart");
             return Err(Error::Input(text));

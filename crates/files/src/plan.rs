@@ -11,12 +11,15 @@
 //!   app/../etc/x     ─✗ "..": the parts that begin with ".." are podkv's own
 //!   app/..import     an import is under way: see `import`
 //! ```
+//!
+//! The value of a large one is not in memory: what its key holds says how long it is, and its hash.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use bytes::Bytes;
 use podkv_api::KeyValue;
+use podkv_api::large::Manifest;
 use podkv_api::recipes::Snapshot;
 
 /// The longest name of one file or folder that Linux takes, in bytes.
@@ -32,7 +35,40 @@ pub const IMPORT_MARKER: &str = "..import";
 pub(crate) const LOST_AND_FOUND: &str = "lost+found";
 
 /// Paths with contents, in byte order. Paths are relative, without `.`, `..` or empty parts.
-pub type Tree = BTreeMap<Bytes, Bytes>;
+pub type Tree = BTreeMap<Bytes, Contents>;
+
+/// What a file is to hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Contents {
+    Plain(Bytes),
+    Large(Large),
+}
+
+/// A large value that is fetched when its file is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Large {
+    pub kv: KeyValue,
+    pub manifest: Manifest,
+}
+
+impl From<Bytes> for Contents {
+    fn from(bytes: Bytes) -> Self {
+        Self::Plain(bytes)
+    }
+}
+
+impl Contents {
+    fn of(kv: &KeyValue) -> Result<Self, Refusal> {
+        match Manifest::decode(&kv.value) {
+            Ok(None) => Ok(Self::Plain(kv.value.clone())),
+            Ok(Some(manifest)) => Ok(Self::Large(Large {
+                kv: kv.clone(),
+                manifest,
+            })),
+            Err(_) => Err(Refusal::LaterFormat),
+        }
+    }
+}
 
 /// What a set of keys comes to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,6 +107,8 @@ pub enum Refusal {
     IsFolder,
     /// `lost+found` belongs to the file system.
     LostAndFound,
+    /// A large value that a later release wrote.
+    LaterFormat,
 }
 
 impl fmt::Display for Refusal {
@@ -89,6 +127,7 @@ impl fmt::Display for Refusal {
             Refusal::TooDeep => write!(f, "the name has more than {MAX_DEPTH} parts"),
             Refusal::IsFolder => f.write_str("other keys lie below it, so it is a folder"),
             Refusal::LostAndFound => f.write_str("lost+found belongs to the file system"),
+            Refusal::LaterFormat => f.write_str("a large value that a later release wrote"),
         }
     }
 }
@@ -116,9 +155,9 @@ pub fn plan<'k>(prefix: &str, keys: impl IntoIterator<Item = &'k KeyValue>) -> P
             plan.importing.get_or_insert_with(|| kv.key.clone());
             continue;
         }
-        match check_path(&path) {
-            Ok(()) => {
-                plan.tree.insert(path, kv.value.clone());
+        match check_path(&path).and_then(|()| Contents::of(kv)) {
+            Ok(contents) => {
+                plan.tree.insert(path, contents);
             }
             Err(why) => plan.refused.push(Refused {
                 key: kv.key.clone(),
@@ -274,6 +313,33 @@ mod tests {
             &["a"],
             &[("app/a//b", Refusal::EmptyPart)],
         );
+    }
+
+    #[test]
+    fn a_large_value_is_a_file_and_one_of_a_later_release_is_not() {
+        let manifest = Manifest {
+            upload: podkv_api::large::UploadId(7),
+            bytes: 5_000_000,
+            chunk_bytes: 1 << 20,
+            sha256: [1; 32],
+        };
+        let mut large = key("app/model");
+        large.value = manifest.encode();
+        let mut later = key("app/other");
+        let mut bytes = manifest.encode().to_vec();
+        bytes[8] += 1;
+        later.value = bytes.into();
+        let plan = plan("app/", [&large, &later]);
+        let expected = Contents::Large(Large {
+            kv: large.clone(),
+            manifest,
+        });
+        assert_eq!(plan.tree, Tree::from([("model".into(), expected)]));
+        let refused = Refused {
+            key: later.key.clone(),
+            why: Refusal::LaterFormat,
+        };
+        assert_eq!(plan.refused, [refused]);
     }
 
     #[test]

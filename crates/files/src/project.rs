@@ -11,21 +11,27 @@
 //!
 //! The last good state stays, and [`Status::problem`] says why, when
 //! - the store cannot be reached, or the disk refuses;
-//! - an import below the prefix is not finished ([`IMPORT_MARKER`](crate::IMPORT_MARKER));
+//! - an import below the prefix, or into a folder around it, is not finished ([`IMPORT_MARKER`](crate::IMPORT_MARKER));
 //! - there is no key left, unless [`ProjectOptions::allow_empty`]: a prefix that disappears is far more often a slip, or an
 //!   empty store restored in place of the real one, than a wish for a program without any configuration.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use podkv_api::large::keys_below;
 use podkv_api::recipes::{Mirror, Snapshot};
 use podkv_api::{KeyRange, Range, Reason, Revision, Store};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::error::{Error, Result};
+use crate::fetch::{Ask, Asker, Fetcher};
 use crate::plan::{IMPORT_MARKER, Refused, folder_prefix, plan_snapshot};
-use crate::target::{About, Target, TargetOptions};
+use crate::target::{About, Fetch, Target, TargetOptions};
 
 /// How often the status is brought up to date while nothing happens.
 const LOOK: Duration = Duration::from_secs(1);
@@ -72,9 +78,12 @@ pub struct Status {
 }
 
 /// A directory that follows a prefix.
-#[derive(Debug)]
 pub struct Projection {
     mirror: Mirror,
+    ask: Arc<dyn Ask>,
+    /// Ends what a blocking thread fetches, also when the projection is dropped meanwhile.
+    cancelled: CancellationToken,
+    _cancel: DropGuard,
     cluster: String,
     prefix: String,
     /// Lent to a blocking thread while it is written.
@@ -87,11 +96,21 @@ pub struct Projection {
     due_since: Option<Instant>,
 }
 
+impl std::fmt::Debug for Projection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Projection")
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What became of a snapshot.
 enum Step {
     Shown,
     /// Only a change of the keys helps.
     Held,
+    /// A change of a key that is not mirrored helps.
+    HeldAround,
     Failed(Error),
 }
 
@@ -116,7 +135,7 @@ impl Projection {
             let (directory, prefix) = (directory.to_owned(), prefix.clone());
             blocking(move || Target::open(&directory, &prefix, &target)).await?
         };
-        let range = KeyRange::prefix(prefix.clone());
+        let range = keys_below(prefix.clone());
         let (cluster, mirror) = loop {
             let error = match reach(store, &prefix, &range).await {
                 Ok(reached) => break reached,
@@ -132,8 +151,12 @@ impl Projection {
             shown: opened.about().cloned(),
             ..Status::default()
         };
+        let cancelled = CancellationToken::new();
         Ok(Self {
             mirror,
+            ask: Arc::new(Asker(store.clone())),
+            _cancel: cancelled.clone().drop_guard(),
+            cancelled,
             cluster,
             prefix,
             target: Some(opened),
@@ -170,12 +193,24 @@ impl Projection {
     ///
     /// As [`Projection::once`], until the directory shows something for the first time. Afterwards whatever fails is tried
     /// again, and said in the status.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) -> Result<()> {
-        tokio::pin!(stop);
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<()> {
+        let cancelled = self.cancelled.clone();
+        let following = self.follow();
+        tokio::pin!(following);
         tokio::select! {
-            first = self.first() => first?,
-            () = &mut stop => return Ok(()),
+            followed = &mut following => followed,
+            () = stop => {
+                cancelled.cancel();
+                // Until the directory is not written any more: the next projection may take it at once.
+                following.await
+            }
         }
+    }
+
+    /// Until it is cancelled.
+    async fn follow(mut self) -> Result<()> {
+        let cancelled = self.cancelled.clone();
+        self.first().await?;
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut not_before = Instant::now() + self.options.debounce;
@@ -185,7 +220,7 @@ impl Projection {
             let change = self.mirror.changed(self.seen);
             tokio::select! {
                 biased;
-                () = &mut stop => return Ok(()),
+                () = cancelled.cancelled() => return Ok(()),
                 // Before changes: they may never end, and each leaves a folder.
                 () = at(sweep_due) => {
                     self.sweep().await;
@@ -194,10 +229,7 @@ impl Projection {
                 changed = change => {
                     changed?;
                     self.due_since.get_or_insert_with(Instant::now);
-                    tokio::select! {
-                        () = &mut stop => return Ok(()),
-                        () = sleep_until(not_before) => {}
-                    }
+                    cancelled.run_until_cancelled(sleep_until(not_before)).await;
                 }
                 () = at(retry_at) => {}
                 _ = look.tick() => {
@@ -207,23 +239,32 @@ impl Projection {
             }
             retry_at = match self.step().await {
                 Step::Shown | Step::Held => None,
-                Step::Failed(_) => Some(Instant::now() + self.options.retry),
+                Step::HeldAround | Step::Failed(_) => Some(Instant::now() + self.options.retry),
             };
             not_before = Instant::now() + self.options.debounce;
         }
     }
 
+    /// Until the directory shows something, or it is cancelled.
     async fn first(&mut self) -> Result<()> {
-        loop {
+        let cancelled = self.cancelled.clone();
+        while !cancelled.is_cancelled() {
             match self.step().await {
                 Step::Shown => return Ok(()),
                 Step::Held => {
-                    self.mirror.changed(self.seen).await?;
+                    let changed = self.mirror.changed(self.seen);
+                    if let Some(changed) = cancelled.run_until_cancelled(changed).await {
+                        changed?;
+                    }
                 }
                 Step::Failed(error) if !error.is_transient() => return Err(error),
-                Step::Failed(_) => tokio::time::sleep(self.options.retry).await,
+                Step::HeldAround | Step::Failed(_) => {
+                    let again = tokio::time::sleep(self.options.retry);
+                    cancelled.run_until_cancelled(again).await;
+                }
             }
         }
+        Ok(())
     }
 
     /// Shows what the mirror holds.
@@ -234,11 +275,25 @@ impl Projection {
             // It was lent, and the thread that had it has panicked.
             return Step::Failed(podkv_api::Error::internal("the target is lost").into());
         };
-        let (prefix, cluster) = (self.prefix.clone(), self.cluster.clone());
-        let allow_empty = self.options.allow_empty;
-        let shown = snapshot.clone();
+        let around = self.ask.importing_around(&self.prefix, snapshot.revision());
+        let around = around.await;
+        let show = Show {
+            prefix: self.prefix.clone(),
+            cluster: self.cluster.clone(),
+            snapshot: snapshot.clone(),
+            allow_empty: self.options.allow_empty,
+        };
+        let mut fetcher = Fetcher {
+            ask: self.ask.clone(),
+            at: snapshot.revision(),
+            runtime: Handle::current(),
+            cancelled: self.cancelled.clone(),
+        };
         let done = tokio::task::spawn_blocking(move || {
-            let shown = show(&mut target, &prefix, &cluster, &shown, allow_empty);
+            let shown = match around {
+                Ok(marker) => show.show(&mut target, marker, &mut fetcher),
+                Err(error) => (Vec::new(), Err(error.into())),
+            };
             (target, shown)
         })
         .await;
@@ -253,6 +308,7 @@ impl Projection {
         let mut written = None;
         let (step, problem) = match result {
             Ok(Shown::Held(why)) => (Step::Held, Some(why)),
+            Ok(Shown::HeldAround(why)) => (Step::HeldAround, Some(why)),
             Ok(Shown::Written { swapped, files }) => {
                 self.due_since = None;
                 written = Some((swapped, files));
@@ -328,33 +384,47 @@ impl Projection {
 enum Shown {
     Written { swapped: bool, files: usize },
     Held(String),
+    HeldAround(String),
 }
 
-fn show(
-    target: &mut Target,
-    prefix: &str,
-    cluster: &str,
-    snapshot: &Snapshot,
+/// One state that is to be shown.
+struct Show {
+    prefix: String,
+    cluster: String,
+    snapshot: Snapshot,
     allow_empty: bool,
-) -> (Vec<Refused>, Result<Shown>) {
-    let plan = plan_snapshot(prefix, snapshot);
-    let result = if let Some(marker) = &plan.importing {
-        let marker = marker.escape_ascii();
-        Ok(Shown::Held(format!(
-            "an import is not finished: {marker} is there until it is"
-        )))
-    } else if plan.tree.is_empty() && !allow_empty {
-        let text = format!("{prefix:?} holds no key that is a file; --allow-empty shows that");
-        Ok(Shown::Held(text))
-    } else {
-        target
-            .write(&plan.tree, cluster, snapshot.revision())
-            .map(|written| Shown::Written {
-                swapped: written.swapped,
-                files: written.count.written,
-            })
-    };
-    (plan.refused, result)
+}
+
+impl Show {
+    fn show(
+        &self,
+        target: &mut Target,
+        around: Option<Bytes>,
+        fetch: &mut dyn Fetch,
+    ) -> (Vec<Refused>, Result<Shown>) {
+        let plan = plan_snapshot(&self.prefix, &self.snapshot);
+        let unfinished = |marker: &Bytes| {
+            let marker = marker.escape_ascii();
+            format!("an import is not finished: {marker} is there until it is")
+        };
+        let result = if let Some(marker) = &plan.importing {
+            Ok(Shown::Held(unfinished(marker)))
+        } else if let Some(marker) = &around {
+            Ok(Shown::HeldAround(unfinished(marker)))
+        } else if plan.tree.is_empty() && !self.allow_empty {
+            let prefix = &self.prefix;
+            let text = format!("{prefix:?} holds no key that is a file; --allow-empty shows that");
+            Ok(Shown::Held(text))
+        } else {
+            target
+                .write(&plan.tree, &self.cluster, self.snapshot.revision(), fetch)
+                .map(|written| Shown::Written {
+                    swapped: written.swapped,
+                    files: written.count.written,
+                })
+        };
+        (plan.refused, result)
+    }
 }
 
 async fn reach<S: Store>(

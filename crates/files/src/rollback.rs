@@ -5,13 +5,18 @@
 //!
 //! The transaction holds only if none of the keys that it writes has changed since it was compared; else it is compared
 //! again. What others write meanwhile to other keys could as well have come after, so it does no harm.
+//!
+//! A large value of then may have been collected: it is read from history and uploaded anew, before the transaction that
+//! commits it.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use podkv_api::large::{Manifest, NAME_BYTES, keys_below};
+use podkv_api::recipes::large::{LargeOptions, Staged, open, stage};
 use podkv_api::{
-    Compare, Delete, KeyRange, KeyValue, Limits, Op, Put, Range, Reason, Revision, Store, Txn,
+    Compare, Delete, KeyRange, KeyValue, Limits, Put, Range, Reason, Revision, Store, Txn,
 };
 
 use crate::error::{Error, Result};
@@ -45,16 +50,17 @@ impl Difference {
             .map(|(key, ..)| key)
     }
 
-    fn txn(&self) -> Txn {
-        let unchanged = self
-            .changes
-            .iter()
-            .map(|(key, _, now)| Compare::unchanged_since(key.clone(), *now));
-        let write = self.changes.iter().map(|(key, then, _)| match then {
-            Some(value) => Op::from(Put::new(key.clone(), value.clone())),
-            None => Op::from(Delete::new(KeyRange::key(key.clone()))),
-        });
-        Txn::new().when(unchanged).then(write)
+    fn txn<S: Store>(&self, uploads: &Uploads<S>) -> Txn {
+        let mut txn = Txn::new();
+        for (key, then, now) in &self.changes {
+            txn = txn.when([Compare::unchanged_since(key.clone(), *now)]);
+            txn = match (uploads.get(key), then) {
+                (Some(upload), Some(_)) => txn.when([upload.condition()]).then(upload.ops()),
+                (_, Some(value)) => txn.then([Put::new(key.clone(), value.clone()).into()]),
+                (_, None) => txn.then([Delete::new(KeyRange::key(key.clone())).into()]),
+            };
+        }
+        txn
     }
 
     /// # Errors
@@ -63,14 +69,18 @@ impl Difference {
     fn check_fits(&self, limits: &Limits) -> Result<()> {
         /// Of each key, as a compare and as an operation: what the store counts beside keys and values.
         const AROUND_BYTES: usize = 128;
-        let bytes: usize = self
-            .changes
-            .iter()
-            .map(|(key, then, _)| {
-                2 * key.len() + then.as_ref().map_or(0, Bytes::len) + AROUND_BYTES
-            })
-            .sum();
-        if self.changes.len() <= limits.max_txn_ops && bytes <= limits.max_request_bytes {
+        let (mut bytes, mut ops) = (0, 0);
+        for (key, then, _) in &self.changes {
+            let value = then.as_ref().map_or(0, Bytes::len);
+            bytes += 2 * key.len() + value + AROUND_BYTES;
+            ops += 1;
+            if is_large(then) {
+                // The record, and its compare.
+                bytes += 2 * (key.len() + NAME_BYTES) + value + AROUND_BYTES;
+                ops += 1;
+            }
+        }
+        if ops <= limits.max_txn_ops && bytes <= limits.max_request_bytes {
             return Ok(());
         }
         Err(Error::Refused(format!(
@@ -88,7 +98,7 @@ impl Difference {
 ///
 /// The store's: [`Reason::Compacted`] if the revision is no longer there.
 pub async fn compare<S: Store>(store: &S, prefix: &str, to: Revision) -> Result<Difference> {
-    let range = KeyRange::prefix(folder_prefix(prefix));
+    let range = keys_below(folder_prefix(prefix));
     // 0 would be the present.
     if to == 0 {
         return Err(
@@ -124,6 +134,50 @@ async fn read<S: Store>(store: &S, range: Range) -> Result<BTreeMap<Bytes, KeyVa
     Ok(kvs)
 }
 
+/// Uploads that wait for their transaction, by key.
+type Uploads<S> = BTreeMap<Bytes, Staged<S>>;
+
+fn is_large(then: &Option<Bytes>) -> bool {
+    then.as_ref()
+        .is_some_and(|value| !matches!(Manifest::decode(value), Ok(None)))
+}
+
+/// Uploads what was large then, unless an attempt before has.
+async fn upload_large<S: Store>(
+    store: &S,
+    difference: &Difference,
+    to: Revision,
+    limits: &Limits,
+    uploads: &mut Uploads<S>,
+) -> Result<()> {
+    let options = LargeOptions {
+        limits: limits.clone(),
+        ..LargeOptions::default()
+    };
+    for (key, then, _) in &difference.changes {
+        if is_large(then) && !uploads.contains_key(key) {
+            let staged = upload(store, key, to, &options).await?;
+            uploads.insert(key.clone(), staged);
+        }
+    }
+    Ok(())
+}
+
+async fn upload<S: Store>(
+    store: &S,
+    key: &Bytes,
+    to: Revision,
+    options: &LargeOptions,
+) -> Result<Staged<S>> {
+    let mut found = store
+        .range(Range::new(KeyRange::key(key.clone())).at(to))
+        .await?;
+    let gone = || podkv_api::Error::internal("a key of an earlier revision is not there any more");
+    let kv = found.kvs.pop().ok_or_else(gone)?;
+    let then = open(store, kv, to, options).await?;
+    Ok(stage(store, key.clone(), then, options).await?)
+}
+
 /// Brings the prefix back to what it was at `to`. Returns what that took, and its revision; `None` if nothing differed.
 ///
 /// # Errors
@@ -136,14 +190,19 @@ pub async fn rollback<S: Store>(
     to: Revision,
     limits: &Limits,
 ) -> Result<(Difference, Option<Revision>)> {
+    let mut uploads = Uploads::new();
     for _ in 0..TRIES {
         let difference = compare(store, prefix, to).await?;
         if difference.changes.is_empty() {
             return Ok((difference, None));
         }
         difference.check_fits(limits)?;
-        let response = store.txn(difference.txn()).await?;
+        upload_large(store, &difference, to, limits, &mut uploads).await?;
+        let response = store.txn(difference.txn(&uploads)).await?;
         if response.succeeded {
+            for (_, upload) in uploads {
+                upload.settle().await;
+            }
             return Ok((difference, Some(response.header.revision)));
         }
     }

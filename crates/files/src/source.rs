@@ -8,24 +8,28 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use podkv_api::large::MAX_LARGE_BYTES;
 
 use crate::error::{Error, Result};
-use crate::plan::{LOST_AND_FOUND, MAX_DEPTH, Tree, check_path};
+use crate::input::{Input, Inputs};
+use crate::plan::{LOST_AND_FOUND, MAX_DEPTH, check_path};
+use crate::target::hash_file;
 
-/// Reads all files of a directory, each as a path below it.
+/// Reads all files of a directory, each as a path below it. Of those longer than `plain_bytes` only length and hash are
+/// read: they become large values.
 ///
 /// # Errors
 ///
-/// [`Error::Input`] names everything that cannot become a key, or is larger than `max_file_bytes`: links that lead out of
-/// the directory, pipes, sockets, devices, names too long.
-pub fn read_directory(path: &Path, max_file_bytes: usize) -> Result<Tree> {
+/// [`Error::Input`] names everything that cannot become a key: links that lead out of the directory, pipes, sockets, devices,
+/// names too long, more than 1 GiB.
+pub fn read_directory(path: &Path, plain_bytes: usize) -> Result<Inputs> {
     let root = path
         .canonicalize()
         .map_err(|error| Error::io(path, "opening it", error))?;
     let mut reader = Reader {
         root: root.clone(),
-        max_file_bytes: max_file_bytes as u64,
-        tree: Tree::new(),
+        plain_bytes: plain_bytes as u64,
+        tree: Inputs::new(),
         refused: Vec::new(),
     };
     reader.folder(&root, b"", &mut Vec::new())?;
@@ -42,8 +46,8 @@ pub fn read_directory(path: &Path, max_file_bytes: usize) -> Result<Tree> {
 
 struct Reader {
     root: PathBuf,
-    max_file_bytes: u64,
-    tree: Tree,
+    plain_bytes: u64,
+    tree: Inputs,
     refused: Vec<String>,
 }
 
@@ -97,7 +101,7 @@ impl Reader {
         if metadata.is_dir() {
             return self.folder(&real, &path, within);
         }
-        if let Some(why) = self.cannot_be_a_value(&metadata) {
+        if let Some(why) = cannot_be_a_value(&metadata) {
             self.refuse(&path, &why);
             return Ok(());
         }
@@ -105,22 +109,20 @@ impl Reader {
             self.refuse(&path, &why.to_string());
             return Ok(());
         }
-        let contents = fs::read(&real).map_err(|error| Error::io(entry, "reading it", error))?;
-        self.tree.insert(path.into(), contents.into());
+        let failed = |error| Error::io(entry, "reading it", error);
+        let input = if metadata.len() > self.plain_bytes {
+            let mut file = fs::File::open(&real).map_err(failed)?;
+            let (bytes, sha256) = hash_file(&mut file).map_err(failed)?;
+            Input::File {
+                path: real,
+                bytes,
+                sha256,
+            }
+        } else {
+            Input::Bytes(fs::read(&real).map_err(failed)?.into())
+        };
+        self.tree.insert(path.into(), input);
         Ok(())
-    }
-
-    fn cannot_be_a_value(&self, metadata: &Metadata) -> Option<String> {
-        if !metadata.is_file() {
-            return Some("not a regular file".into());
-        }
-        (metadata.len() > self.max_file_bytes).then(|| {
-            format!(
-                "{} bytes, and a request takes {} at most",
-                metadata.len(),
-                self.max_file_bytes
-            )
-        })
     }
 
     fn refuse(&mut self, path: &[u8], why: &str) {
@@ -129,6 +131,18 @@ impl Reader {
             Bytes::copy_from_slice(path).escape_ascii()
         ));
     }
+}
+
+fn cannot_be_a_value(metadata: &Metadata) -> Option<String> {
+    if !metadata.is_file() {
+        return Some("not a regular file".into());
+    }
+    (metadata.len() > MAX_LARGE_BYTES).then(|| {
+        format!(
+            "{} bytes, and a value has {MAX_LARGE_BYTES} at most",
+            metadata.len()
+        )
+    })
 }
 
 #[cfg(test)]
@@ -168,6 +182,20 @@ mod tests {
     }
 
     #[test]
+    fn a_long_file_is_not_read_into_memory() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("short"), "1234567890").unwrap();
+        fs::write(dir.path().join("long"), "12345678901").unwrap();
+        let found = read_directory(dir.path(), 10).unwrap();
+        assert_eq!(found["short".as_bytes()], Input::Bytes("1234567890".into()));
+        let Input::File { bytes, sha256, .. } = &found["long".as_bytes()] else {
+            panic!("{found:?}");
+        };
+        let expected: [u8; 32] = <sha2::Sha256 as sha2::Digest>::digest("12345678901").into();
+        assert_eq!((*bytes, *sha256), (11, expected));
+    }
+
+    #[test]
     fn what_cannot_be_a_key_is_named_and_nothing_is_read() {
         let outside = tempfile::tempdir().unwrap();
         write(outside.path(), "secret");
@@ -185,8 +213,9 @@ mod tests {
         check_refused(dir.path(), "dangling: ");
         fs::remove_file(dir.path().join("dangling")).unwrap();
 
-        fs::write(dir.path().join("large"), "12345678901").unwrap();
-        check_refused(dir.path(), "large: 11 bytes");
+        let large = fs::File::create(dir.path().join("large")).unwrap();
+        large.set_len(MAX_LARGE_BYTES + 1).unwrap();
+        check_refused(dir.path(), "large: 1073741825 bytes");
         fs::remove_file(dir.path().join("large")).unwrap();
 
         let _socket = std::os::unix::net::UnixListener::bind(dir.path().join("socket")).unwrap();

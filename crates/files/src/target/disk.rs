@@ -63,17 +63,26 @@ impl Make {
         contents: &[u8],
         sync: bool,
     ) -> io::Result<()> {
+        self.file_by(within, name, sync, |file| file.write_all(contents))
+    }
+
+    /// The same, with contents that come piece by piece.
+    pub fn file_by<E: From<io::Error>>(
+        &self,
+        within: BorrowedFd<'_>,
+        name: &[u8],
+        sync: bool,
+        write: impl FnOnce(&mut File) -> Result<(), E>,
+    ) -> Result<(), E> {
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut file = File::from(rustix::fs::openat(
-            within,
-            name,
-            flags,
-            Mode::RUSR | Mode::WUSR,
-        )?);
-        file.write_all(contents)?;
+        let mut file = File::from(
+            rustix::fs::openat(within, name, flags, Mode::RUSR | Mode::WUSR)
+                .map_err(io::Error::from)?,
+        );
+        write(&mut file)?;
         self.own(&file)?;
-        rustix::fs::fchmod(&file, Mode::from_raw_mode(self.file_mode))?;
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(self.file_mode)).map_err(io::Error::from)?;
         if sync {
             file.sync_all()?;
         }
@@ -117,8 +126,8 @@ pub(super) fn read_link(within: BorrowedFd<'_>, name: &[u8]) -> io::Result<Optio
     }
 }
 
-/// The contents of a regular file, with how it is.
-pub(super) fn read_file(within: BorrowedFd<'_>, name: &[u8]) -> io::Result<(Bytes, Stat)> {
+/// A regular file, open for reading, with how it is.
+pub(super) fn open_file(within: BorrowedFd<'_>, name: &[u8]) -> io::Result<(File, Stat)> {
     // A pipe would block for ever without NONBLOCK; a regular file takes no notice of it.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::openat(within, name, flags, Mode::empty())?;
@@ -129,9 +138,15 @@ pub(super) fn read_file(within: BorrowedFd<'_>, name: &[u8]) -> io::Result<(Byte
             "not a regular file",
         ));
     }
+    Ok((File::from(file), stat))
+}
+
+/// The contents of a regular file.
+pub(super) fn read_file(within: BorrowedFd<'_>, name: &[u8]) -> io::Result<Bytes> {
+    let (mut file, _) = open_file(within, name)?;
     let mut contents = Vec::new();
-    File::from(file).read_to_end(&mut contents)?;
-    Ok((contents.into(), stat))
+    file.read_to_end(&mut contents)?;
+    Ok(contents.into())
 }
 
 /// Removes a folder with all that is in it. Links in it are removed, not followed. What is not there is no error.

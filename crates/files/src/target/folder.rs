@@ -1,7 +1,8 @@
 //! One folder of a target: a whole tree, written before anybody sees it, never changed after.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::disk::{self, Make};
-use crate::plan::{MAX_DEPTH, MAX_PATH_BYTES, Tree};
+use crate::plan::{Contents, Large, MAX_DEPTH, MAX_PATH_BYTES, Tree};
 
 /// In each folder: of what it is. Readers who find a folder can tell how old it is.
 pub const ABOUT_FILE: &str = "..podkv.json";
@@ -33,13 +34,94 @@ pub struct About {
     pub digest: String,
 }
 
+/// Brings the large values of a tree while it is written.
+pub trait Fetch {
+    /// Writes the whole value, of which it has made sure that it is right.
+    fn fetch(&mut self, large: &Large, file: &mut File) -> Result<(), FetchError>;
+}
+
+/// Why a large value is not there.
+#[derive(Debug)]
+pub enum FetchError {
+    /// The file cannot be written.
+    Io(io::Error),
+    /// The store's.
+    Store(podkv_api::Error),
+}
+
+impl From<io::Error> for FetchError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<podkv_api::Error> for FetchError {
+    fn from(error: podkv_api::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// Longer files are not kept in memory when a folder is read: their hash tells whether they are right.
+const KEPT_BYTES: u64 = 2 << 20;
+
+/// What is known of a file's contents, beside the hash.
+#[derive(Clone, Debug)]
+enum Known {
+    /// All of it: comparing is faster than hashing what it is compared with.
+    Bytes(Bytes),
+    Length(u64),
+}
+
 /// A file as it stands in a folder.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
-    pub contents: Bytes,
+    known: Known,
     sha256: [u8; 32],
     /// Made with the mode and owner that are asked for. What was found otherwise is written anew.
     fits: bool,
+}
+
+impl Held {
+    /// As it was just written.
+    fn written(contents: &Contents) -> Self {
+        let (known, sha256) = match contents {
+            Contents::Plain(bytes) => (Known::Bytes(bytes.clone()), Sha256::digest(bytes).into()),
+            Contents::Large(large) => (Known::Length(large.manifest.bytes), large.manifest.sha256),
+        };
+        Self {
+            known,
+            sha256,
+            fits: true,
+        }
+    }
+
+    /// Lets go of what was read from the disk: the same bytes are in the tree.
+    pub fn share(&mut self, contents: &Contents) {
+        self.known = match contents {
+            Contents::Plain(bytes) => Known::Bytes(bytes.clone()),
+            Contents::Large(large) => Known::Length(large.manifest.bytes),
+        };
+    }
+
+    fn length(&self) -> u64 {
+        match &self.known {
+            Known::Bytes(bytes) => bytes.len() as u64,
+            Known::Length(length) => *length,
+        }
+    }
+
+    fn is_right(&self, contents: &Contents) -> bool {
+        let is_same =
+            |length: u64, sha256: [u8; 32]| self.length() == length && self.sha256 == sha256;
+        self.fits
+            && match (&self.known, contents) {
+                (Known::Bytes(held), Contents::Plain(bytes)) => held == bytes,
+                (_, Contents::Large(large)) => is_same(large.manifest.bytes, large.manifest.sha256),
+                (Known::Length(_), Contents::Plain(bytes)) => {
+                    is_same(bytes.len() as u64, Sha256::digest(bytes).into())
+                }
+            }
+    }
 }
 
 /// The files of a folder.
@@ -51,11 +133,7 @@ pub(super) fn shows(files: &Files, tree: &Tree) -> bool {
         && files
             .iter()
             .zip(tree)
-            .all(|((path, held), (wanted, contents))| path == wanted && is_right(held, contents))
-}
-
-fn is_right(held: &Held, contents: &Bytes) -> bool {
-    held.fits && held.contents == contents
+            .all(|((path, held), (wanted, contents))| path == wanted && held.is_right(contents))
 }
 
 /// How a folder was written.
@@ -81,10 +159,10 @@ pub(super) struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    pub fn write(&self, tree: &Tree) -> io::Result<(Files, Count)> {
-        let known = |path: &Bytes, contents: &Bytes| {
+    pub fn write(&self, tree: &Tree, fetch: &mut dyn Fetch) -> Result<(Files, Count), FetchError> {
+        let known = |path: &Bytes, contents: &Contents| {
             let (_, files) = self.before?;
-            files.get(path).filter(|held| is_right(held, contents))
+            files.get(path).filter(|held| held.is_right(contents))
         };
         let new = tree
             .iter()
@@ -112,25 +190,24 @@ impl Writer<'_> {
                 && self.link(before, folder, name, held)
             {
                 count.linked += 1;
-                let held = Held {
-                    contents: contents.clone(),
-                    ..held.clone()
-                };
+                let mut held = held.clone();
+                held.share(contents);
                 files.insert(path.clone(), held);
                 continue;
             }
-            self.make.file(folder, name, contents, each)?;
+            match contents {
+                Contents::Plain(bytes) => self.make.file(folder, name, bytes, each)?,
+                Contents::Large(large) => {
+                    let write = |file: &mut File| fetch.fetch(large, file);
+                    self.make.file_by(folder, name, each, write)?;
+                }
+            }
             count.written += 1;
-            let held = Held {
-                contents: contents.clone(),
-                sha256: Sha256::digest(contents).into(),
-                fits: true,
-            };
-            files.insert(path.clone(), held);
+            files.insert(path.clone(), Held::written(contents));
         }
         self.descend(&mut levels, &[], each)?;
         if each {
-            rustix::fs::fsync(self.root)?;
+            rustix::fs::fsync(self.root).map_err(io::Error::from)?;
         } else {
             disk::sync_file_system(self.root)?;
         }
@@ -186,7 +263,7 @@ impl Writer<'_> {
         let is_ours = disk::look(folder, name).ok().flatten().is_some_and(|stat| {
             self.make.fits(&stat)
                 && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-                && u64::try_from(stat.st_size) == Ok(held.contents.len() as u64)
+                && u64::try_from(stat.st_size) == Ok(held.length())
         });
         // If it cannot be removed, writing it fails, and says why.
         is_ours || disk::remove_file(folder, name).is_err()
@@ -195,7 +272,7 @@ impl Writer<'_> {
 
 /// Reads what a folder holds. Links, pipes and names that no projection makes are an error: then it is written anew.
 pub(super) fn read(root: BorrowedFd<'_>, make: &Make) -> io::Result<(About, Files)> {
-    let (about, _) = disk::read_file(root, ABOUT_FILE.as_bytes())?;
+    let about = disk::read_file(root, ABOUT_FILE.as_bytes())?;
     let about = serde_json::from_slice(&about)?;
     let mut files = Files::new();
     read_below(root, b"", make, MAX_DEPTH, &mut files)?;
@@ -245,20 +322,37 @@ fn read_below(
                 files,
             )?;
         } else {
-            let (contents, stat) = disk::read_file(folder, &name)?;
-            let sha256 = Sha256::digest(&contents).into();
-            let fits = make.fits(&stat);
-            files.insert(
-                path.into(),
-                Held {
-                    contents,
-                    sha256,
-                    fits,
-                },
-            );
+            files.insert(path.into(), read_file(folder, &name, make)?);
         }
     }
     Ok(())
+}
+
+fn read_file(folder: BorrowedFd<'_>, name: &[u8], make: &Make) -> io::Result<Held> {
+    let (mut file, stat) = disk::open_file(folder, name)?;
+    let length = u64::try_from(stat.st_size).unwrap_or_default();
+    let (known, sha256) = if length <= KEPT_BYTES {
+        let mut bytes = Vec::new();
+        // One that grows meanwhile is nothing that a projection wrote.
+        file.take(KEPT_BYTES + 1).read_to_end(&mut bytes)?;
+        let sha256 = Sha256::digest(&bytes).into();
+        (Known::Bytes(bytes.into()), sha256)
+    } else {
+        let (length, sha256) = hash_file(&mut file)?;
+        (Known::Length(length), sha256)
+    };
+    Ok(Held {
+        known,
+        sha256,
+        fits: make.fits(&stat),
+    })
+}
+
+/// How long a file is, and its SHA-256, without holding it in memory.
+pub(crate) fn hash_file(file: &mut File) -> io::Result<(u64, [u8; 32])> {
+    let mut hash = Sha256::new();
+    let length = io::copy(file, &mut hash)?;
+    Ok((length, hash.finalize().into()))
 }
 
 /// Over paths and contents, in order. Contents count by their digest, so that a change in one file of 10 000 costs one.

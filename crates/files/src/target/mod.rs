@@ -37,7 +37,8 @@ use self::folder::{Files, Writer};
 use crate::error::{Error, Result};
 use crate::plan::{LOST_AND_FOUND, Tree};
 
-pub use self::folder::{ABOUT_FILE, About, Count};
+pub(crate) use self::folder::hash_file;
+pub use self::folder::{ABOUT_FILE, About, Count, Fetch, FetchError};
 
 const MARKER: &str = "..podkv";
 const DATA: &str = "..data";
@@ -174,15 +175,21 @@ impl Target {
         self.current.as_ref().map(|current| &current.about)
     }
 
-    /// Shows this tree. If it fails, what was shown before still is.
-    pub fn write(&mut self, tree: &Tree, cluster: &str, revision: u64) -> Result<Written> {
+    /// Shows this tree. If it fails, what was shown before still is. `fetch` is asked for the large values that are not
+    /// there already.
+    pub fn write(
+        &mut self,
+        tree: &Tree,
+        cluster: &str,
+        revision: u64,
+        fetch: &mut dyn Fetch,
+    ) -> Result<Written> {
         self.clear_the_way(tree)?;
         if let Some(current) = &mut self.current
             && folder::shows(&current.files, tree)
         {
-            // What was read from the disk at the start is let go of: the same bytes are in the tree.
             for (held, contents) in current.files.values_mut().zip(tree.values()) {
-                held.contents = contents.clone();
+                held.share(contents);
             }
             let about = current.about.clone();
             self.link_names(tree)?;
@@ -194,7 +201,7 @@ impl Target {
             });
         }
         let name = self.new_name()?;
-        let (current, count) = match self.fill(&name, tree, cluster, revision) {
+        let (current, count) = match self.fill(&name, tree, cluster, revision, fetch) {
             Ok(filled) => filled,
             Err(error) => {
                 // The disk may be full because of it. If it cannot be removed now, the next start does.
@@ -319,6 +326,7 @@ impl Target {
         tree: &Tree,
         cluster: &str,
         revision: u64,
+        fetch: &mut dyn Fetch,
     ) -> Result<(Current, Count)> {
         let failed = |error| self.failed("writing files", error);
         let folder = disk::open_folder(self.dir.as_fd(), name).map_err(failed)?;
@@ -328,7 +336,10 @@ impl Target {
             root: folder.as_fd(),
             before: before.map(|current| (current.folder.as_fd(), &current.files)),
         };
-        let (files, count) = writer.write(tree).map_err(failed)?;
+        let (files, count) = writer.write(tree, fetch).map_err(|error| match error {
+            FetchError::Io(error) => failed(error),
+            FetchError::Store(error) => error.into(),
+        })?;
         let about = About {
             format: FORMAT,
             cluster: cluster.into(),
@@ -489,7 +500,7 @@ fn take(path: &Path, dir: &OwnedFd, prefix: &str, adopt: bool) -> Result<OwnedFd
         format: FORMAT,
         prefix: prefix.into(),
     };
-    let (text, _) =
+    let text =
         disk::read_file(dir.as_fd(), MARKER.as_bytes()).map_err(failed("reading its marker"))?;
     // Empty: it was made and never written, because the disk was full or the process was killed.
     let found = (!text.is_empty()).then(|| serde_json::from_slice::<Marker>(&text));

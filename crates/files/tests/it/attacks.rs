@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use podkv_files::{Error, Target, TargetOptions};
 
-use crate::support::{PREFIX, check_seen, open, options, shown, tree, write};
+use crate::support::{NoneLarge, PREFIX, check_seen, open, options, shown, tree, write};
 
 const FILES: &[(&str, &str)] = &[("a", "1"), ("b/c", "2")];
 
@@ -128,7 +128,9 @@ fn a_link_for_a_name_at_the_top_is_in_the_way() {
     let (outside, dir) = (Outside::new(), tempfile::tempdir().unwrap());
     let mut target = open(dir.path()).unwrap();
     symlink(outside.path().join("c"), dir.path().join("a")).unwrap();
-    let error = target.write(&tree(FILES), "c1", 7).unwrap_err();
+    let error = target
+        .write(&tree(FILES), "c1", 7, &mut NoneLarge)
+        .unwrap_err();
     assert!(matches!(error, Error::NotOurs { .. }), "{error}");
     outside.check();
 }

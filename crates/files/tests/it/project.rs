@@ -12,14 +12,14 @@ use tokio::task::JoinHandle;
 use crate::support::{check_seen, options, shown};
 
 /// A projection that runs.
-struct Running {
+pub struct Running {
     status: watch::Receiver<Status>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<podkv_files::Result<()>>,
 }
 
 impl Running {
-    async fn start(store: &Node, dir: &Path, options: ProjectOptions) -> Self {
+    pub async fn start(store: &Node, dir: &Path, options: ProjectOptions) -> Self {
         let projection = opened(store, dir, options).await;
         let status = projection.status();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -31,12 +31,12 @@ impl Running {
     }
 
     /// Waits until the status is as it should be.
-    async fn until(&mut self, what: impl FnMut(&Status) -> bool) -> Status {
+    pub async fn until(&mut self, what: impl FnMut(&Status) -> bool) -> Status {
         let found = tokio::time::timeout(Duration::from_secs(60), self.status.wait_for(what)).await;
         found.expect("within a minute").expect("it runs").clone()
     }
 
-    async fn stop(self) {
+    pub async fn stop(self) {
         self.stop.send(()).expect("it runs");
         self.task.await.unwrap().unwrap();
     }
@@ -52,14 +52,14 @@ async fn opened(store: &Node, dir: &Path, options: ProjectOptions) -> Projection
         .unwrap()
 }
 
-fn quick() -> ProjectOptions {
+pub fn quick() -> ProjectOptions {
     ProjectOptions {
         debounce: Duration::ZERO,
         ..ProjectOptions::default()
     }
 }
 
-async fn put(store: &Node, key: &str, value: &str) -> u64 {
+pub async fn put(store: &Node, key: &str, value: &str) -> u64 {
     let put = Put::new(key.to_owned(), value.to_owned());
     store.put(put).await.unwrap().header.revision
 }
@@ -185,6 +185,80 @@ async fn half_an_import_is_not_shown() {
     check_seen(dir.path(), &[("a", "half"), ("b", "2")]);
     assert_eq!(status.swaps, 1);
     running.stop().await;
+}
+
+/// What was replaced goes also while changes never end: else a busy day fills the disk. The writers are many and the store is
+/// in memory, so the next change is there long before the last one is on the disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn old_folders_go_while_changes_never_end() {
+    const SWAPS: u64 = 200;
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = podkv_node::testing::cluster(1).await;
+    let store = &cluster.node(0);
+    put(store, "app/a", "1").await;
+    let mut running = Running::start(store, dir.path(), quick()).await;
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..8 {
+        let store = store.clone();
+        writers.spawn(async move {
+            for number in 0_u64.. {
+                put(&store, "app/a", &format!("{writer} {number}")).await;
+            }
+        });
+    }
+    running.until(|status| status.swaps >= SWAPS).await;
+    let names = crate::support::own_names(dir.path());
+    writers.shutdown().await;
+    let folders = names.iter().filter(|name| name.starts_with("..2")).count();
+    assert!(folders < 20, "{folders} folders after {SWAPS} swaps");
+    running.stop().await;
+}
+
+/// The marker lies above what is projected, and is no change of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_into_a_folder_around_it_holds_it_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = podkv_node::testing::cluster(1).await;
+    let store = &cluster.node(0);
+    put(store, "app/conf/a", "1").await;
+    let target = crate::support::options();
+    let options = ProjectOptions {
+        retry: Duration::from_millis(10),
+        ..quick()
+    };
+    let projection = Projection::open(store, "app/conf", dir.path(), target, options, |_| {})
+        .await
+        .unwrap();
+    let mut status = projection.status();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let task = tokio::spawn(projection.run(async {
+        let _ = stopped.await;
+    }));
+    for marker in ["app/..import", "..import"] {
+        status
+            .wait_for(|status| status.revision > 0 && status.problem.is_none())
+            .await
+            .unwrap();
+        let before = std::fs::read_to_string(dir.path().join("a")).unwrap();
+        put(store, marker, "").await;
+        put(store, "app/conf/a", marker).await;
+        let held = status
+            .wait_for(|status| status.problem.is_some())
+            .await
+            .unwrap();
+        assert!(held.problem.as_ref().unwrap().contains(marker));
+        drop(held);
+        check_seen(dir.path(), &[("a", &before)]);
+        let delete = Delete::new(KeyRange::key(marker));
+        let end = store.delete(delete).await.unwrap().header.revision;
+        status
+            .wait_for(|status| status.revision >= end && status.problem.is_none())
+            .await
+            .unwrap();
+        check_seen(dir.path(), &[("a", marker)]);
+    }
+    stop.send(()).unwrap();
+    task.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use bytes::Bytes;
-use podkv_files::{Error, Target, TargetOptions, Tree, Written};
+use podkv_files::{Error, Fetch, FetchError, Large, Target, TargetOptions, Tree, Written};
 
 pub const PREFIX: &str = "app/";
 
@@ -13,8 +13,17 @@ pub fn tree(files: &[(&str, &str)]) -> Tree {
     let owned = |text: &str| Bytes::copy_from_slice(text.as_bytes());
     files
         .iter()
-        .map(|(path, contents)| (owned(path), owned(contents)))
+        .map(|(path, contents)| (owned(path), owned(contents).into()))
         .collect()
+}
+
+/// For trees without large values.
+pub struct NoneLarge;
+
+impl Fetch for NoneLarge {
+    fn fetch(&mut self, large: &Large, _: &mut std::fs::File) -> Result<(), FetchError> {
+        panic!("there is none: {large:?}");
+    }
 }
 
 /// Without lingering, so that what is over can be removed at once.
@@ -30,7 +39,7 @@ pub fn open(dir: &Path) -> Result<Target, Error> {
 }
 
 pub fn write(target: &mut Target, files: &[(&str, &str)]) -> Written {
-    target.write(&tree(files), "c1", 7).unwrap()
+    target.write(&tree(files), "c1", 7, &mut NoneLarge).unwrap()
 }
 
 /// What a program sees that walks the directory and takes no notice of names that begin with two dots.

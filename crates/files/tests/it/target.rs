@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use podkv_files::{Error, Target, TargetOptions};
 
-use crate::support::{PREFIX, check_seen, inode, open, options, own_names, shown, tree, write};
+use crate::support::{
+    NoneLarge, PREFIX, check_seen, inode, open, options, own_names, shown, tree, write,
+};
 
 const FILES: &[(&str, &str)] = &[("a", "1"), ("b/c", "2"), ("b/d/e", "3"), ("b-", "4")];
 
@@ -231,7 +233,7 @@ fn what_is_in_the_way_later_leaves_the_last_state() {
     write(&mut target, &[("a", "1")]);
     std::fs::write(dir.path().join("new"), "somebody's").unwrap();
     let error = target
-        .write(&tree(&[("a", "2"), ("new", "2")]), "c1", 8)
+        .write(&tree(&[("a", "2"), ("new", "2")]), "c1", 8, &mut NoneLarge)
         .unwrap_err();
     assert!(matches!(error, Error::NotOurs { .. }), "{error}");
     check_seen(dir.path(), &[("a", "1"), ("new", "somebody's")]);

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use podkv_files::Error;
 
-use crate::support::{check_seen, open, tree, write};
+use crate::support::{NoneLarge, check_seen, open, tree, write};
 
 /// A small file system of its own, unmounted at the end.
 struct Mount(
@@ -59,7 +59,12 @@ fn a_full_disk_leaves_the_last_state_and_is_tried_again() {
     write(&mut target, &[("a", "1"), ("b/c", "2")]);
     let large = "x".repeat(256 << 10);
     let error = target
-        .write(&tree(&[("a", "2"), ("large", &large)]), "c1", 8)
+        .write(
+            &tree(&[("a", "2"), ("large", &large)]),
+            "c1",
+            8,
+            &mut NoneLarge,
+        )
         .unwrap_err();
     let Error::Io { source, .. } = &error else {
         panic!("{error}")
@@ -81,7 +86,7 @@ fn without_inodes_it_is_the_same() {
     write(&mut target, &[("a", "1")]);
     let many: Vec<(String, String)> = (0..20).map(|n| (format!("f{n:02}"), "x".into())).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
-    assert!(target.write(&tree(&many), "c1", 8).is_err());
+    assert!(target.write(&tree(&many), "c1", 8, &mut NoneLarge).is_err());
     check_seen(mount.path(), &[("a", "1")]);
     write(&mut target, &[("a", "2")]);
     check_seen(mount.path(), &[("a", "2")]);
@@ -106,7 +111,9 @@ fn a_read_only_target_says_so() {
     let mut target = open(mount.path()).unwrap();
     write(&mut target, &[("a", "1")]);
     mount.remount("ro");
-    let error = target.write(&tree(&[("a", "2")]), "c1", 8).unwrap_err();
+    let error = target
+        .write(&tree(&[("a", "2")]), "c1", 8, &mut NoneLarge)
+        .unwrap_err();
     let Error::Io { source, .. } = &error else {
         panic!("{error}")
     };
