@@ -94,7 +94,7 @@ pub use podkv_api::{
     TxnResponse, Watch, WatchMessage, WatchStream,
 };
 
-/// What people build on a store: typed values, a local mirror, a mutex, an election.
+/// What people build on a store: typed values, a local mirror, a mutex, an election, values of any length.
 pub use podkv_api::recipes;
 
 /// The remote client.

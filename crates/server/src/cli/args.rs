@@ -95,11 +95,13 @@ pub enum Command {
     /// Make a CA and certificates, for development
     #[command(subcommand)]
     Cert(CertCommand),
-    /// Print the value of a key
+    /// Print the value of a key, or write it to a file
     Get {
         key: String,
         #[command(flatten)]
         read: ReadArgs,
+        #[command(flatten)]
+        out: OutArgs,
     },
     /// Write a key
     Put(PutArgs),
@@ -111,7 +113,7 @@ pub enum Command {
         #[arg(long)]
         prev: bool,
     },
-    /// Print the keys of a range with their values
+    /// Print the keys of a range with their values. Without a key: all that are users'
     Range {
         #[command(flatten)]
         keys: KeysArgs,
@@ -248,7 +250,7 @@ pub enum Command {
         #[arg(long, default_value_t = 256)]
         concurrency: usize,
     },
-    /// Print all keys and values as JSON lines, all at one revision
+    /// Print all keys and values as JSON lines, all at one revision. Large values are left out, and said
     Dump {
         #[arg(long, default_value = "")]
         prefix: String,
@@ -278,7 +280,8 @@ pub struct PutArgs {
     pub key: String,
     /// - reads standard input
     pub value: Option<String>,
-    /// Read the value from a file
+    /// Read the value from a file of up to 1 GiB: what is too long for a request is sent in chunks, and there at once when
+    /// all of it is
     #[arg(long, conflicts_with = "value")]
     pub file: Option<PathBuf>,
     /// Attach the key to this lease, in hexadecimal
@@ -287,9 +290,20 @@ pub struct PutArgs {
     /// Let the key expire by itself
     #[arg(long, value_parser = duration, conflicts_with = "lease")]
     pub ttl: Option<Duration>,
-    /// Print the value before
+    /// Print the value before; of a value that fits into a request
     #[arg(long)]
     pub prev: bool,
+}
+
+/// Where a value goes.
+#[derive(Debug, Args)]
+pub struct OutArgs {
+    /// Write exactly the value to this file, whole or not at all: it is checked before the file gets its name
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// The mode of the file, in octal; without, that of any new file
+    #[arg(long, value_parser = files::mode, requires = "out")]
+    pub mode: Option<u32>,
 }
 
 /// Which keys.

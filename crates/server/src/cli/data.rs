@@ -4,6 +4,7 @@ use std::io::Read as _;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use podkv_api::large::keys_below;
 use podkv_api::{
     Compare, Consistency, Delete, Error, KeyRange, LeaseId, Op, Put, Range, Reason, Store, Txn,
     Watch, WatchMessage,
@@ -13,10 +14,10 @@ use serde_json::{Value, json};
 use super::args::{KeysArgs, PutArgs, ReadArgs};
 use super::output::{Printer, header, key_value};
 use super::txn::{parse_action, parse_compare};
-use super::{Exit, Failure};
+use super::{Exit, Failure, large};
 
 impl ReadArgs {
-    fn consistency(&self) -> Consistency {
+    pub fn consistency(&self) -> Consistency {
         match (self.local, self.max_staleness) {
             (true, _) => Consistency::Local,
             (false, Some(max_staleness)) => Consistency::Bounded(max_staleness),
@@ -36,47 +37,30 @@ impl KeysArgs {
     }
 }
 
-pub async fn get(
-    store: &impl Store,
-    printer: &mut Printer,
-    key: String,
-    read: ReadArgs,
-) -> Result<Exit, Failure> {
-    let range = Range::new(KeyRange::key(key))
-        .at(read.revision)
-        .consistency(read.consistency());
-    let response = store.range(range).await?;
-    let Some(kv) = response.kvs.first() else {
-        return Ok(Exit::NotFound);
-    };
-    if printer.is_json() {
-        printer.json(&Value::Object(key_value(kv)))?;
-    } else {
-        printer.value(kv)?;
-    }
-    Ok(Exit::Ok)
-}
-
 pub async fn put(
     store: &impl Store,
     printer: &mut Printer,
     args: PutArgs,
 ) -> Result<Exit, Failure> {
-    let value = match (&args.value, &args.file) {
-        (_, Some(file)) => std::fs::read(file).map_err(|error| Failure::file(file, error))?,
-        (Some(value), None) if value != "-" => value.clone().into_bytes(),
-        _ => {
-            let mut value = Vec::new();
-            std::io::stdin().read_to_end(&mut value)?;
-            value
-        }
-    };
-    let mut put = Put::new(args.key, value);
+    let mut put = Put::new(args.key, "");
     put.lease = args.lease.map(LeaseId);
     put.prev_kv = args.prev;
     if let Some(ttl) = args.ttl {
         put = put.ttl(ttl);
     }
+    put.value = match (args.value, args.file) {
+        (Some(value), None) if value != "-" => value.into(),
+        // Of which it is not known how long it is.
+        (_, file) if !args.prev => return large::put(store, printer, put, file).await,
+        (_, Some(file)) => std::fs::read(&file)
+            .map_err(|error| Failure::file(&file, error))?
+            .into(),
+        _ => {
+            let mut value = Vec::new();
+            std::io::stdin().read_to_end(&mut value)?;
+            value.into()
+        }
+    };
     let response = store.put(put).await?;
     if printer.is_json() {
         let before = response.prev_kv.as_ref().map(key_value);
@@ -126,7 +110,7 @@ pub async fn range(
 ) -> Result<Exit, Failure> {
     // Without a key there is only one sensible reading: everything.
     let range = if keys.key.is_empty() && keys.end.is_none() {
-        KeyRange::all()
+        keys_below("")
     } else {
         keys.range()
     };
@@ -174,7 +158,7 @@ pub async fn watch(
     options: WatchOptions,
 ) -> Result<Exit, Failure> {
     let range = if keys.key.is_empty() && keys.end.is_none() {
-        KeyRange::all()
+        keys_below("")
     } else {
         keys.range()
     };

@@ -4,8 +4,9 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::time::Duration;
 
+use podkv_api::Store;
+use podkv_api::large::keys_below;
 use podkv_api::recipes::{Mirror, Snapshot};
-use podkv_api::{KeyRange, Store};
 use podkv_files::environment::{Environment, Variables, environment};
 use podkv_files::folder_prefix;
 use rustix::process::Signal;
@@ -62,7 +63,7 @@ pub async fn exec<S: Store>(store: &S, args: ExecArgs) -> Result<Exit, Failure> 
 async fn open<S: Store>(store: &S, prefix: &str) -> Result<Mirror, Failure> {
     let mut said = false;
     loop {
-        match Mirror::open(store, KeyRange::prefix(prefix.to_owned())).await {
+        match Mirror::open(store, keys_below(prefix.to_owned())).await {
             Ok(mirror) => return Ok(mirror),
             Err(error) if !error.is_retryable() => return Err(error.into()),
             Err(error) => {

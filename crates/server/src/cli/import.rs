@@ -7,9 +7,10 @@ use std::path::Path;
 use podkv_api::{Bytes, Error, Limits, Reason, Store};
 use podkv_client::{Client, TlsOptions};
 use podkv_files::import::{Changes, apply, compare};
+use podkv_files::input::Inputs;
 use podkv_files::manifest::read_manifests;
 use podkv_files::source::read_directory;
-use podkv_files::{IMPORT_MARKER, Tree, folder_prefix};
+use podkv_files::{IMPORT_MARKER, folder_prefix};
 use serde_json::{Value, json};
 
 use super::args::{ImportEtcdArgs, ImportHow};
@@ -63,7 +64,7 @@ async fn write(
     store: &impl Store,
     printer: &mut Printer,
     prefix: &str,
-    tree: &Tree,
+    tree: &Inputs,
     how: ImportHow,
     limits: &Limits,
 ) -> Result<Exit, Failure> {

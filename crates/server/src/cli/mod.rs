@@ -11,6 +11,7 @@ mod exec;
 mod exit;
 mod hold;
 mod import;
+mod large;
 mod output;
 mod project;
 mod recover;
@@ -157,7 +158,7 @@ async fn dispatch(
     command: Command,
 ) -> Result<Exit, Failure> {
     match command {
-        Command::Get { key, read } => data::get(client, printer, key, read).await,
+        Command::Get { key, read, out } => large::get(client, printer, key, read, out).await,
         Command::Put(args) => data::put(client, printer, args).await,
         Command::Del { keys, prev } => data::delete(client, printer, keys, prev).await,
         Command::Range {

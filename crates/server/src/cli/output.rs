@@ -6,6 +6,7 @@
 use std::io::{self, Write};
 
 use base64::Engine as _;
+use podkv_api::large::Manifest;
 use podkv_api::{
     DesiredSize, Event, EventKind, Header, KeyValue, Member, MemberRole, NodeStatus, OpResponse,
     Retention, TxnResponse,
@@ -40,8 +41,15 @@ impl Printer {
         writeln!(self.out, "{text}")
     }
 
-    /// A value alone, as it is.
+    /// A value alone, as it is. Of a large one, how long it is: what its key holds says nothing to people.
     pub fn value(&mut self, kv: &KeyValue) -> io::Result<()> {
+        if let Ok(Some(manifest)) = Manifest::decode(&kv.value) {
+            let sha256 = hex(&manifest.sha256);
+            return self.line(format_args!(
+                "(large: {} bytes, sha256:{sha256})",
+                manifest.bytes
+            ));
+        }
         self.out.write_all(&kv.value)?;
         self.out.write_all(b"\n")
     }
@@ -111,6 +119,11 @@ impl Printer {
         Ok(())
     }
 
+    /// Bytes and nothing else.
+    pub fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.out.write_all(bytes)
+    }
+
     pub fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
@@ -130,6 +143,12 @@ pub fn key_value(kv: &KeyValue) -> Map<String, Value> {
     let mut object = Map::new();
     insert_bytes(&mut object, "key", &kv.key);
     insert_bytes(&mut object, "value", &kv.value);
+    if let Ok(Some(manifest)) = Manifest::decode(&kv.value) {
+        let large = json!({
+            "bytes": manifest.bytes, "chunks": manifest.chunks(), "sha256": hex(&manifest.sha256),
+        });
+        object.insert("large".into(), large);
+    }
     object.insert("create_revision".into(), json!(kv.create_revision));
     object.insert("mod_revision".into(), json!(kv.mod_revision));
     object.insert("version".into(), json!(kv.version));
@@ -140,6 +159,10 @@ pub fn key_value(kv: &KeyValue) -> Map<String, Value> {
         object.insert("expires_at_ms".into(), json!(expires_at_ms));
     }
     object
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 pub fn prefix(prefix: &[u8]) -> Map<String, Value> {

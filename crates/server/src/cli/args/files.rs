@@ -11,7 +11,7 @@ use crate::files::program::signal_of;
 
 #[derive(Debug, Subcommand)]
 pub enum ImportCommand {
-    /// The files of a directory become keys below a prefix. What is too much for one transaction is written in steps, and
+    /// The files of a directory become keys below a prefix, each up to 1 GiB. What is too much for one transaction is written in steps, and
     /// `podkv project` shows all of it at once when the last is done; run it again if it breaks off
     Dir {
         dir: PathBuf,
@@ -132,7 +132,7 @@ pub struct Owner {
 
 #[derive(Debug, Args)]
 pub struct ExecArgs {
-    /// A folder of keys: app is app/…; app/db/host is the variable db_host
+    /// A folder of keys: app is app/…; app/db/host is the variable db_host. Large values are none
     pub prefix: String,
     /// Names in capitals
     #[arg(long)]
@@ -162,7 +162,7 @@ pub enum OnChange {
     Signal(rustix::process::Signal),
 }
 
-fn mode(text: &str) -> Result<u32, String> {
+pub fn mode(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => Err("expected a mode in octal, like 0644".into()),
