@@ -212,51 +212,6 @@ async fn a_reader_never_sees_half_a_change_while_the_projector_is_killed() {
     client.close().await;
 }
 
-/// What was replaced goes also while changes never end: else a busy day fills the disk.
-#[tokio::test(flavor = "multi_thread")]
-async fn old_folders_go_while_changes_never_end() {
-    const SWAPS: u64 = 200;
-    let cluster = ProcessCluster::start(1).await;
-    let client = cluster.client();
-    let dir = tempfile::tempdir().unwrap();
-    let (target, status) = (dir.path().join("conf"), dir.path().join("status.json"));
-    client.put(Put::new("app/a", "1")).await.unwrap();
-    let arguments = ["project", "app", target.to_str().unwrap()];
-    let mut projector = podkv(&cluster, &arguments)
-        .args(["--debounce=0ms", "--linger=0ms"])
-        .arg(format!("--status={}", status.display()))
-        .spawn()
-        .unwrap();
-    let swaps = || {
-        let text = std::fs::read(&status).unwrap_or_default();
-        let status: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
-        status["swaps"].as_u64().unwrap_or(0)
-    };
-    // Several, so that the next change is always there before the last is shown.
-    let mut writers = tokio::task::JoinSet::new();
-    for writer in 0..8 {
-        let client = client.clone();
-        writers.spawn(async move {
-            for number in 0_u64.. {
-                let put = Put::new("app/a", format!("{writer} {number}"));
-                client.put(put).await.unwrap();
-            }
-        });
-    }
-    until("there are many swaps", || swaps() >= SWAPS).await;
-    let names = std::fs::read_dir(&target)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name());
-    let folders = names
-        .filter(|name| name.to_string_lossy().starts_with("..2"))
-        .count();
-    writers.shutdown().await;
-    assert!(folders < 20, "{folders} folders after {SWAPS} swaps");
-    signal(&projector, Signal::TERM);
-    projector.wait().unwrap();
-    client.close().await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_is_imported_shown_and_made_equal() {
     let cluster = ProcessCluster::start(1).await;

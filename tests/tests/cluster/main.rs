@@ -9,6 +9,7 @@ mod files;
 mod group_commit;
 mod import_etcd;
 mod kills;
+mod large;
 mod majority;
 mod proxy;
 mod recover;

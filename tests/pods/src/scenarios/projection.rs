@@ -2,13 +2,15 @@
 //!
 //! A directory of thousands of files is imported. Two applications have `podkv project` beside them and serve their own
 //! directory with Python's web server, which knows nothing of podkv. A third writes one file after the other, and each time
-//! waits until both serve it. Meanwhile others write elsewhere, the leader is killed, and every pod is replaced.
+//! waits until both serve it. Meanwhile others write elsewhere, the leader is killed, and every pod is replaced. One of the
+//! files is far larger than any request.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use podkv_api::{Delete, KeyRange, Put, Store as _};
+use podkv_api::large::own_names;
+use podkv_api::{Delete, KeyRange, Put, Range, Store as _};
 use podkv_client::Client;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -47,6 +49,9 @@ pub async fn play(run: Run) -> Result<Report> {
         quiet.0.push(change(&client, &applications, number).await?);
     }
 
+    let large_bytes = run.by_length(32 << 20, 200 << 20);
+    let large = put_large(&stage, &applications, large_bytes).await?;
+
     let leader = stage.wait_leader().await?;
     stage.pod(leader)?.kill().await;
     for number in changes..2 * changes {
@@ -72,6 +77,18 @@ pub async fn play(run: Run) -> Result<Report> {
     }
     // What the scenario wrote for itself is not what the writers are asked about.
     client.delete(Delete::new(KeyRange::prefix("web/"))).await?;
+    until(
+        "what the large value left is collected",
+        PATIENCE,
+        async || {
+            let left = client.range(Range::new(own_names()).count_only()).await;
+            match left.map(|left| left.count) {
+                Ok(0) => Ok(()),
+                left => Err(format!("{left:?}")),
+            }
+        },
+    )
+    .await?;
     client.close().await;
     let ledger = load.stop().await;
     ensure(ledger.failed.is_empty(), || ledger.failures())?;
@@ -80,7 +97,9 @@ pub async fn play(run: Run) -> Result<Report> {
     Ok(Report::of(
         &ledger,
         format!(
-            "{files} files there after {first:.1?}; acknowledged to served, under load: p50 {p50:.0?}, p99 {p99:.0?}; {number} changes in all"
+            "{files} files there after {first:.1?}; acknowledged to served, under load: p50 {p50:.0?}, p99 {p99:.0?}; {} MiB \
+             written and served after {large:.1?}; {number} changes in all",
+            large_bytes >> 20
         ),
     ))
 }
@@ -94,6 +113,34 @@ async fn change(client: &Client, applications: &[Application], number: usize) ->
         application.wait_for("changed", &text).await?;
     }
     Ok(acknowledged.elapsed())
+}
+
+/// A value that no request could carry, from a file to both applications. Says how long that took.
+async fn put_large(stage: &Stage, applications: &[Application], bytes: usize) -> Result<Duration> {
+    let file = stage.folder().join("large");
+    let contents: Vec<u8> = (0..bytes).map(|at| (at ^ (at >> 11)) as u8).collect();
+    std::fs::write(&file, &contents)?;
+    let started = Instant::now();
+    let output = podkv(stage)
+        .args(["put", "web/large", "--file"])
+        .arg(&file)
+        .output()
+        .await?;
+    ensure(output.status.success(), || {
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    })?;
+    for application in applications {
+        let shown = application.folder.join("large");
+        // It is there at once, or not at all.
+        until("the large file is shown", PATIENCE, async || {
+            std::fs::metadata(&shown).map_err(|error| error.to_string())
+        })
+        .await?;
+        ensure(std::fs::read(&shown)? == contents, || {
+            format!("{} is not what was written", shown.display())
+        })?;
+    }
+    Ok(started.elapsed())
 }
 
 fn podkv(stage: &Stage) -> Command {
