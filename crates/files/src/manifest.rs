@@ -123,14 +123,13 @@ mod tests {
     use super::*;
 
     fn check(text: &str, by_name: bool, expected: &[(&str, &[u8])]) {
-        let tree = read_manifests(text, by_name).unwrap();
-        let found: Vec<(String, &[u8])> = tree
+        let found = read_manifests(text, by_name).unwrap();
+        let expected: Inputs = expected
             .iter()
-            .map(|(path, value)| (path.escape_ascii().to_string(), &value[..]))
-            .collect();
-        let expected: Vec<(String, &[u8])> = expected
-            .iter()
-            .map(|(path, value)| ((*path).to_owned(), *value))
+            .map(|(path, value)| {
+                let owned = Bytes::copy_from_slice;
+                (owned(path.as_bytes()), owned(value).into())
+            })
             .collect();
         assert_eq!(found, expected);
     }

@@ -106,7 +106,7 @@ pub async fn dump(
         }
     }
     if large > 0 {
-        eprintln!("podkv: {large} large values are left out; `podkv snapshot save` holds them");
+        eprintln!("podkv: large values are left out: {large}; `podkv snapshot save` holds them");
     }
     Ok(Exit::Ok)
 }

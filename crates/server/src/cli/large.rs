@@ -5,8 +5,9 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use futures_util::StreamExt as _;
+use podkv_api::large::MAX_LARGE_BYTES;
 use podkv_api::recipes::large::{LargeOptions, open, put_stream};
-use podkv_api::{KeyRange, Put, Range, Store};
+use podkv_api::{Error, KeyRange, Put, Range, Reason, Store};
 use podkv_files::input::{pieces, write_file};
 use serde_json::{Value, json};
 
@@ -72,6 +73,14 @@ pub async fn put(
             let failed = |error| Failure::file(&path, error);
             let file = File::open(&path).map_err(failed)?;
             let length = file.metadata().map_err(failed)?.len();
+            if length > MAX_LARGE_BYTES {
+                // It would be found only when that much is sent.
+                let text = format!(
+                    "{} has {length} bytes, and a value has {MAX_LARGE_BYTES} at most",
+                    path.display()
+                );
+                return Err(Error::new(Reason::RequestTooLarge, text).into());
+            }
             (file, path, Some(length))
         }
         None => {

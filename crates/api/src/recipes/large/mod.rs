@@ -74,6 +74,8 @@ impl Default for LargeOptions {
     }
 }
 
+/// Beyond it no chunk makes sense, whatever the limits are: a few of them are held in memory.
+const MAX_CHUNK_BYTES: usize = 1 << 26;
 /// What a transaction counts beside keys and values: of one compare and one put.
 const AROUND_BYTES: usize = 1024;
 
@@ -100,7 +102,7 @@ impl LargeOptions {
         // The record is compared, the chunk is put.
         let around = 2 * name + AROUND_BYTES;
         let room = self.limits.max_request_bytes.saturating_sub(around);
-        Ok(self.chunk_bytes.min(room).max(1))
+        Ok(self.chunk_bytes.min(room).clamp(1, MAX_CHUNK_BYTES))
     }
 }
 
