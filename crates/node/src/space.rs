@@ -21,7 +21,6 @@ use std::time::Duration;
 use podkv_api::{Alarm, AlarmKind, Error, MemberId, Reason};
 use podkv_core::{Command, Proposal};
 use tokio::sync::watch;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::membership::Observed;
@@ -169,12 +168,17 @@ impl SpaceKeeper {
     }
 
     async fn keep_for_ever(self) {
+        // A purge waits for a snapshot, which may take minutes: whoever has room again is told before that.
+        let (full, is_full) = watch::channel(false);
+        tokio::join!(self.look_for_ever(full), self.purge_for_ever(is_full));
+    }
+
+    async fn look_for_ever(&self, full: watch::Sender<bool>) {
         let mut tick = tokio::time::interval(LOOK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut was_full = false;
-        let mut purge_at = Instant::now();
         loop {
             tick.tick().await;
+            let was_full = *full.borrow();
             let look = match self.look(was_full).await {
                 Ok(look) => look,
                 Err(error) => {
@@ -190,14 +194,18 @@ impl SpaceKeeper {
                 (None, true) => tracing::info!("there is space again"),
                 _ => {}
             }
-            was_full = look.full.is_some();
+            full.send_replace(look.full.is_some());
             self.tell(&look).await;
-            if was_full && Instant::now() >= purge_at {
-                purge_at = Instant::now() + PURGE_INTERVAL;
-                if let Err(error) = self.group.snapshot_and_purge(0).await {
-                    tracing::warn!(%error, "the log could not be purged");
-                }
+        }
+    }
+
+    /// While the volume is full. The sender lives as long as the look.
+    async fn purge_for_ever(&self, mut is_full: watch::Receiver<bool>) {
+        while is_full.wait_for(|full| *full).await.is_ok() {
+            if let Err(error) = self.group.snapshot_and_purge(0).await {
+                tracing::warn!(%error, "the log could not be purged");
             }
+            tokio::time::sleep(PURGE_INTERVAL).await;
         }
     }
 
@@ -226,7 +234,7 @@ impl SpaceKeeper {
                 alarms,
             })
         };
-        let looked = tokio::task::spawn_blocking(look).await;
+        let looked = self.state.workers().spawn(look).await;
         looked.unwrap_or_else(|_| Err(StorageError::misuse("the look did not come to an end")))
     }
 
