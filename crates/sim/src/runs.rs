@@ -54,6 +54,8 @@ struct Summary {
 
 /// Plays one seed. True if every promise held.
 pub fn one(seed: u64, wishes: Wishes) -> Result<bool, Failure> {
+    // Before the world begins: what logging draws by lot must not be drawn from it.
+    start_logging(wishes.log.as_deref())?;
     let json = wishes.json;
     let panics = Arc::<Mutex<Vec<String>>>::default();
     std::panic::set_hook({
@@ -85,7 +87,6 @@ pub fn one(seed: u64, wishes: Wishes) -> Result<bool, Failure> {
 }
 
 fn play(seed: u64, wishes: &Wishes) -> Result<Summary, Failure> {
-    start_logging(wishes.log.as_deref())?;
     let plan = Plan::of(seed).with(wishes.planted);
     if !wishes.json {
         println!("{plan:?}");

@@ -338,8 +338,9 @@ impl Nemesis<'_> {
     async fn is_whole(&self) -> Result<(), String> {
         let mut least = 0;
         for node in 0..NODES {
-            let client = clients::at(self.nodes.place.client_address(node)).build();
-            let client = client.map_err(|error| error.to_string())?;
+            let client = clients::at(self.nodes.place.client_address(node))
+                .build()
+                .map_err(|error| error.to_string())?;
             let status = client.status().await;
             client.close().await;
             let status = status.map_err(|error| format!("podkv-{node}: {error}"))?;

@@ -108,10 +108,11 @@ impl Conversation {
             self.give_back(pending);
         }
         for (_, pending) in std::mem::take(&mut self.unanswered) {
+            let lost = lost_leader().with_unknown_outcome();
             if pending.is_repeatable() {
-                self.give_back(pending);
+                self.give_back(pending.again_after(&lost));
             } else {
-                pending.answer(Err(lost_leader().with_unknown_outcome()));
+                pending.answer(Err(lost));
             }
         }
     }
@@ -212,7 +213,7 @@ impl Conversation {
                     if error.is_retryable()
                         && (!error.outcome_unknown() || pending.is_repeatable()) =>
                 {
-                    self.give_back(pending);
+                    self.give_back(pending.again_after(&error));
                 }
                 result => pending.answer(result),
             }

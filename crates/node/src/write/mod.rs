@@ -64,6 +64,8 @@ pub(crate) struct Pending {
     pub origin: Origin,
     reply: oneshot::Sender<Result<Decided>>,
     exposure: Arc<Exposure>,
+    /// It is sent again after an attempt of unknown outcome.
+    maybe_executed: bool,
     _permit: Permit,
 }
 
@@ -82,7 +84,18 @@ impl Pending {
         None
     }
 
+    /// To be sent again after an attempt that failed with `error`.
+    pub fn again_after(mut self, error: &Error) -> Self {
+        self.maybe_executed |= error.outcome_unknown();
+        self
+    }
+
+    /// What was decided is certain. An error speaks of the last attempt alone: it is no word on those before.
     pub fn answer(self, result: Result<Decided>) {
+        let result = match result {
+            Err(error) if self.maybe_executed => Err(error.with_unknown_outcome()),
+            result => result,
+        };
         // The caller may have given up meanwhile; then nobody is left to tell.
         let _ = self.reply.send(result);
     }
@@ -207,6 +220,7 @@ impl Writer {
             origin,
             reply,
             exposure: exposure.clone(),
+            maybe_executed: false,
             _permit: permit,
         };
         // The channel has room for everything that admission lets in.
@@ -280,5 +294,27 @@ mod tests {
         assert!(exposure.expose());
         assert!(exposure.expose());
         assert!(!exposure.withdraw());
+    }
+
+    #[test]
+    fn an_attempt_of_unknown_outcome_is_not_forgotten_when_the_next_is_refused() {
+        let unknown = Error::new(Reason::LeaderChanged, "").with_unknown_outcome();
+        let refused = Error::internal("raft has stopped");
+        for (before, is_unknown) in [(&unknown, true), (&Error::new(Reason::NoLeader, ""), false)] {
+            let (reply, mut answer) = oneshot::channel();
+            let pending = Pending {
+                proposal: podkv_core::Command::Compact { revision: 1 }.into(),
+                bytes: 0,
+                deadline: Instant::now(),
+                origin: Origin::Local,
+                reply,
+                exposure: Arc::default(),
+                maybe_executed: false,
+                _permit: Admission::new(1, 1).admit(0).unwrap(),
+            };
+            pending.again_after(before).answer(Err(refused.clone()));
+            let told = answer.try_recv().unwrap().unwrap_err();
+            assert_eq!(told.outcome_unknown(), is_unknown, "after {before}");
+        }
     }
 }

@@ -254,7 +254,7 @@ impl Router {
                     let retry = pending.origin == Origin::Local && !error.outcome_unknown()
                         || pending.is_repeatable();
                     if retry && error.is_retryable() {
-                        self.queue.push_back(pending);
+                        self.queue.push_back(pending.again_after(&error));
                     } else {
                         pending.answer(Err(error.clone()));
                     }
