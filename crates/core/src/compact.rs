@@ -6,7 +6,7 @@ use podkv_api::{CompactResponse, Reason, Revision};
 
 use crate::codec;
 use crate::outcome::{Answer, Rejection, header_at};
-use crate::record::state::{ChangeKindV1, ChangeV1};
+use crate::record::state::{ChangeKindV1, ChangeV1, SweepPlaceV1};
 use crate::schema;
 use crate::state::State;
 use crate::view::{View, ViewError};
@@ -54,9 +54,54 @@ impl State<'_> {
         if swept == limit {
             return Ok(Answer::Sweep { more: true });
         }
+        let left = limit - swept;
+        if self.meta.swept_revision < floor && !self.sweep_floor(left)? {
+            return Ok(Answer::Sweep { more: true });
+        }
         self.meta.swept_revision = floor;
-        let more = self.sweep_marks(limit - swept)?;
+        let more = self.sweep_marks(left)?;
         Ok(Answer::Sweep { more })
+    }
+
+    /// Frees what the changes of the floor's own revision superseded, at most `limit` of them: no revision that can be
+    /// read shows it, and who deletes everything and compacts at once wants the room. The changes themselves stay, for
+    /// whoever watches from there on; how far it came is a record. True when it came to their end.
+    fn sweep_floor(&mut self, limit: usize) -> Result<bool, ViewError> {
+        let floor = self.meta.compacted_revision;
+        let place_key = schema::sweep_place_key();
+        let place = self.overlay.get(&place_key)?;
+        let place: Option<SweepPlaceV1> = place
+            .map(|record| codec::decode_record("sweep place", &record))
+            .transpose()?;
+        let from = match &place {
+            Some(place) if place.revision == floor => place.sub,
+            _ => 0,
+        };
+        let start = schema::change_key(floor, from);
+        let (_, end) = schema::change_bounds(floor, floor.saturating_add(1));
+        let some = self
+            .overlay
+            .scan(&start, &end, false)
+            .take(limit)
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut sub = from;
+        for (change_key, record) in &some {
+            let (change, key): (ChangeV1, _) = codec::decode_record_with_tail("change", record)?;
+            if let Some(superseded) = change.superseded {
+                self.delete_record(schema::history_key(&key, superseded));
+            }
+            sub = schema::read_change_sub(change_key)?.saturating_add(1);
+        }
+        if some.len() == limit {
+            let revision = floor;
+            let place = SweepPlaceV1 { revision, sub };
+            self.put_record(place_key, codec::encode_record(&place));
+            return Ok(false);
+        }
+        if place.is_some() {
+            self.delete_record(place_key);
+        }
+        Ok(true)
     }
 
     /// For recovery from a lost majority. No revision below the new one is readable afterwards, so whoever

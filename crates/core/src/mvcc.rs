@@ -41,10 +41,9 @@
 //! ```text
 //! change 2: put a, put b   superseded nothing; the changes go
 //! change 3: put b (was @2) history b@2 goes, the change goes
-//!                          left in history: a@2 (superseded at 4), b@3, b@5
+//! change 4: put a (was @2) history a@2 goes, the change stays: a watch can start there
+//!                          left in history: b@3, b@5
 //! ```
-//!
-//! The change at 4 itself stays, so that a watch can start there; a@2 goes when the floor rises.
 //!
 //! A re-created key starts a new life: version 1 and a new create revision.
 

@@ -39,6 +39,7 @@
 //! 0c roles           | name                            -> permissions
 //! 0d frozen          | prefix                          -> nothing
 //! 0e alarms          | kind u8 | member u64            -> nothing
+//! 0f sweep place                                       -> how far a sweep came in the compacted revision
 //! 80..ff the node's  | name                            -> applied position, membership, ...
 //! ```
 //!
@@ -82,6 +83,7 @@ const USERS: u8 = 0x0b;
 const ROLES: u8 = 0x0c;
 const FROZEN: u8 = 0x0d;
 const ALARMS: u8 = 0x0e;
+const SWEEP_PLACE: u8 = 0x0f;
 /// Tables from here on are the node's. The core neither reads nor digests them.
 const NODE: u8 = 0x80;
 
@@ -146,6 +148,10 @@ fn read_u64(key: &Bytes, at: usize) -> Result<u64, ViewError> {
 
 pub(crate) fn meta_key() -> Bytes {
     start_key(SYSTEM_KEYSPACE, META, 0).freeze()
+}
+
+pub(crate) fn sweep_place_key() -> Bytes {
+    start_key(SYSTEM_KEYSPACE, SWEEP_PLACE, 0).freeze()
 }
 
 pub(crate) fn desired_size_key() -> Bytes {
@@ -300,6 +306,15 @@ pub(crate) fn change_key(revision: Revision, sub: u32) -> Bytes {
 /// The changes of the revisions `from <= r < before`.
 pub(crate) fn change_bounds(from: Revision, before: Revision) -> (Bytes, Bytes) {
     (change_key(from, 0), change_key(before, 0))
+}
+
+/// Where a change stands among those of its revision.
+pub(crate) fn read_change_sub(key: &Bytes) -> Result<u32, ViewError> {
+    let sub = key
+        .get(PREFIX_BYTES + 8..)
+        .and_then(|sub| sub.try_into().ok());
+    sub.map(u32::from_be_bytes)
+        .ok_or_else(|| ViewError::corrupt(format!("a key of the changes is malformed: {key:02x?}")))
 }
 
 pub(crate) fn read_change_revision(key: &Bytes) -> Result<Revision, ViewError> {

@@ -123,6 +123,13 @@ pub(crate) struct CountV1 {
     pub(crate) keys: u64,
 }
 
+/// Of the changes of a revision, the first whose superseded version was not freed yet.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct SweepPlaceV1 {
+    pub(crate) revision: u64,
+    pub(crate) sub: u32,
+}
+
 /// The revision that the store was at when the clock stood at the mark.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct ClockMarkV1 {

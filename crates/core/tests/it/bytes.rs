@@ -522,12 +522,28 @@ fn state_with_alarms() -> Store {
     store
 }
 
+/// A sweep that stands in the middle of the compacted revision.
+fn state_with_half_a_sweep() -> Store {
+    let mut store = Store::new();
+    for key in ["a", "b", "c"] {
+        store.put(key, "1");
+    }
+    store.ok(Command::Delete(Delete::new(KeyRange::all())));
+    let revision = store.meta().revision;
+    store.ok(Command::Compact { revision });
+    // Three changes below, and two of its own three.
+    let sweep = Command::Sweep { limit: 5 };
+    assert_eq!(store.ok(sweep), Answer::Sweep { more: true });
+    store
+}
+
 #[test]
 fn the_state_keeps_its_bytes() {
     state_keeps_its_bytes("state.txt", &state());
     state_keeps_its_bytes("state_auth.txt", &state_with_auth());
     state_keeps_its_bytes("state_frozen.txt", &state_with_frozen());
     state_keeps_its_bytes("state_alarms.txt", &state_with_alarms());
+    state_keeps_its_bytes("state_sweep.txt", &state_with_half_a_sweep());
 }
 
 fn state_keeps_its_bytes(name: &str, store: &Store) {

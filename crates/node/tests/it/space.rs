@@ -58,7 +58,6 @@ async fn put_when_there_is_room(node: &Node) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "KNOWN DEFECT: does not come to an end; whether the alarm is ever taken back is not proven"]
 async fn one_member_without_room_closes_all_doors_until_it_has_some() {
     // A standby's volume counts like a voter's, and the quota of one is enough.
     let cluster = cluster_with(3, |config| {
@@ -172,7 +171,6 @@ async fn on_disk(data_dir: &Path, quota_bytes: u64) -> Node {
 /// Tables with nothing but tombstones go without anything being written.
 #[cfg(feature = "rocksdb")]
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "KNOWN DEFECT: does not come to an end; whether the alarm is ever taken back is not proven"]
 async fn space_on_a_disk_comes_back_after_deletes_and_a_compaction() {
     let folder = tempfile::tempdir().unwrap();
     let node = on_disk(folder.path(), 40 << 20).await;

@@ -491,7 +491,9 @@ impl Twin {
             .range(self.compacted..)
             .flat_map(|e| e.1)
             .collect();
-        let superseded = events.iter().filter(|e| e.prev_kv.is_some()).count();
+        // What the compacted revision itself superseded is not to be seen from it on.
+        let since = self.events.range(self.compacted + 1..).flat_map(|e| e.1);
+        let superseded = since.filter(|event| event.prev_kv.is_some()).count();
         let tombstones = events
             .iter()
             .filter(|event| event.kind == EventKind::Delete)
