@@ -339,15 +339,16 @@ impl Side {
     }
 }
 
-/// Ids are long hexadecimal or decimal numbers; times end with a unit.
+/// Ids are long hexadecimal or decimal numbers. Times end with a unit; seconds are one only with a
+/// fraction, because a lease's seconds are printed without.
 fn comparable_word(word: &str) -> String {
     let body = word.trim_end_matches([' ', ',', '/', '"', ':', '(', ')', '{', '}']);
     let end = &word[body.len()..];
     let is_id = body.len() >= 12 && body.chars().all(|letter| letter.is_ascii_hexdigit());
-    let is_time = ["ms", "µs", "s"]
+    let is_time = [("ms", ""), ("µs", ""), ("s", ".")]
         .iter()
-        .filter_map(|unit| body.strip_suffix(unit))
-        .any(|number| number.contains('.') && number.parse::<f64>().is_ok());
+        .filter_map(|(unit, needs)| Some((body.strip_suffix(unit)?, needs)))
+        .any(|(number, needs)| number.contains(needs) && number.parse::<f64>().is_ok());
     // What remains of a lease of 300 seconds.
     let is_remaining = matches!(body, "299s" | "298s" | "297s" | "296s" | "295s");
     match () {
