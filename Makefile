@@ -9,7 +9,7 @@ IMAGE ?= podkv:$(VERSION)
 FLAGS_IMAGE ?= podkv-flags:$(VERSION)
 IMAGE_FLAGS ?=
 
-.PHONY: help setup build try demo flags test sim sim-planted chaos compat etcd-client rehearse examples bench bench-checkpoint bench-etcd verify fix audit image image-flags manifests
+.PHONY: help setup build try demo flags test sim sim-planted chaos compat etcd-client rehearse examples bench bench-micro bench-embedded bench-checkpoint bench-etcd verify fix audit image image-flags manifests
 
 help:
 	@echo "make try      the tour on memory storage: no C++, nothing durable"
@@ -23,6 +23,8 @@ help:
 	@echo "make compat   the etcd API against a real etcd: SEEDS=300 random programs, planted slips, etcdctl"
 	@echo "make etcd-client  the tests of the etcd-client crate, unmodified, against podkv"
 	@echo "make bench    podkv beside etcd and beside gRPC that does nothing, in one run: ratios, tables, pictures (an hour)"
+	@echo "make bench-micro  codec, apply, log and watch fan-out alone"
+	@echo "make bench-embedded  reads of a node inside a program, beside a bare RocksDB"
 	@echo "make bench-checkpoint  the longest gap in apply while a snapshot of 2 GB is built"
 	@echo "make bench-etcd  podkv beside a real etcd: pages of a million keys with their count, defragmentation"
 	@echo "make verify   what CI checks: format, lints, dependencies, layout"
@@ -97,6 +99,17 @@ etcd-client: build
 BENCH ?=
 bench: setup
 	@.ci/bench $(BENCH)
+
+# One thread, no network: codec, apply, log, watch fan-out.
+MICRO ?=
+bench-micro: setup
+	$(CARGO) bench --locked --workspace --bench micro -- $(MICRO)
+
+# Optimised: a read is as long as the code is.
+EMBEDDED ?=
+bench-embedded: setup
+	$(CARGO) build --release --locked --quiet --workspace --bin embedded-reads
+	$${CARGO_TARGET_DIR:-target}/release/embedded-reads $(EMBEDDED)
 
 # Needs about three times as much free space: `make bench-checkpoint GIGABYTES=0.5` needs less.
 GIGABYTES ?= 2

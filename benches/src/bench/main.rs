@@ -51,6 +51,12 @@ struct Settings {
     /// An etcd, as `name=path`. Default: what `.ci/bench` installed
     #[arg(long, value_parser = named_path)]
     etcd: Vec<(String, PathBuf)>,
+    /// Other builds of podkv, as `name=path`, measured in the same run: what a change is worth
+    #[arg(long, value_parser = named_path)]
+    beside: Vec<(String, PathBuf)>,
+    /// Only these, by the names that the tables show
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     /// Where the temporary folder is made, by default the system's. It should be the disk in question.
     #[arg(long)]
     folder: Option<PathBuf>,
@@ -134,6 +140,14 @@ fn contestants(settings: &Settings) -> Vec<Contestant> {
     ];
     for (name, binary) in &settings.etcd {
         all.push(contestant(name, Program::Etcd(binary.clone()), Api::Etcd));
+    }
+    for (name, binary) in &settings.beside {
+        let program = Program::Podkv(binary.clone(), vec![]);
+        all.push(contestant(name, program.clone(), Api::Etcd));
+        all.push(contestant(&format!("{name} native"), program, Api::Native));
+    }
+    if !settings.only.is_empty() {
+        all.retain(|one| settings.only.contains(&one.name));
     }
     all
 }

@@ -97,6 +97,33 @@ pub fn node_key(name: &str) -> Bytes {
     key.freeze()
 }
 
+/// Whether apply finds the record again by its key. The others are written once, or read as a range.
+pub fn is_found_by_key(key: &[u8]) -> bool {
+    let Some((keyspace, [table, ..])) = key.split_first_chunk::<4>() else {
+        return false;
+    };
+    match u32::from_be_bytes(*keyspace) {
+        USER_KEYSPACE => matches!(*table, LATEST | COUNTS),
+        SYSTEM_KEYSPACE => matches!(
+            *table,
+            META | LEASES | SESSIONS | RESTORE | DESIRED_SIZE | AUTH | USERS | ROLES
+        ),
+        _ => false,
+    }
+}
+
+/// How many records every read looks at first.
+pub const FIRST_LOOKS: usize = 2;
+
+/// Which of those it is: the state as a whole, or whether auth is on.
+pub fn first_look(key: &[u8]) -> Option<usize> {
+    match key.split_first_chunk::<4>()? {
+        (&keyspace, [META]) if u32::from_be_bytes(keyspace) == SYSTEM_KEYSPACE => Some(0),
+        (&keyspace, [AUTH]) if u32::from_be_bytes(keyspace) == SYSTEM_KEYSPACE => Some(1),
+        _ => None,
+    }
+}
+
 /// The bounds of what the core owns, in order: everything but the node's tables.
 pub fn core_bounds() -> [(Bytes, Bytes); 2] {
     let system = (

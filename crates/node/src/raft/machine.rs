@@ -16,6 +16,7 @@
 //! after it could differ from the other replicas.
 
 mod apply;
+mod recent;
 mod snapshot;
 
 use std::io;
@@ -30,6 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::apply::Job;
 pub(super) use self::apply::apply_offline;
+use self::recent::Recent;
 pub(crate) use self::snapshot::SnapshotStats;
 pub(super) use self::snapshot::{Built, SnapshotCounters, SnapshotData};
 use super::histogram::Histogram;
@@ -107,6 +109,8 @@ pub(super) struct Shared {
     events: Arc<dyn EventSink>,
     applied: watch::Sender<Applied>,
     reached: Mutex<Reached>,
+    /// Held by whoever changes the state.
+    recent: Mutex<Recent>,
     snapshots: snapshot::Slot,
     counters: Arc<SnapshotCounters>,
     /// One batch of entries, from its first to its commit.
@@ -119,6 +123,10 @@ pub(super) struct Shared {
 impl Shared {
     fn reached(&self) -> MutexGuard<'_, Reached> {
         self.reached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -146,6 +154,7 @@ impl Machine {
             events,
             applied: watch::Sender::new(applied),
             reached: Mutex::new(reached),
+            recent: Mutex::default(),
             snapshots: snapshot::Slot::default(),
             counters: Arc::default(),
             apply_latency: Arc::default(),

@@ -82,6 +82,9 @@ fn options(cache: &Cache) -> Options {
 
 /// See the module.
 pub(crate) struct RocksState {
+    /// What small reads share until the next commit: to take a snapshot costs more than to find a key in it. A commit
+    /// drops it, so that none is held on a state that nobody reads.
+    in_memory: Mutex<Option<Arc<RocksView>>>,
     current: RwLock<Arc<Generation>>,
     /// Commits and installs, one at a time: a commit never lands in a state that is being replaced.
     writing: Mutex<()>,
@@ -120,6 +123,7 @@ impl RocksState {
         let generation = Generation::open(owned, &options)?;
         remove_leftovers(root, &name)?;
         Ok(Self {
+            in_memory: Mutex::default(),
             current: RwLock::new(Arc::new(generation)),
             writing: Mutex::default(),
             staging: Mutex::default(),
@@ -185,8 +189,9 @@ impl RocksState {
         let old = std::mem::replace(&mut *current, Arc::new(generation));
         old.folder.doomed.store(true, Ordering::Release);
         drop(current);
-        // Dropped outside the lock: closing a database takes time.
-        drop(old);
+        let shared = lock(&self.in_memory).take();
+        // Dropped outside the locks: closing a database takes time.
+        drop((shared, old));
     }
 }
 
@@ -196,7 +201,10 @@ impl StateStore for RocksState {
     }
 
     fn view_in_memory(&self) -> Arc<dyn StateView> {
-        Arc::new(RocksView::new(self.current(), Reads::InMemory))
+        let mut shared = lock(&self.in_memory);
+        let view = shared
+            .get_or_insert_with(|| Arc::new(RocksView::new(self.current(), Reads::InMemory)));
+        view.clone()
     }
 
     fn commit(&self, writes: StateWrites) -> Result<(), StorageError> {
@@ -211,10 +219,11 @@ impl StateStore for RocksState {
         let mut how = WriteOptions::default();
         how.disable_wal(true);
         let generation = self.current();
-        generation
-            .database
-            .write_opt(batch, &how)
-            .map_err(|error| generation.failure("writing the state", error))
+        let written = generation.database.write_opt(batch, &how);
+        // After the write: a view that was taken before must not be found by who was told of it.
+        let shared = lock(&self.in_memory).take();
+        drop(shared);
+        written.map_err(|error| generation.failure("writing the state", error))
     }
 
     fn flush(&self) -> Result<(), StorageError> {

@@ -445,10 +445,13 @@ fn views_do_not_move<H: Harness>() {
     let storage = harness.reopen(None);
     storage.state.commit(vec![put("a", "1")]).unwrap();
     let before = storage.state.view();
+    let before_in_memory = storage.state.view_in_memory();
     storage
         .state
         .commit(vec![put("a", "2"), put("b", "2")])
         .unwrap();
+    assert_eq!(get(&*storage.state.view_in_memory(), "a").unwrap(), "2");
+    assert_eq!(get(&*before_in_memory, "a").unwrap(), "1");
     storage.state.commit(vec![delete("a")]).unwrap();
     storage.state.flush().unwrap();
     assert_eq!(get(&*before, "a").unwrap(), "1");
@@ -605,6 +608,7 @@ fn a_checkpoint_travels_and_is_installed<H: Harness>() {
         .commit(vec![put("at", "old"), put("only old", "")])
         .unwrap();
     let before = state.view();
+    assert_eq!(get(&*state.view_in_memory(), "only old").unwrap(), "");
     let staged = state.stage("s1", checkpoint.files().unwrap()).unwrap();
     send(&*checkpoint, &*staged, usize::MAX);
     assert!(staged.is_complete());
@@ -616,6 +620,10 @@ fn a_checkpoint_travels_and_is_installed<H: Harness>() {
     state.install(staged).unwrap();
     assert_eq!(get(&*state.view(), "at").unwrap(), "sent");
     assert_eq!(get(&*state.view(), "only old"), None);
+    // What was installed may be on disk alone.
+    if let Ok(found) = state.view_in_memory().get(b"only old") {
+        assert_eq!(found, None);
+    }
     assert_eq!(state.get_durable(b"at").unwrap().unwrap(), "sent");
     assert_eq!(get(&*before, "at").unwrap(), "old", "a view taken before");
     assert_eq!(get(&*before, "only old").unwrap(), "");

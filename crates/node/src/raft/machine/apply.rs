@@ -5,12 +5,13 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use openraft::storage::{ApplyResponder, EntryResponder};
-use podkv_core::{Applier, Effects, Outcome, View};
+use podkv_core::{Applier, Effects, Outcome, View, schema};
 use tokio::sync::oneshot;
 
 use super::super::types::{
     EntryPayload, LogEntry, StoredMembership, TypeConfig, members, position,
 };
+use super::recent::RecentView;
 use super::{Reached, Shared, applied_key, membership_key, record};
 use crate::storage::{StateStore, StateWrites};
 
@@ -38,9 +39,10 @@ type Answers = Vec<(ApplyResponder<TypeConfig>, Vec<Outcome>)>;
 fn apply(shared: &Shared, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
     let began = Instant::now();
     let mut reached = shared.reached().clone();
+    let mut recent = shared.recent();
     let (effects, answers) = {
         let view = shared.state.view();
-        run_core(&*view, batch, &mut reached)?
+        run_core(&RecentView::new(&*view, &mut recent), batch, &mut reached)?
     };
     let Effects {
         writes,
@@ -50,7 +52,12 @@ fn apply(shared: &Shared, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<
         meta,
     } = effects;
     let writes = state_writes(writes, &shared.reached(), &reached);
-    shared.state.commit(writes)?;
+    recent.committed(&writes, schema::is_found_by_key);
+    if let Err(error) = shared.state.commit(writes) {
+        recent.clear();
+        return Err(error.into());
+    }
+    drop(recent);
     shared.apply_latency.observe(began.elapsed());
 
     let applied = super::Applied {

@@ -153,7 +153,12 @@ impl Shared {
             SnapshotData::Received(staged) => staged,
             SnapshotData::Built(built) => self.copy(&built)?,
         };
-        self.state.install(staged)?;
+        {
+            let mut recent = self.recent();
+            // Also if it fails: which of the two states is there then is not known.
+            recent.clear();
+            self.state.install(staged)?;
+        }
         let view = self.state.view();
         let reached = Reached::read(&*view).map_err(io::Error::other)?;
         if reached.position != expected {

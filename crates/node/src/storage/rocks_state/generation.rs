@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
-use podkv_core::{Scan, View, ViewError};
+use podkv_core::{Scan, View, ViewError, schema};
 use rocksdb::{DB, ErrorKind, IteratorMode, Options, ReadOptions, ReadTier};
 use self_cell::self_cell;
 
@@ -90,6 +90,8 @@ self_cell!(
 pub(super) struct RocksView {
     snapshot: OwnedSnapshot,
     reads: Reads,
+    /// What was found by those that [`schema::first_look`] names: many readers share a view, and each asks for them.
+    looked: [OnceLock<Option<Bytes>>; schema::FIRST_LOOKS],
 }
 
 /// What a view reads from, and what it leaves behind.
@@ -106,7 +108,11 @@ pub(super) enum Reads {
 impl RocksView {
     pub fn new(generation: Arc<Generation>, reads: Reads) -> Self {
         let snapshot = OwnedSnapshot::new(generation, |generation| generation.database.snapshot());
-        Self { snapshot, reads }
+        Self {
+            snapshot,
+            reads,
+            looked: Default::default(),
+        }
     }
 
     fn read_options(&self) -> ReadOptions {
@@ -118,16 +124,27 @@ impl RocksView {
         }
         options
     }
-}
 
-impl View for RocksView {
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ViewError> {
+    fn read(&self, key: &[u8]) -> Result<Option<Bytes>, ViewError> {
         self.snapshot.with_dependent(|generation, snapshot| {
             snapshot
                 .get_pinned_opt(key, self.read_options())
                 .map(|value| value.map(|value| Bytes::copy_from_slice(&value)))
                 .map_err(|error| generation.view_failure(error))
         })
+    }
+}
+
+impl View for RocksView {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ViewError> {
+        let Some(looked) = schema::first_look(key).and_then(|which| self.looked.get(which)) else {
+            return self.read(key);
+        };
+        if let Some(found) = looked.get() {
+            return Ok(found.clone());
+        }
+        let found = self.read(key)?;
+        Ok(looked.get_or_init(|| found).clone())
     }
 
     fn scan<'a>(&'a self, start: &[u8], end: &[u8], reverse: bool) -> Scan<'a> {
