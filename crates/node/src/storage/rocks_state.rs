@@ -202,8 +202,8 @@ impl StateStore for RocksState {
 
     fn view_in_memory(&self) -> Arc<dyn StateView> {
         let mut shared = lock(&self.in_memory);
-        let view = shared
-            .get_or_insert_with(|| Arc::new(RocksView::new(self.current(), Reads::InMemory)));
+        let view =
+            shared.get_or_insert_with(|| Arc::new(RocksView::new(self.current(), Reads::InMemory)));
         view.clone()
     }
 
