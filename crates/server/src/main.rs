@@ -2,6 +2,11 @@
 
 use clap::Parser as _;
 
+const _: () = assert!(
+    !podkv_node::CAN_BE_PLANTED,
+    "podkv-node's feature `planted` is for the simulation: it puts bugs into the node"
+);
+
 fn main() -> std::process::ExitCode {
     let cli = podkv_server::cli::Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
