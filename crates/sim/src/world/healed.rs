@@ -13,7 +13,7 @@ use super::people::{self, Door};
 use super::pod::{self, Order};
 use super::{PATIENCE, PodHost, World, network};
 use crate::harvest::{self, Forgotten};
-use crate::history::Replica;
+use crate::history::{Replica, Revision};
 
 /// At how many revisions digests are compared.
 const DIGESTS: u64 = 5;
@@ -21,10 +21,19 @@ const DIGESTS: u64 = 5;
 impl World {
     /// Every pod that there should be serves, they agree on who they are, and hold the same.
     pub(super) fn is_whole(&self) -> bool {
-        self.whole().is_some()
+        self.settled().is_some_and(|revisions| {
+            let first = revisions.first();
+            revisions.iter().all(|revision| Some(revision) == first)
+        })
     }
 
-    fn whole(&self) -> Option<()> {
+    /// The same, but for what they hold: work is under way.
+    pub(super) fn is_settled(&self) -> bool {
+        self.settled().is_some()
+    }
+
+    /// The revision of each pod, if there is nothing to wait for but them.
+    fn settled(&self) -> Option<Vec<Revision>> {
         let expected = self.set.replicas();
         let mut nodes = Vec::new();
         for pod in &self.pods {
@@ -39,8 +48,7 @@ impl World {
         let mut names = Vec::new();
         for (name, node) in &nodes {
             let header = node.header();
-            let same = (header.cluster, header.term, header.revision)
-                == (first.cluster, first.term, first.revision);
+            let same = (header.cluster, header.term) == (first.cluster, first.term);
             if !same || !node.health().borrow().ready {
                 return None;
             }
@@ -65,7 +73,12 @@ impl World {
                 return None;
             }
         }
-        Some(())
+        Some(
+            nodes
+                .iter()
+                .map(|(_, node)| node.header().revision)
+                .collect(),
+        )
     }
 
     /// For people: what is not whole.

@@ -276,7 +276,7 @@ impl World {
                 Some(("jump of the wall clock", what))
             }
             Fault::Scale => {
-                if !self.plan.scales || !self.is_whole() {
+                if !self.plan.scales || !self.is_settled() {
                     return None;
                 }
                 let to = if self.set.replicas() == 3 { 5 } else { 3 };
@@ -331,7 +331,7 @@ impl World {
             return Some(("volume snapshot", format!("{} is copied", pod.name)));
         }
         // One at a time: with two of three volumes gone, so is the cluster. A rotten one may be as good as gone.
-        if !self.is_whole() || self.pods.iter().any(|pod| pod.is_rotten) {
+        if !self.is_settled() || self.pods.iter().any(|pod| pod.is_rotten) {
             return None;
         }
         let pods = self.set.replicas() as usize;
