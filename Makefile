@@ -73,18 +73,21 @@ REHEARSE ?=
 rehearse: build
 	$(CARGO) run --locked --quiet --bin podkv-rehearse -- $(REHEARSE)
 
-# One seed that is named, or many: make sim SEED=7, make sim SEEDS=10000. No RocksDB, so no C++.
+# One seed that is named, or many: make sim SEED=7, make sim SEEDS=10000. No RocksDB, so no C++. For a night of seeds,
+# SIM_BUILD=--release is worth its compilation: a seed is the same run in every build.
+SIM_BUILD ?=
 FROM ?= 1
 JOBS ?= $(shell nproc)
 SIM ?= $(if $(filter command% environment%,$(origin SEED)),--seed $(SEED),--seeds $(SEEDS) --from $(FROM) --jobs $(JOBS))
 sim:
-	$(CARGO) run --locked --quiet -p podkv-sim -- $(SIM)
+	$(CARGO) run --locked --quiet $(SIM_BUILD) -p podkv-sim -- $(SIM)
 
 # Each must be found; how many seeds that took is printed.
 sim-planted:
-	$(CARGO) build --locked --quiet -p podkv-sim
-	@for bug in $(PLANTED); do $(CARGO) run --locked --quiet -p podkv-sim -- --seeds $(SEEDS) --jobs $(JOBS) --planted $$bug || exit 1; done
-PLANTED ?= lost-fsync reused-node-id stale-read double-apply skipped-event fast-clock
+	$(CARGO) build --locked --quiet -p podkv-sim --features planted
+	@for bug in $(PLANTED); do $(CARGO) run --locked --quiet -p podkv-sim --features planted -- --seeds $(SEEDS) --jobs $(JOBS) --planted $$bug || exit 1; done
+PLANTED ?= lost-fsync reused-node-id stale-read double-apply skipped-event fast-clock lost-renewal expired-session \
+	apply-ahead-of-fsync purge-ahead-of-snapshot clock-across-restart
 
 # Some of it is in `make test` already, for a few seeds.
 SEEDS ?= 300

@@ -8,20 +8,10 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-/// The crates that `package` is built with, itself included.
-fn dependencies(package: &str, arguments: &[&str]) -> BTreeSet<String> {
+/// What `cargo tree` says.
+fn tree(arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO"))
-        .args([
-            "tree",
-            "--locked",
-            "--offline",
-            "--edges",
-            "normal",
-            "--prefix",
-            "none",
-            "--package",
-            package,
-        ])
+        .args(["tree", "--locked", "--offline", "--prefix", "none"])
         .args(arguments)
         .current_dir(root())
         .output()
@@ -31,8 +21,14 @@ fn dependencies(package: &str, arguments: &[&str]) -> BTreeSet<String> {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let text = String::from_utf8(output.stdout).unwrap();
-    text.lines()
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The crates that `package` is built with, itself included.
+fn dependencies(package: &str, arguments: &[&str]) -> BTreeSet<String> {
+    let normal = ["--edges", "normal", "--package", package];
+    tree(&[&normal, arguments].concat())
+        .lines()
         .filter_map(|line| line.split_whitespace().next())
         .map(String::from)
         .collect()
@@ -145,6 +141,22 @@ fn checkers_share_no_code_with_what_they_check() {
             );
         }
     }
+}
+
+/// Also when everything is built together, and features of one crate are those of all.
+#[test]
+fn what_ships_cannot_be_given_bugs() {
+    let planted = |tree: &str| {
+        let nodes = tree.lines().filter(|line| line.starts_with("podkv-node "));
+        nodes.filter(|line| line.contains("planted")).count()
+    };
+    let features = ["--format", "{p} {f}"];
+    assert_eq!(
+        planted(&tree(&[&features[..], &["--workspace"]].concat())),
+        0
+    );
+    let sim = ["--package", "podkv-sim", "--features", "planted"];
+    assert_ne!(planted(&tree(&[&features[..], &sim].concat())), 0);
 }
 
 #[test]

@@ -8,6 +8,9 @@
 
 use tokio::time::Instant;
 
+#[cfg(feature = "planted")]
+use crate::planted;
+
 /// Reads the cluster clock on a leader.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LeaderClock {
@@ -19,6 +22,11 @@ pub(crate) struct LeaderClock {
 impl LeaderClock {
     /// Starts measuring from the state's clock, for one term of leadership.
     pub fn start(term: u64, applied_clock_ms: u64) -> Self {
+        #[cfg(feature = "planted")]
+        let applied_clock_ms = match planted::is(planted::Bug::ClockAcrossRestart) {
+            true => applied_clock_ms + 3000,
+            false => applied_clock_ms,
+        };
         Self {
             term,
             base_ms: applied_clock_ms,

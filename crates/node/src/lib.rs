@@ -19,6 +19,8 @@ pub mod node;
 mod own_session;
 mod past_counts;
 mod peer;
+#[cfg(feature = "planted")]
+pub mod planted;
 mod query;
 mod raft;
 mod read;
@@ -36,6 +38,10 @@ pub mod testing;
 pub mod transport;
 mod watch;
 mod write;
+
+/// True if this build can be given bugs, for the simulation to find: see the feature `planted`. What ships asserts that it
+/// is not.
+pub const CAN_BE_PLANTED: bool = cfg!(feature = "planted");
 
 pub use config::NodeConfig;
 pub use health::Health;

@@ -3,9 +3,14 @@
 use clap::Parser as _;
 
 /// For RocksDB as well: the crate's `override` feature puts it in the place of `malloc`. What one thread takes, another
-/// gives back, all the time; the C library's costs a tenth more of a write then, and keeps more memory.
+/// gives back, all the time; with the C library's a write costs more then.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const _: () = assert!(
+    !podkv_node::CAN_BE_PLANTED,
+    "podkv-node's feature `planted` is for the simulation: it puts bugs into the node"
+);
 
 fn main() -> std::process::ExitCode {
     let cli = podkv_server::cli::Cli::parse();

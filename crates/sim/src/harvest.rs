@@ -15,12 +15,34 @@ use crate::recorder::{event, key_value};
 /// How often a replica that is behind is asked again.
 const AGAIN: Duration = Duration::from_millis(50);
 
+/// The beginning of history, if the replica has forgotten it.
+#[derive(Clone, Copy, Default)]
+pub struct Forgotten<'a> {
+    /// Up to here it may be gone.
+    pub upto: Revision,
+    /// Every change until then, and perhaps more.
+    pub changes: &'a [Change],
+}
+
 /// Asks one replica, through a client that stays on it, for all of its history up to `revision`, and for its keys then.
 /// Waits until the replica has come so far. Its digests are for the caller to ask for.
 ///
 /// # Errors
 /// Those of the store.
 pub async fn replica(client: &Client, node: String, revision: Revision) -> Result<Replica> {
+    replica_after(client, node, revision, Forgotten::default()).await
+}
+
+/// The same, of a replica whose history begins behind what it has forgotten.
+///
+/// # Errors
+/// Those of the store.
+pub async fn replica_after(
+    client: &Client,
+    node: String,
+    revision: Revision,
+    forgotten: Forgotten<'_>,
+) -> Result<Replica> {
     while client
         .status()
         .await
@@ -29,21 +51,29 @@ pub async fn replica(client: &Client, node: String, revision: Revision) -> Resul
     {
         sleep(AGAIN).await;
     }
+    let known = forgotten.changes;
+    let known = &known[..known.partition_point(|change| change.revision <= forgotten.upto)];
+    let mut all = known.to_vec();
+    all.extend(changes(client, forgotten.upto + 1, revision).await?);
     Ok(Replica {
         node,
         revision,
-        changes: changes(client, revision).await?,
+        changes: all,
         keys: keys(client, revision).await?,
         digests: Vec::new(),
     })
 }
 
-async fn changes(client: &Client, revision: Revision) -> Result<Vec<Change>> {
+/// All that changed from one revision up to another, both included.
+///
+/// # Errors
+/// Those of the store.
+pub async fn changes(client: &Client, from: Revision, revision: Revision) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
-    if revision < 2 {
+    if revision < from.max(2) {
         return Ok(changes);
     }
-    let watch = Watch::new(KeyRange::all()).from_revision(1);
+    let watch = Watch::new(KeyRange::all()).from_revision(from);
     let mut messages = client.watch(watch).await?;
     while let Some(message) = messages.next().await {
         if let WatchMessage::Events {

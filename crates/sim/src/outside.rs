@@ -7,17 +7,21 @@
 // The only unsafe code of the simulation. It stands in for two functions of libc, and so has their signatures.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 
 /// A run has begun: time and chance are the world's.
 static SIMULATED: AtomicBool = AtomicBool::new(false);
 static CHANCE: AtomicU64 = AtomicU64::new(0);
 static NOW: AtomicU64 = AtomicU64::new(0);
+/// How many milliseconds the wall clock of whoever runs now is off.
+static WALL_MS: AtomicI64 = AtomicI64::new(0);
 
 /// Some moment of 2027, and some time after the start of the machine.
 const EPOCH_S: u64 = 1_800_000_000;
 const UPTIME_S: u64 = 1_000;
 const NANOS: u64 = 1_000_000_000;
+/// In which proc(5) counts; Linux shows programs this, whatever it does inside.
+const TICKS_PER_S: u64 = 100;
 
 /// From now on this process lives in the world of that seed.
 pub fn leave(seed: u64) {
@@ -28,6 +32,11 @@ pub fn leave(seed: u64) {
 /// The time of the world.
 pub fn set_time(now: u64) {
     NOW.store(now, Relaxed);
+}
+
+/// How far the wall clock is off for whoever runs from now on.
+pub fn set_wall(off_ms: i64) {
+    WALL_MS.store(off_ms, Relaxed);
 }
 
 /// SplitMix64.
@@ -72,11 +81,11 @@ unsafe extern "C" fn clock_gettime(
         let result = unsafe { libc::syscall(libc::SYS_clock_gettime, clock, time) };
         return result as libc::c_int;
     }
-    let base = match clock {
-        libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_COARSE => EPOCH_S,
-        _ => UPTIME_S,
+    let (base, off_ms) = match clock {
+        libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_COARSE => (EPOCH_S, WALL_MS.load(Relaxed)),
+        _ => (UPTIME_S, 0),
     };
-    let now = base * NANOS + NOW.load(Relaxed);
+    let now = (base * NANOS + NOW.load(Relaxed)).saturating_add_signed(off_ms * 1_000_000);
     let answer = libc::timespec {
         tv_sec: (now / NANOS) as libc::time_t,
         tv_nsec: (now % NANOS) as libc::c_long,
@@ -84,6 +93,19 @@ unsafe extern "C" fn clock_gettime(
     // SAFETY: the caller says that there is a place for it.
     unsafe { time.write(answer) };
     0
+}
+
+/// How much of a processor a child has used until now, all its threads together.
+///
+/// # Errors
+/// If it was waited for already.
+pub fn processor_time(process: u32) -> std::io::Result<std::time::Duration> {
+    // See proc(5): the name, in parentheses, may hold anything; utime and stime are the 12th and 13th behind it.
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    let behind = text.rsplit_once(')').map_or("", |(_, behind)| behind);
+    let times = behind.split_whitespace().skip(11).take(2);
+    let ticks: u64 = times.filter_map(|time| time.parse::<u64>().ok()).sum();
+    Ok(std::time::Duration::from_millis(ticks * 1000 / TICKS_PER_S))
 }
 
 /// How long this process has really run; its own clock tells the world's.

@@ -1,7 +1,7 @@
 //! Passwords: hashed with Argon2id, a few at a time.
 //!
 //! A hash is slow and takes 19 MiB by intent. Anybody may ask for one by trying to log in, so few run at once,
-//! on blocking threads, and few more wait: who guesses passwords does not get a node's memory and processors.
+//! beside the async threads, and few more wait: who guesses passwords does not get a node's memory and processors.
 
 use std::sync::Arc;
 
@@ -9,6 +9,8 @@ use argon2::Argon2;
 use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
 use podkv_api::{Error, Reason, Result};
 use tokio::sync::Semaphore;
+
+use crate::storage::Workers;
 
 /// Hashes at once. Two keep a pod with one or two processors responsive.
 const AT_ONCE: usize = 2;
@@ -25,22 +27,22 @@ const NOBODYS: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$bm9ib2R5LW5vYm9keQ$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 /// The way to hash passwords on a node.
-#[derive(Debug)]
 pub(crate) struct Passwords {
+    workers: Workers,
     running: Arc<Semaphore>,
     admitted: Arc<Semaphore>,
 }
 
-impl Default for Passwords {
-    fn default() -> Self {
+impl Passwords {
+    /// `workers` are whom the node's other work that blocks is given to.
+    pub fn new(workers: Workers) -> Self {
         Self {
+            workers,
             running: Arc::new(Semaphore::new(AT_ONCE)),
             admitted: Arc::new(Semaphore::new(AT_ONCE + WAITING)),
         }
     }
-}
 
-impl Passwords {
     /// A new hash, in PHC's string format.
     pub async fn hash(&self, password: String) -> Result<String> {
         let salt: [u8; SALT_BYTES] = rand::random();
@@ -87,7 +89,7 @@ impl Passwords {
         let running = self.running.clone().acquire_owned().await;
         let running = running.map_err(|_| stopping())?;
         // Whoever asked may go away; the work goes on, and keeps its place until it has ended.
-        let work = tokio::task::spawn_blocking(move || {
+        let work = self.workers.spawn(move || {
             let _places = (admitted, running);
             work()
         });
@@ -101,7 +103,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_password_is_known_by_its_hash() {
-        let passwords = Passwords::default();
+        let passwords = Passwords::new(Workers::default());
         let hash = passwords.hash("secret".into()).await.unwrap();
         assert!(
             hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"),
@@ -117,7 +119,7 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_has_no_password() {
-        let passwords = Passwords::default();
+        let passwords = Passwords::new(Workers::default());
         for guess in ["", "nobody", NOBODYS] {
             assert!(!passwords.verify(None, guess.into()).await.unwrap());
         }
@@ -125,7 +127,7 @@ mod tests {
 
     #[tokio::test]
     async fn those_who_wait_are_few() {
-        let passwords = Passwords::default();
+        let passwords = Passwords::new(Workers::default());
         let taken = passwords.admitted.clone();
         let _all = taken
             .acquire_many((AT_ONCE + WAITING) as u32)

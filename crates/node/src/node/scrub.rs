@@ -187,7 +187,7 @@ impl Node {
         while next <= last {
             let log = self.0.storage.log.clone();
             let read = move || log.read(next, last + 1, LOG_STEP_BYTES);
-            let read = tokio::task::spawn_blocking(read).await;
+            let read = self.0.storage.log.workers().spawn(read).await;
             let read = read
                 .unwrap_or_else(|_| Ok(Vec::new()))
                 .map_err(storage_failed)?;

@@ -347,6 +347,7 @@ impl Parts {
         let session_renewals =
             Renewals::start(writer.clone(), config.request_timeout, &tasks, stop.clone());
         let (health, _) = watch::channel(Health::starting());
+        let workers = storage.state.workers();
         let recovered = watch_recovery(&group, &tasks, &stop);
         let max_answer_bytes = config
             .limits
@@ -378,7 +379,7 @@ impl Parts {
             size_waits: watch::channel(None).0,
             recovered,
             requests: Requests::default(),
-            passwords: Passwords::default(),
+            passwords: Passwords::new(workers),
             refusals: Refusals::default(),
             backups: Arc::new(tokio::sync::Semaphore::new(1)),
             tasks,

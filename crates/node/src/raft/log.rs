@@ -23,11 +23,12 @@ mod writer;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::OptionalSend;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use self::cache::Cache;
 use self::counters::Counters;
@@ -39,6 +40,8 @@ use super::histogram::HistogramSnapshot;
 use super::record;
 use super::types::{LogEntry, LogId, TypeConfig, Vote, log_id, position, weight};
 use crate::membership::LogPosition;
+#[cfg(feature = "planted")]
+use crate::planted;
 use crate::storage::{LogRecovery, LogStore, StorageError, Worker};
 
 /// Up to where the log is on disk.
@@ -167,10 +170,12 @@ impl Log {
         });
         let (jobs, queue) = mpsc::channel(QUEUE_JOBS);
         let mut batches = writer::Batches::new(shared.clone());
+        let writing = shared.clone();
+        let taken = move || writing.set_writing(Some(Instant::now()));
         let worker = shared
             .store
             .workers()
-            .start("podkv-log", queue, move |job, more| {
+            .start("podkv-log", queue, taken, move |job, more| {
                 batches.write(job, more)
             })
             .map_err(|error| StorageError {
@@ -494,6 +499,11 @@ impl RaftLogStorage<TypeConfig> for Log {
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
         let upto = position(&upto);
+        #[cfg(feature = "planted")]
+        let upto = match planted::is(planted::Bug::PurgeAheadOfSnapshot) {
+            true => self.last().unwrap_or(upto),
+            false => upto,
+        };
         let queue = self.queue().await?;
         self.shared.state().purge(upto);
         let record = record::encode_log_state(upto);

@@ -43,6 +43,8 @@ use super::types::{
 };
 use super::{Applied, EventSink};
 use crate::membership::{LogPosition, Members};
+#[cfg(feature = "planted")]
+use crate::planted;
 use crate::storage::{StateStore, Worker, Workers};
 
 /// One batch of apply: enough to share its costs, little enough to answer the first soon.
@@ -166,7 +168,12 @@ impl Machine {
         let worker = {
             let shared = shared.clone();
             let workers = shared.state.workers();
-            workers.start("podkv-apply", queue, move |job, _| apply::run(&shared, job))?
+            workers.start(
+                "podkv-apply",
+                queue,
+                || {},
+                move |job, _| apply::run(&shared, job),
+            )?
         };
         Ok((Self { shared, jobs }, worker))
     }
@@ -187,7 +194,10 @@ impl Machine {
         let Some((last, _)) = batch.last() else {
             return Ok(());
         };
-        if let Some(log) = &self.shared.log {
+        let log = self.shared.log.as_ref();
+        #[cfg(feature = "planted")]
+        let log = log.filter(|_| !planted::is(planted::Bug::ApplyAheadOfFsync));
+        if let Some(log) = log {
             log.wait_durable(last.log_id.index).await?;
         }
         let (done, applied) = oneshot::channel();

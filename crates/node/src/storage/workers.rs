@@ -57,24 +57,30 @@ impl Workers {
     }
 
     /// Starts a worker of its own: `handle` gets one job after the other, and the queue, to take more from it. It ends
-    /// when `handle` says so, or when nobody can send a job any more.
+    /// when `handle` says so, or when nobody can send a job any more. `taken` is called when a job has been taken: from
+    /// then on the disk is waited for.
     pub(crate) fn start<J: Send + 'static>(
         &self,
         name: &str,
         mut jobs: mpsc::Receiver<J>,
+        mut taken: impl FnMut() + Send + 'static,
         mut handle: impl FnMut(J, &mut mpsc::Receiver<J>) -> ControlFlow<()> + Send + 'static,
     ) -> io::Result<Worker> {
         let Some(time) = self.0.clone() else {
             let thread = std::thread::Builder::new().name(name.into());
             let thread = thread.spawn(move || {
-                while let Some(job) = jobs.blocking_recv()
-                    && handle(job, &mut jobs).is_continue()
-                {}
+                while let Some(job) = jobs.blocking_recv() {
+                    taken();
+                    if handle(job, &mut jobs).is_break() {
+                        break;
+                    }
+                }
             })?;
             return Ok(Worker(End::Thread(thread)));
         };
         let task = tokio::spawn(async move {
             while let Some(job) = jobs.recv().await {
+                taken();
                 time.turn().await;
                 if handle(job, &mut jobs).is_break() {
                     break;
@@ -130,12 +136,15 @@ mod tests {
     async fn handles_all(workers: &Workers) {
         let (jobs, queue) = mpsc::channel(8);
         let (seen, mut told) = mpsc::unbounded_channel();
-        let worker = workers.start("test", queue, move |job: u32, more| {
+        let (begun, mut taken) = mpsc::unbounded_channel();
+        let begins = move || begun.send(()).unwrap();
+        let worker = workers.start("test", queue, begins, move |job: u32, more| {
             let mut batch = vec![job];
             while let Ok(job) = more.try_recv() {
                 batch.push(job);
             }
             let last = batch.contains(&9);
+            taken.try_recv().expect("the job was taken before");
             seen.send(batch).unwrap();
             match last {
                 true => ControlFlow::Break(()),

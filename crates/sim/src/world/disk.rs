@@ -11,6 +11,7 @@
 //!   one is chance, because now and then the disk flushes it by itself, as RocksDB does with a full memtable.
 //! - **An error** comes before the step was done or after it, so that nobody may conclude anything from it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +32,10 @@ use super::network::Network;
 use super::plan::Planted;
 use super::trace::Trace;
 use crate::history::Nanos;
+
+/// Faults that have come true, among the steps that are counted.
+const SPRUNG_CRASH: &str = "crashed at a step";
+const SPRUNG_ERROR: &str = "failed at a step";
 
 /// How often a stalled disk is looked at again.
 const STALLED: Duration = Duration::from_millis(5);
@@ -77,7 +82,8 @@ struct State {
     trap: Option<(u32, Trap)>,
     /// The host ended here, and the world has yet to notice.
     crashed: bool,
-    steps: u64,
+    /// How often each step was made.
+    steps: BTreeMap<&'static str, u64>,
 }
 
 /// What becomes of a step.
@@ -105,7 +111,7 @@ impl Disk {
             stalled_until: 0,
             trap: None,
             crashed: false,
-            steps: 0,
+            steps: BTreeMap::new(),
         };
         Self(Arc::new(Shared {
             host: host.into(),
@@ -189,21 +195,44 @@ impl Disk {
         Ok(())
     }
 
+    /// Turns a bit of a record in the log, drawn by lot. Nobody may be attached. False if there is none.
+    pub fn rot_log(&self) -> Result<bool, StorageError> {
+        let mut state = self.state();
+        let log = state.volume.attach().open_stores().log;
+        let found = log.recover()?;
+        let (Some(first), Some(last)) = (found.first_index, found.last_index) else {
+            return Ok(false);
+        };
+        let rotten = state.rng.random_range(first..=last);
+        let mut writes = vec![LogWrite::TruncateFrom { from: rotten }];
+        for (index, record) in log.read(rotten, last + 1, usize::MAX)? {
+            let mut bytes = record.to_vec();
+            if index == rotten {
+                let at = state.rng.random_range(0..bytes.len());
+                bytes[at] ^= 1 << state.rng.random_range(0..8);
+            }
+            let record = bytes.into();
+            writes.push(LogWrite::Append { index, record });
+        }
+        log.write(&writes)?;
+        Ok(true)
+    }
+
     fn is_planted(&self, bug: Planted) -> bool {
         self.state().planted == Some(bug)
     }
 
-    pub fn steps(&self) -> u64 {
-        self.state().steps
+    pub fn steps(&self) -> BTreeMap<&'static str, u64> {
+        self.state().steps.clone()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn fate(&self, what: &str) -> Fate {
+    fn fate(&self, what: &'static str) -> Fate {
         let mut state = self.state();
-        state.steps += 1;
+        *state.steps.entry(what).or_default() += 1;
         self.0
             .trace
             .note(format_args!("disk {} {what}", self.0.host), &[]);
@@ -228,7 +257,7 @@ impl Disk {
     /// Does a step that changes something.
     fn step<T, E: From<StorageError>>(
         &self,
-        what: &str,
+        what: &'static str,
         work: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
         let fate = self.fate(what);
@@ -238,6 +267,11 @@ impl Disk {
                 return result;
             }
         }
+        let sprung = match fate {
+            Fate::CrashBefore(_) | Fate::CrashAfter(_) => SPRUNG_CRASH,
+            _ => SPRUNG_ERROR,
+        };
+        *self.state().steps.entry(sprung).or_default() += 1;
         if let Fate::CrashBefore(crash) | Fate::CrashAfter(crash) = fate {
             self.crash(crash);
         }
@@ -341,6 +375,29 @@ impl LogStore for Log {
 
 struct StateDisk(Disk, Arc<dyn StateStore>);
 
+/// Tables of the state that planted bugs meddle with: see `podkv_core::schema`.
+const LEASES: &[u8] = &[0, 0, 0, 0, 2];
+const DEADLINES: &[u8] = &[0, 0, 0, 0, 4];
+const SESSIONS: &[u8] = &[0, 0, 0, 0, 5];
+
+impl StateDisk {
+    /// Of [`Planted::LostRenewal`]: a lease that is there already keeps the deadline that it has.
+    fn forget_renewals(&self, writes: &mut StateWrites) {
+        let view = self.1.view();
+        let mut renewed = Vec::new();
+        for (key, value) in writes.iter() {
+            let there = key.starts_with(LEASES) && value.is_some();
+            if there && view.get(key).is_ok_and(|old| old.is_some()) {
+                renewed.push(key.slice(LEASES.len()..));
+            }
+        }
+        let is_of = |key: &Bytes| renewed.iter().any(|lease| key.ends_with(lease));
+        writes.retain(|(key, _)| {
+            !((key.starts_with(LEASES) || key.starts_with(DEADLINES)) && is_of(key))
+        });
+    }
+}
+
 impl StateStore for StateDisk {
     fn view(&self) -> Arc<dyn StateView> {
         self.1.view()
@@ -350,7 +407,15 @@ impl StateStore for StateDisk {
         self.1.view_in_memory()
     }
 
-    fn commit(&self, writes: StateWrites) -> Result<(), StorageError> {
+    fn commit(&self, mut writes: StateWrites) -> Result<(), StorageError> {
+        if self.0.is_planted(Planted::ExpiredSession) {
+            let ends_session =
+                |key: &[u8], value: &Option<Bytes>| value.is_none() && key.starts_with(SESSIONS);
+            writes.retain(|(key, value)| !ends_session(key, value));
+        }
+        if self.0.is_planted(Planted::LostRenewal) {
+            self.forget_renewals(&mut writes);
+        }
         self.0.step("commit", || self.1.commit(writes))?;
         let by_itself = {
             let mut state = self.0.state();

@@ -17,8 +17,10 @@
 //! draw is drawn from the operating system, which the runner replaces (`main.rs`). The [`trace`] tells whether two runs
 //! were the same.
 
+pub mod chronicle;
 pub mod clock;
 pub mod disk;
+mod healed;
 pub mod host;
 mod nemesis;
 pub mod network;
@@ -32,14 +34,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use podkv_api::{KeyRange, MemberRole, Range, Result, Store as _};
+use podkv_api::{Error, Reason, Result};
 use podkv_node::storage::{Crash, MemoryDisk};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+use self::chronicle::Chronicle;
 use self::clock::{Clock, TICK, nanos};
 use self::disk::Disk;
 use self::host::Host;
@@ -50,8 +53,7 @@ use self::plan::{Plan, Planted};
 use self::pod::{Ended, MOST_PODS, Order, Pod, Slot, StatefulSet};
 use self::trace::Trace;
 use crate::clients::FOREIGN;
-use crate::harvest;
-use crate::history::{History, Nanos, Replica, Setup};
+use crate::history::{History, Nanos, Setup};
 use crate::recorder::Recorder;
 
 /// After everything is healed, all must be whole again by then: an election, a replacement, a demotion after another,
@@ -61,8 +63,6 @@ const HEAL_PATIENCE: Duration = Duration::from_secs(300);
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Kubelet ends a pod that was told to by then.
 const GRACE: Duration = Duration::from_secs(60);
-/// At how many revisions digests are compared.
-const DIGESTS: u64 = 5;
 
 /// What a run came to.
 pub struct Played {
@@ -73,13 +73,16 @@ pub struct Played {
     pub simulated: Duration,
     pub hash: u64,
     pub events: u64,
-    pub disk_steps: u64,
+    /// How often each step of a disk was made.
+    pub disk_steps: BTreeMap<&'static str, u64>,
 }
 
 /// What the runner hands in.
 pub struct Outside {
     /// Called at each tick: whoever reads the time of the operating system is told that of the world.
     pub time: fn(Nanos),
+    /// The same before a host is played, of how many milliseconds its wall clock is off.
+    pub wall: fn(i64),
     pub trace_file: Option<std::fs::File>,
     /// The command that plays the run again.
     pub command: String,
@@ -106,14 +109,20 @@ pub fn play(plan: &Plan, outside: Outside) -> std::io::Result<Played> {
         Ok(replicas) => history.replicas = replicas,
         Err(complaint) => complaints.push(complaint),
     }
+    let mut faults = world.nemesis.made.clone();
+    faults.insert("compaction", world.chronicle.told().compactions);
+    let mut disk_steps = BTreeMap::<_, u64>::new();
+    for (what, count) in world.pods.iter().flat_map(|pod| pod.disk.steps()) {
+        *disk_steps.entry(what).or_default() += count;
+    }
     Ok(Played {
         history,
         complaints,
-        faults: world.nemesis.made.clone(),
+        faults,
         simulated: world.clock.elapsed(),
         hash: world.trace.hash(),
         events: world.trace.events(),
-        disk_steps: world.pods.iter().map(|pod| pod.disk.steps()).sum(),
+        disk_steps,
     })
 }
 
@@ -125,6 +134,8 @@ struct World {
     recorder: Recorder,
     rng: StdRng,
     time: fn(Nanos),
+    wall: fn(i64),
+    chronicle: Chronicle,
     set: StatefulSet,
     pods: Vec<PodHost>,
     crowds: Vec<CrowdHost>,
@@ -149,6 +160,12 @@ struct PodHost {
     starts: u64,
     /// A volume snapshot, and how often the pod had been started then.
     copy: Option<(u64, MemoryDisk)>,
+    /// A bit of its log has turned, and nobody has noticed yet.
+    is_rotten: bool,
+    /// Its own volume, while another one is mounted.
+    own_volume: Option<MemoryDisk>,
+    /// How far its wall clock is off.
+    wall_ms: i64,
 }
 
 struct RunningPod {
@@ -205,6 +222,8 @@ impl World {
             recorder,
             rng,
             time: outside.time,
+            wall: outside.wall,
+            chronicle: Chronicle::default(),
             set: StatefulSet::new(plan.pods),
             pods: Vec::new(),
             crowds: Vec::new(),
@@ -216,6 +235,9 @@ impl World {
         }
         for nth in 0..plan.crowds {
             world.add_crowd(nth)?;
+        }
+        if plan.compacts {
+            world.add_chronicler()?;
         }
         Ok(world)
     }
@@ -242,6 +264,9 @@ impl World {
             kill_at: None,
             starts: 0,
             copy: None,
+            is_rotten: false,
+            own_volume: None,
+            wall_ms: 0,
         });
     }
 
@@ -250,6 +275,8 @@ impl World {
         let host = Host::new(0)?;
         let people = People {
             link: self.network.up(&name),
+            door: self.plan.door,
+            enables_auth: self.plan.door.auth && nth == 0,
             recorder: self.recorder.clone(),
             crowd: self.plan.crowd,
             planted: self.plan.planted,
@@ -258,6 +285,22 @@ impl World {
             seed: self.rng.random(),
         };
         let main = host.spawn(people.run(self.stop.subscribe()));
+        self.crowds.push(CrowdHost {
+            name,
+            host,
+            main,
+            pause: None,
+        });
+        Ok(())
+    }
+
+    fn add_chronicler(&mut self) -> std::io::Result<()> {
+        let name = "chronicler".to_string();
+        let host = Host::new(0)?;
+        let way = (self.network.up(&name), self.plan.door);
+        let (chronicle, seed) = (self.chronicle.clone(), self.rng.random());
+        let told = self.stop.subscribe();
+        let main = host.spawn(chronicle::run(way, self.plan.pods, chronicle, seed, told));
         self.crowds.push(CrowdHost {
             name,
             host,
@@ -319,6 +362,7 @@ impl World {
                 None => self.play_pod(nth)?,
                 Some(crowd) => {
                     let crowd = &mut self.crowds[crowd];
+                    (self.wall)(0);
                     if resumed(&mut crowd.pause, &mut crowd.host, now) {
                         crowd.host.play();
                     }
@@ -349,6 +393,7 @@ impl World {
         let Some(running) = &mut pod.running else {
             return Ok(());
         };
+        (self.wall)(pod.wall_ms);
         // What crashed is not played any more, and not resumed either.
         if !pod.disk.has_crashed() {
             if !resumed(&mut pod.pause, &mut running.host, now) {
@@ -362,7 +407,10 @@ impl World {
             let ended = (&mut running.main).now_or_never();
             let how = match ended {
                 Some(Ok(Ok(()))) => "stopped in order".to_string(),
-                Some(Ok(Err(error))) => format!("ended: {error}"),
+                Some(Ok(Err(error))) => {
+                    self.attend(nth, &error);
+                    format!("ended: {error}")
+                }
                 other => format!("ended badly: {other:?}"),
             };
             self.ended(nth, &how);
@@ -395,6 +443,26 @@ impl World {
         Ok(())
     }
 
+    /// What a person does about a pod that says why it cannot go on.
+    fn attend(&mut self, nth: usize, error: &Error) {
+        let pod = &mut self.pods[nth];
+        match error.reason() {
+            Reason::Corrupt if std::mem::take(&mut pod.is_rotten) => {
+                pod.disk.crash(Crash::Process);
+                pod.disk.replace(MemoryDisk::new());
+                self.count("rotten log noticed");
+            }
+            Reason::DataFolder => {
+                if let Some(own) = pod.own_volume.take() {
+                    pod.disk.crash(Crash::Process);
+                    pod.disk.replace(own);
+                    self.count("wrong volume refused");
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// The process of a pod is gone; kubelet starts it again after a while.
     fn ended(&mut self, nth: usize, how: &str) {
         let most = match self.rng.random_range(0..10) {
@@ -420,109 +488,6 @@ impl World {
         self.trace.note(format_args!("{what}"), &[]);
         self.recorder.fault(what);
     }
-
-    /// Every pod that there should be serves, they agree on who they are, and hold the same.
-    fn is_whole(&self) -> bool {
-        self.whole().is_some()
-    }
-
-    fn whole(&self) -> Option<()> {
-        let expected = self.set.replicas();
-        let mut nodes = Vec::new();
-        for pod in &self.pods {
-            let node = pod.slot.get();
-            match pod.ordinal < expected {
-                true => nodes.push((pod.name.clone(), node?)),
-                false if pod.running.is_some() => return None,
-                false => {}
-            }
-        }
-        let first = nodes.first()?.1.header();
-        let mut names = Vec::new();
-        for (name, node) in &nodes {
-            let header = node.header();
-            let same = (header.cluster, header.term, header.revision)
-                == (first.cluster, first.term, first.revision);
-            if !same || !node.health().borrow().ready {
-                return None;
-            }
-            names.push((name.clone(), node.id()));
-        }
-        let voters = match expected {
-            2 => 2,
-            odd if odd % 2 == 1 => odd,
-            even => even - 1,
-        };
-        for (_, node) in &nodes {
-            let members = node.members_known();
-            let mut known: Vec<_> = members
-                .iter()
-                .map(|member| (member.name.clone(), member.id))
-                .collect();
-            known.sort();
-            let voting = members
-                .iter()
-                .filter(|member| member.role == MemberRole::Voter);
-            if known != names || voting.count() != voters as usize {
-                return None;
-            }
-        }
-        Some(())
-    }
-
-    /// For people: what is not whole.
-    fn describe(&self) -> String {
-        let one = |pod: &PodHost| match pod.slot.get() {
-            None => format!("{} (runs: {})", pod.name, pod.running.is_some()),
-            Some(node) => {
-                let header = node.header();
-                let members: Vec<_> = node
-                    .members_known()
-                    .iter()
-                    .map(|member| format!("{}={}:{:?}", member.name, member.id, member.role))
-                    .collect();
-                format!(
-                    "{} id {} term {} revision {} leader {:?} {:?} members {members:?} waits {:?} {:?}",
-                    pod.name,
-                    node.id(),
-                    header.term,
-                    header.revision,
-                    node.leader(),
-                    *node.health().borrow(),
-                    node.membership_waits(),
-                    node.size_waits(),
-                )
-            }
-        };
-        let all: Vec<_> = self.pods.iter().map(one).collect();
-        all.join("; ")
-    }
-
-    /// Every replica tells its history, over the network, to a client that stays on it.
-    fn harvest(&mut self) -> std::io::Result<Result<Vec<Replica>, String>> {
-        let name = "harvester";
-        let mut host = Host::new(0)?;
-        let link = self.network.up(name);
-        let pods: Vec<_> = self
-            .pods
-            .iter()
-            .filter_map(|pod| Some((pod.ordinal, pod.running.as_ref()?.orders.clone())))
-            .collect();
-        let mut telling = host.spawn(tell(link, pods));
-        let until = self.clock.now() + nanos(PATIENCE);
-        while !telling.is_finished() {
-            if self.clock.now() > until {
-                let state = self.describe();
-                return Ok(Err(format!("replicas do not tell their history: {state}")));
-            }
-            self.tick()?;
-            host.play();
-        }
-        Ok(match (&mut telling).now_or_never() {
-            Some(Ok(Ok(replicas))) => Ok(replicas),
-            other => Err(format!("replicas did not tell their history: {other:?}")),
-        })
-    }
 }
 
 /// True if the host is to be played.
@@ -544,35 +509,4 @@ fn resumed(pause: &mut Option<Pause>, host: &mut Host, now: Nanos) -> bool {
         host.skip(missed);
     }
     true
-}
-
-async fn tell(
-    link: network::Link,
-    pods: Vec<(u32, mpsc::UnboundedSender<Order>)>,
-) -> Result<Vec<Replica>> {
-    let all = people::client(&link, 1, None)?;
-    let revision = loop {
-        match all.range(Range::new(KeyRange::key("none"))).await {
-            Ok(read) => break read.header.revision,
-            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
-    };
-    all.close().await;
-    let mut replicas = Vec::new();
-    for (ordinal, orders) in pods {
-        let client = people::client(&link, 1, Some(ordinal))?;
-        let mut replica = harvest::replica(&client, pod::name(ordinal), revision).await?;
-        client.close().await;
-        for nth in 1..=DIGESTS {
-            let at = (revision * nth / DIGESTS).max(1);
-            let (answer, digest) = oneshot::channel();
-            // Who does not take it drops the other end.
-            let _ = orders.send(Order::Digest(at, answer));
-            if let Ok(digest) = digest.await {
-                replica.digests.push((at, digest?));
-            }
-        }
-        replicas.push(replica);
-    }
-    Ok(replicas)
 }

@@ -28,6 +28,9 @@ enum End {
     Hasten(String, String),
 }
 
+/// How far wall clocks go wrong. Nothing but the end of a token depends on them, and those hold for a day.
+const WALL_CLOCK_MS: i64 = 3_600_000;
+
 /// What there is, and how often of a hundred it is drawn.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
@@ -47,10 +50,42 @@ enum Fault {
     Copy,
     LoseVolume,
     RewindVolume,
+    WrongVolume,
+    RotLog,
     Scale,
     PauseClients,
     CutClients,
+    WallClock,
 }
+
+/// What is counted. One that was never made in many runs is a defect of the simulation.
+pub const KINDS: &[&str] = &[
+    "clients cut off",
+    "compaction",
+    "crash",
+    "crash at a step of the disk",
+    "cut in one direction",
+    "disk error",
+    "isolation",
+    "jump of the wall clock",
+    "lost volume",
+    "partition",
+    "pause",
+    "pause of clients",
+    "purge",
+    "reset",
+    "restart in order",
+    "rewound volume",
+    "rotten log",
+    "rotten log noticed",
+    "scale",
+    "slow link",
+    "stalled disk",
+    "transfer of leadership",
+    "volume snapshot",
+    "wrong volume",
+    "wrong volume refused",
+];
 
 const LOT: &[(Fault, u32)] = &[
     (Fault::Crash, 9),
@@ -69,9 +104,12 @@ const LOT: &[(Fault, u32)] = &[
     (Fault::Copy, 4),
     (Fault::LoseVolume, 5),
     (Fault::RewindVolume, 5),
+    (Fault::WrongVolume, 3),
+    (Fault::RotLog, 4),
     (Fault::Scale, 3),
     (Fault::PauseClients, 4),
     (Fault::CutClients, 4),
+    (Fault::WallClock, 3),
 ];
 
 impl Nemesis {
@@ -80,7 +118,7 @@ impl Nemesis {
             rng: StdRng::seed_from_u64(seed),
             next: 0,
             ends: Vec::new(),
-            made: BTreeMap::new(),
+            made: KINDS.iter().map(|kind| (*kind, 0)).collect(),
         }
     }
 
@@ -123,9 +161,13 @@ impl World {
         self.nemesis.next = now + self.nemesis.millis(20, calm);
         let fault = self.nemesis.draw();
         if let Some((kind, what)) = self.make(fault) {
-            *self.nemesis.made.entry(kind).or_default() += 1;
+            self.count(kind);
             self.note(what);
         }
+    }
+
+    pub(super) fn count(&mut self, kind: &'static str) {
+        *self.nemesis.made.entry(kind).or_default() += 1;
     }
 
     /// Everything works again; pods that are down are started.
@@ -181,6 +223,12 @@ impl World {
                 let pause = self.pause()?;
                 let crowd = &mut self.crowds[nth];
                 crowd.pause = Some(pause);
+                if !pause.clock_goes {
+                    // Who wakes up after that finds its connections dead, and what it asked for done or not.
+                    for pod in &self.pods {
+                        self.network.reset(&crowd.name, &pod.name);
+                    }
+                }
                 Some((
                     "pause of clients",
                     format!("{} {}", crowd.name, told(&pause)),
@@ -214,9 +262,21 @@ impl World {
                 pod.order(order);
                 Some((kind, format!("{kind}: {}", pod.name)))
             }
-            Fault::Copy | Fault::LoseVolume | Fault::RewindVolume => self.volume_fault(fault),
+            Fault::Copy
+            | Fault::LoseVolume
+            | Fault::RewindVolume
+            | Fault::WrongVolume
+            | Fault::RotLog => self.volume_fault(fault),
+            Fault::WallClock => {
+                let nth = self.victim();
+                let most = WALL_CLOCK_MS;
+                let pod = &mut self.pods[nth];
+                pod.wall_ms = self.nemesis.rng.random_range(-most..=most);
+                let what = format!("the wall clock of {} is {} ms off", pod.name, pod.wall_ms);
+                Some(("jump of the wall clock", what))
+            }
             Fault::Scale => {
-                if !self.plan.scales || !self.is_whole() {
+                if !self.plan.scales || !self.is_settled() {
                     return None;
                 }
                 let to = if self.set.replicas() == 3 { 5 } else { 3 };
@@ -264,16 +324,35 @@ impl World {
         let nth = self.victim();
         if let Fault::Copy = fault {
             let pod = &mut self.pods[nth];
+            if pod.own_volume.is_some() {
+                return None;
+            }
             pod.copy = Some((pod.starts, pod.disk.copy()));
             return Some(("volume snapshot", format!("{} is copied", pod.name)));
         }
-        // One at a time: with two of three volumes gone, so is the cluster.
-        if !self.is_whole() {
+        // One at a time: with two of three volumes gone, so is the cluster. A rotten one may be as good as gone.
+        if !self.is_settled() || self.pods.iter().any(|pod| pod.is_rotten) {
             return None;
         }
+        let pods = self.set.replicas() as usize;
+        let other = self.nemesis.rng.random_range(0..pods);
+        let others = self.pods[other].disk.copy();
         let pod = &mut self.pods[nth];
         pod.running.as_ref()?;
+        if let Fault::RotLog = fault {
+            pod.disk.crash(Crash::Process);
+            // The disk is in memory, and does not fail.
+            pod.is_rotten = pod.disk.rot_log().ok()?;
+            let what = format!("a bit of the log of {} turns", pod.name);
+            return pod.is_rotten.then_some(("rotten log", what));
+        }
         let (kind, volume) = match fault {
+            Fault::WrongVolume if other != nth => {
+                // To be put back when somebody has noticed.
+                pod.own_volume = Some(MemoryDisk::new());
+                ("wrong volume", others)
+            }
+            Fault::WrongVolume => return None,
             Fault::LoseVolume => ("lost volume", MemoryDisk::new()),
             _ => {
                 // A start in between is how its peers know.
@@ -282,6 +361,10 @@ impl World {
             }
         };
         pod.disk.crash(Crash::Process);
+        if pod.own_volume.is_some() {
+            // As it is after the crash.
+            pod.own_volume = Some(pod.disk.copy());
+        }
         match self.plan.planted {
             // Nothing can fail here: the disk is in memory, and nobody is attached.
             Some(Planted::ReusedNodeId) => pod.disk.empty_but_named().ok()?,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use podkv_api::Result;
+use podkv_api::{Header, Reason, Result};
 use podkv_client::Client;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -16,6 +16,9 @@ use super::pod::client_address;
 use crate::clients::lookouts::LastLeader;
 use crate::clients::{self, Caller, lease_holders, lockers, lookouts, mix, watchers};
 use crate::recorder::Recorder;
+
+/// Between two attempts to enable auth.
+const AUTH_AGAIN: Duration = Duration::from_millis(200);
 
 /// How many of each kind are on one host.
 #[derive(Clone, Copy, Debug)]
@@ -31,9 +34,24 @@ pub struct Crowd {
     pub rest: Duration,
 }
 
+/// How clients enter.
+#[derive(Clone, Copy, Debug)]
+pub struct Door {
+    /// Their sessions are kept for so long without a word of them.
+    pub session_ttl: Duration,
+    /// They give a name and a password, and somebody enables auth while they call.
+    pub auth: bool,
+}
+
+const USER: &str = "root";
+const PASSWORD: &str = "correct horse battery staple";
+
 /// The clients of one host.
 pub struct People {
     pub link: Link,
+    pub door: Door,
+    /// Auth is enabled from here.
+    pub enables_auth: bool,
     pub recorder: Recorder,
     pub crowd: Crowd,
     pub pods: u32,
@@ -55,7 +73,7 @@ impl People {
         let mut number = self.first_number;
         let mut caller = |node: Option<u32>| -> Result<(Caller, StdRng)> {
             number += 1;
-            let client = client(&self.link, self.pods, node)?;
+            let client = client(&self.link, &self.door, self.pods, node)?;
             all.push(client.clone());
             let caller = Caller {
                 recorder: self.recorder.clone(),
@@ -91,6 +109,16 @@ impl People {
             let (caller, rng) = caller(None)?;
             watching.spawn(watchers::run(caller, rng, stopped.clone()));
         }
+        if self.enables_auth {
+            let client = client(&self.link, &self.door, self.pods, None)?;
+            callers.spawn(async move {
+                // What fails has to be tried again: the cluster may not be founded yet.
+                while enable_auth(&client).await.is_err() {
+                    tokio::time::sleep(AUTH_AGAIN).await;
+                }
+                client.close().await;
+            });
+        }
         // The world holds the sender for as long as it runs.
         let _ = stopped.wait_for(|stopped| *stopped).await;
         callers.shutdown().await;
@@ -102,14 +130,32 @@ impl People {
     }
 }
 
+/// Each step may have been done by an attempt that had no answer.
+async fn enable_auth(client: &Client) -> Result<()> {
+    if client.auth_status().await?.enabled {
+        return Ok(());
+    }
+    let done = |step: Result<Header>| match step {
+        Err(error) if error.reason() == Reason::UserExists => Ok(()),
+        step => step.map(drop),
+    };
+    done(client.user_add(USER, Some(PASSWORD)).await)?;
+    done(client.user_grant_role(USER, USER).await)?;
+    done(client.auth_enable().await)
+}
+
 /// A client on a host: of all pods, or of one.
 ///
 /// # Errors
 /// If its settings are refused.
-pub fn client(link: &Link, pods: u32, node: Option<u32>) -> Result<Client> {
-    let builder = match node {
+pub fn client(link: &Link, door: &Door, pods: u32, node: Option<u32>) -> Result<Client> {
+    let mut builder = match node {
         None => clients::everywhere((0..pods).map(client_address).collect()),
         Some(node) => clients::at(client_address(node)),
     };
+    builder = builder.session_ttl(door.session_ttl);
+    if door.auth {
+        builder = builder.user(USER, PASSWORD);
+    }
     builder.dialer(Arc::new(link.clone())).build()
 }

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::disk::Temper;
-use super::people::Crowd;
+use super::people::{Crowd, Door};
 
 /// A bug that is put into the world around podkv, to see whether it is found: what ships holds no switch for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -25,6 +25,33 @@ pub enum Planted {
     SkippedEvent,
     /// The pods' clocks go a fifth too fast: leases end early.
     FastClock,
+    /// The state forgets that a lease was renewed, so the next expiry kills it.
+    LostRenewal,
+    /// A session that has expired is still there, without what it knew of its writes.
+    ExpiredSession,
+    /// [`podkv_node::planted::Bug::ApplyAheadOfFsync`].
+    #[cfg(feature = "planted")]
+    ApplyAheadOfFsync,
+    /// [`podkv_node::planted::Bug::PurgeAheadOfSnapshot`].
+    #[cfg(feature = "planted")]
+    PurgeAheadOfSnapshot,
+    /// [`podkv_node::planted::Bug::ClockAcrossRestart`].
+    #[cfg(feature = "planted")]
+    ClockAcrossRestart,
+}
+
+#[cfg(feature = "planted")]
+impl Planted {
+    /// The bug, if it is one inside the node.
+    pub fn in_the_node(self) -> Option<podkv_node::planted::Bug> {
+        use podkv_node::planted::Bug;
+        match self {
+            Self::ApplyAheadOfFsync => Some(Bug::ApplyAheadOfFsync),
+            Self::PurgeAheadOfSnapshot => Some(Bug::PurgeAheadOfSnapshot),
+            Self::ClockAcrossRestart => Some(Bug::ClockAcrossRestart),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -34,8 +61,11 @@ pub struct Plan {
     pub pods: u32,
     /// The cluster is scaled while it runs.
     pub scales: bool,
-    /// Volumes are lost and rewound.
+    /// Volumes are lost, rewound and mounted wrongly, and logs rot.
     pub loses_volumes: bool,
+    /// History is compacted all the time.
+    pub compacts: bool,
+    pub door: Door,
     /// How long faults are made.
     pub trouble: Duration,
     /// Between two faults, at most.
@@ -51,6 +81,9 @@ pub struct Plan {
     snapshot_log_bytes: u64,
     log_keep_bytes: u64,
     log_cache_bytes: usize,
+    /// Members compare their data, and read their logs through, this often.
+    scrub_interval: Duration,
+    stall_timeout: Duration,
 }
 
 impl Plan {
@@ -75,7 +108,12 @@ impl Plan {
             pods,
             scales: pods == 3 && rng.random_bool(0.15),
             loses_volumes: pods > 1 && rng.random_bool(0.3),
-            trouble: Duration::from_secs(rng.random_range(8..30)),
+            // Most are short: a second of peace between two faults costs as much as one of trouble. Some are long,
+            // because a lost volume or another size takes its time.
+            trouble: Duration::from_secs(match rng.random_bool(0.75) {
+                true => rng.random_range(5..12),
+                false => rng.random_range(12..30),
+            }),
             calm: Duration::from_millis([400, 1200, 3000][rng.random_range(0..3)]),
             temper: Temper {
                 sync: Duration::from_millis(sync),
@@ -90,6 +128,13 @@ impl Plan {
             snapshot_log_bytes: 1 << rng.random_range(12..20),
             log_keep_bytes: [0, 4 << 10, 64 << 10][rng.random_range(0..3)],
             log_cache_bytes: [0, 16 << 10, 64 << 20][rng.random_range(0..3)],
+            compacts: rng.random_bool(0.3),
+            door: Door {
+                session_ttl: Duration::from_secs([2, 10, 60][rng.random_range(0..3)]),
+                auth: rng.random_bool(0.15),
+            },
+            scrub_interval: Duration::from_secs([0, 1, 5][rng.random_range(0..3)]),
+            stall_timeout: Duration::from_millis([500, 2000][rng.random_range(0..2)]),
         }
     }
 
@@ -97,9 +142,14 @@ impl Plan {
     #[must_use]
     pub fn with(mut self, planted: Option<Planted>) -> Self {
         self.planted = planted;
-        if planted == Some(Planted::ReusedNodeId) {
-            self.pods = self.pods.max(3);
-            self.loses_volumes = true;
+        match planted {
+            Some(Planted::ReusedNodeId) => {
+                self.pods = self.pods.max(3);
+                self.loses_volumes = true;
+            }
+            Some(Planted::LostRenewal) => self.crowd.lease_holders = 1,
+            Some(Planted::ExpiredSession) => self.door.session_ttl = Duration::from_secs(2),
+            _ => {}
         }
         self
     }
@@ -116,5 +166,9 @@ impl Plan {
         config.snapshot_log_bytes = self.snapshot_log_bytes;
         config.log_keep_bytes = self.log_keep_bytes;
         config.log_cache_bytes = self.log_cache_bytes;
+        config.scrub_interval = self.scrub_interval;
+        config.stall_timeout = self.stall_timeout;
+        // The network is the world's: nobody listens.
+        config.auth_without_tls = true;
     }
 }

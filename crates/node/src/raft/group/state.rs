@@ -44,8 +44,10 @@ impl From<ServerState> for Role {
 /// One node's view of its group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct GroupState {
+    /// The newest term whose vote is on the own disk: what a restart cannot take back.
     pub term: u64,
-    /// The leader of this term, as far as it is known here. It may have lost its place since.
+    /// The leader of this term, as far as it is known here. It may have lost its place since. `None` while the vote of
+    /// a newer term is being written.
     pub leader: Option<MemberId>,
     pub role: Role,
     /// The index of the log's last entry.
@@ -73,9 +75,12 @@ impl GroupState {
     fn new(metrics: &Metrics, members: Arc<Members>) -> Self {
         let at = |id: &Option<LogId>| id.as_ref().map(position);
         let membership = &metrics.membership_config;
+        // openraft's current term and leader are those that it holds in memory. Its vote is the one that was synced.
+        let term = metrics.vote.leader_id.term;
+        let leader = metrics.current_leader.map(MemberId);
         Self {
-            term: metrics.current_term,
-            leader: metrics.current_leader.map(MemberId),
+            term,
+            leader: leader.filter(|_| term == metrics.current_term),
             role: metrics.state.into(),
             last_log: metrics.last_log_index,
             committed: at(&metrics.cluster_committed).max(at(&metrics.local_committed)),

@@ -592,6 +592,38 @@ async fn leadership_is_handed_over() {
     cluster.stop().await;
 }
 
+/// Found by the simulation, seed 1011: a node told of a term, could not write its vote, and was in an older one after
+/// the restart.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_term_is_shown_once_it_is_on_the_disk() {
+    let mut cluster = Cluster::founded(1, 1).await;
+    let last = cluster.write(1).await;
+    let before = cluster.group(0).state().borrow().term;
+    cluster.disks[0].crash(Crash::Process);
+    let vote = wire::VoteState {
+        term: before + 5,
+        node_id: cluster.ids[0].0 + 1,
+        committed: false,
+    };
+    let request = wire::VoteRequest {
+        header: None,
+        vote: Some(vote),
+        last_log_id: Some(wire::LogId {
+            term: last.term,
+            index: last.index,
+        }),
+        // Also a leader that is followed listens to it.
+        leadership_transfer: true,
+    };
+    let answer = cluster.group(0).vote(request).await;
+    assert!(!answer.is_ok_and(|answer| answer.granted));
+    cluster
+        .wait_state(0, "has ended", |state| state.fatal.is_some())
+        .await;
+    assert_eq!(cluster.group(0).state().borrow().term, before);
+    cluster.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_votes_alone_is_fresh_also_when_nothing_happens() {
     let mut cluster = Cluster::founded(1, 1).await;

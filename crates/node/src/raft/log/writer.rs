@@ -11,11 +11,11 @@ use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
 
 use bytes::Bytes;
 use openraft::storage::IOFlushed;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::super::record;
 use super::super::types::{LogEntry, TypeConfig};
@@ -101,6 +101,7 @@ impl Batches {
         }
         self.end = batch.end;
         write(&self.shared, &mut batch);
+        self.shared.set_writing(None);
         match batch.stop {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),

@@ -2,11 +2,11 @@
 
 use std::io;
 use std::ops::ControlFlow;
-use std::time::Instant;
 
 use openraft::storage::{ApplyResponder, EntryResponder};
 use podkv_core::{Applier, Effects, Outcome, View, schema};
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::super::types::{
     EntryPayload, LogEntry, StoredMembership, TypeConfig, members, position,
