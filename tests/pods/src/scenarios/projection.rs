@@ -370,18 +370,16 @@ impl Web {
     /// The sidecars have seen that there is no key left, and the files are as they were.
     async fn all_gone(&self, last: String) -> Result<()> {
         for pod in &self.pods {
-            until(
-                "the sidecar says that no key is left",
-                PATIENCE,
-                async || {
-                    let page = page(pod, SIDECAR_PAGE, "/readyz").await;
-                    let page = page.map_err(|error| error.to_string())?;
-                    let text = String::from_utf8_lossy(&page.body).into_owned();
-                    let is_said = page.head.contains(" 503 ") && text.contains("holds no key");
-                    is_said.then_some(()).ok_or(text)
-                },
-            )
+            until("the sidecar tells of a problem", PATIENCE, async || {
+                let page = page(pod, SIDECAR_PAGE, "/metrics").await;
+                let page = page.map_err(|error| error.to_string())?;
+                let text = String::from_utf8_lossy(&page.body).into_owned();
+                let is_told = text.contains("podkv_project_problem 1\n");
+                is_told.then_some(()).ok_or(text)
+            })
             .await?;
+            let log = pod.log(SIDECAR);
+            ensure(log.contains("holds no key"), || log)?;
         }
         self.wait_for("changed", &last).await
     }
