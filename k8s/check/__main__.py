@@ -9,8 +9,8 @@ Run by `make manifests`. Three things are looked at in every combination that RE
 Then the rules themselves are tried: every line of the base is taken away once, and a rule must miss it, unless
 the line is listed as free to change (`trial.py`).
 
-With `--render tls sidecar` it prints the objects of that combination as JSON and checks nothing: for tests that start
-pods as the manifests say.
+With `--render tls sidecar examples/projection` it prints the objects of that combination as JSON and checks nothing: for
+tests that start pods as the manifests say.
 """
 
 import json

@@ -31,11 +31,13 @@ def render_kustomization(kustomization):
         return render(folder)
 
 
-def render_combination(components):
+def render_combination(names):
+    """The base with components, and beside it examples that are no clusters, like examples/projection."""
+    examples = [name for name in names if name.startswith("examples/")]
     kustomization = {
         "namespace": "podkv",
-        "resources": ["../../base"],
-        "components": [f"../../components/{name}" for name in components],
+        "resources": ["../../base", *(f"../../{name}" for name in examples)],
+        "components": [f"../../components/{name}" for name in names if name not in examples],
     }
     return render_kustomization(yaml.safe_dump(kustomization))
 

@@ -20,6 +20,9 @@ pub enum Error {
     /// The directory holds what podkv did not put there, or belongs to another projection.
     #[error("{} is not ours: {why}; --adopt takes it over, and moves aside what is in the way", path.display())]
     NotOurs { path: PathBuf, why: String },
+    /// It cannot be a target, and `--adopt` changes nothing about that.
+    #[error("{}: {why}", path.display())]
+    Unusable { path: PathBuf, why: String },
     /// Another process keeps this directory.
     #[error("{} is in use by another projection", path.display())]
     Busy { path: PathBuf },

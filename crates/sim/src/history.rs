@@ -30,6 +30,7 @@ pub struct History {
     pub calls: Vec<Call>,
     pub watches: Vec<WatchStream>,
     pub holds: Vec<Hold>,
+    pub large: Vec<LargeCall>,
     pub sightings: Vec<Sighting>,
     pub replicas: Vec<Replica>,
     pub faults: Vec<Fault>,
@@ -259,6 +260,56 @@ pub struct Hold {
     pub token: Revision,
 }
 
+/// A call for a key whose values may be too long for a request. Its writes are not among [`History::calls`]: each is many.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LargeCall {
+    pub id: u64,
+    pub client: u32,
+    pub invoked: Nanos,
+    /// Means nothing if the outcome is unknown.
+    pub returned: Nanos,
+    pub key: String,
+    pub action: LargeAction,
+    pub outcome: LargeOutcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LargeAction {
+    /// No two calls put the same content.
+    Put(Content),
+    Delete,
+    Get,
+}
+
+/// A value, as far as it is compared.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Content {
+    pub bytes: u64,
+    /// In hexadecimal.
+    pub sha256: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LargeOutcome {
+    /// The state after it is of this revision.
+    Wrote {
+        revision: Revision,
+    },
+    /// The revision at which the key was last written.
+    Found {
+        content: Content,
+        modified: Revision,
+    },
+    NotFound,
+    /// Certainly not applied; of a read: it came to nothing.
+    Refused {
+        reason: String,
+    },
+    Unknown {
+        reason: String,
+    },
+}
+
 /// What a node said of itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sighting {
@@ -304,6 +355,7 @@ enum Record {
     Call(Call),
     Watch(WatchStream),
     Hold(Hold),
+    Large(LargeCall),
     Sighting(Sighting),
     Replica(Replica),
     Fault(Fault),
@@ -321,6 +373,7 @@ impl History {
             .chain(self.calls.iter().cloned().map(Record::Call))
             .chain(self.watches.iter().cloned().map(Record::Watch))
             .chain(self.holds.iter().cloned().map(Record::Hold))
+            .chain(self.large.iter().cloned().map(Record::Large))
             .chain(self.sightings.iter().cloned().map(Record::Sighting))
             .chain(self.replicas.iter().cloned().map(Record::Replica));
         for record in records {
@@ -342,6 +395,7 @@ impl History {
                 Record::Call(call) => history.calls.push(call),
                 Record::Watch(watch) => history.watches.push(watch),
                 Record::Hold(hold) => history.holds.push(hold),
+                Record::Large(call) => history.large.push(call),
                 Record::Sighting(sighting) => history.sightings.push(sighting),
                 Record::Replica(replica) => history.replicas.push(replica),
                 Record::Fault(fault) => history.faults.push(fault),

@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::history::{
-    Action, Answer, Call, Event, Fault, Fence, Header, History, Hold, KeyValue, Nanos, Outcome,
-    Setup, Sighting, WatchStream,
+    Action, Answer, Call, Event, Fault, Fence, Header, History, Hold, KeyValue, LargeAction,
+    LargeCall, LargeOutcome, Nanos, Outcome, Setup, Sighting, WatchStream,
 };
 use podkv_api::{Error, Reason};
 
@@ -109,6 +109,45 @@ impl Recorder {
         self.with(|history| history.holds.push(hold));
     }
 
+    /// Makes a call for a large value, and notes it. `outcome` is asked about the answer.
+    pub async fn large<T>(
+        &self,
+        (client, id): (u32, u64),
+        (key, action): (String, LargeAction),
+        call: impl Future<Output = Result<T, Error>>,
+        outcome: impl FnOnce(T) -> LargeOutcome,
+    ) {
+        let invoked = self.now();
+        let mut pending = PendingLarge {
+            recorder: self,
+            call: Some(LargeCall {
+                id,
+                client,
+                invoked,
+                returned: invoked,
+                key,
+                action,
+                outcome: LargeOutcome::Unknown {
+                    reason: "nobody waited for the answer".into(),
+                },
+            }),
+        };
+        let result = call.await;
+        let returned = self.now();
+        if let Some(call) = &mut pending.call {
+            call.returned = returned;
+            call.outcome = match result {
+                Ok(answer) => outcome(answer),
+                Err(error) if is_unknown(&error) => LargeOutcome::Unknown {
+                    reason: format!("{:?}", error.reason()),
+                },
+                Err(error) => LargeOutcome::Refused {
+                    reason: format!("{:?}: {}", error.reason(), error.text()),
+                },
+            };
+        }
+    }
+
     pub fn sighting(&self, sighting: Sighting) {
         self.with(|history| history.sightings.push(sighting));
     }
@@ -150,10 +189,27 @@ impl Drop for Pending<'_> {
     }
 }
 
+struct PendingLarge<'r> {
+    recorder: &'r Recorder,
+    call: Option<LargeCall>,
+}
+
+impl Drop for PendingLarge<'_> {
+    fn drop(&mut self) {
+        if let Some(call) = self.call.take() {
+            self.recorder.with(|history| history.large.push(call));
+        }
+    }
+}
+
+/// It may be applied; or it was, and its answer is gone: where, only the replicas can say.
+fn is_unknown(error: &Error) -> bool {
+    error.outcome_unknown() || error.reason() == Reason::AnswerNotKept
+}
+
 fn outcome(error: &Error) -> Outcome {
     let reason = format!("{:?}", error.reason());
-    // It was applied, and its answer is gone: where, only the replicas can say.
-    if error.outcome_unknown() || error.reason() == Reason::AnswerNotKept {
+    if is_unknown(error) {
         Outcome::Unknown { reason }
     } else {
         Outcome::Refused { reason }
@@ -191,9 +247,19 @@ pub fn event(event: &podkv_api::Event) -> Event {
     }
 }
 
-/// Everything that clients write here is text.
+/// Everything that clients write here is text; but for what stands in place of a large value, which is told in hexadecimal.
 fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => format!("{NO_TEXT}{}", hex(bytes)),
+    }
+}
+
+/// Before a value that is no text.
+pub const NO_TEXT: &str = "hex:";
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use podkv_api::large::{Manifest, own_names};
 use podkv_api::{KeyRange, Range, Revision, Store as _};
 use podkv_proto::etcd::etcdserverpb::HashKvRequest;
 use podkv_proto::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
@@ -20,6 +21,7 @@ const DIGESTS: u64 = 5;
 
 /// Asks all replicas. They must be whole, and nobody writes any more but the store's own expiry.
 pub async fn all(place: &Place) -> Result<Vec<Replica>> {
+    wait_collected(place).await?;
     let revision = newest(place).await?;
     let mut replicas = Vec::new();
     for node in 0..NODES {
@@ -28,6 +30,37 @@ pub async fn all(place: &Place) -> Result<Vec<Replica>> {
         replicas.push(told?);
     }
     Ok(replicas)
+}
+
+/// Until nothing is left of large values but what keys name; that it is the right thing is for a checker to see.
+async fn wait_collected(place: &Place) -> Result<()> {
+    let client = everywhere(place.client_addresses()).build()?;
+    let begun = Instant::now();
+    let collected = loop {
+        match uncollected(&client).await {
+            Ok(0) => break Ok(()),
+            Err(error) if begun.elapsed() > PATIENCE => break Err(error.into()),
+            Ok(left) if begun.elapsed() > PATIENCE => {
+                break Err(format!("{left} records and chunks of large values stay").into());
+            }
+            _ => sleep(Duration::from_millis(100)).await,
+        }
+    };
+    client.close().await;
+    collected
+}
+
+/// How many names more there are than keys need.
+async fn uncollected(client: &podkv_client::Client) -> podkv_api::Result<u64> {
+    let values = Range::new(KeyRange::prefix("large/"));
+    let mut needed = 0;
+    for kv in client.range(values).await?.kvs {
+        if let Some(manifest) = Manifest::decode(&kv.value)? {
+            needed += 1 + u64::from(manifest.chunks());
+        }
+    }
+    let own = Range::new(own_names()).count_only();
+    Ok(client.range(own).await?.count.abs_diff(needed))
 }
 
 /// A revision that covers every acknowledged write.

@@ -17,13 +17,17 @@ use crate::nemesis::{Faults, Nemesis, Wanted};
 use crate::nodes::Nodes;
 use crate::place::{NODES, Place};
 use podkv_sim::clients::lookouts::LastLeader;
-use podkv_sim::clients::{self, Caller, FOREIGN, lease_holders, lockers, lookouts, mix, watchers};
+use podkv_sim::clients::{
+    self, Caller, FOREIGN, large, lease_holders, lockers, lookouts, mix, watchers,
+};
 use podkv_sim::recorder::Recorder;
 
 /// Clients that know all nodes, and clients of one node each.
 const EVERYWHERE: u32 = 20;
 const OF_EACH_NODE: u32 = 2;
 const LEASE_HOLDERS: u32 = 3;
+/// Each writes many keys for one value, and all of it is history.
+const LARGE: u32 = 2;
 const LOCKERS: u32 = 4;
 const WATCHERS: u32 = 4;
 
@@ -234,6 +238,10 @@ impl Clients {
         for _ in 0..LEASE_HOLDERS {
             let (caller, rng) = caller(&mut clients, None)?;
             clients.callers.spawn(lease_holders::run(caller, rng));
+        }
+        for _ in 0..LARGE {
+            let (caller, rng) = caller(&mut clients, None)?;
+            clients.callers.spawn(large::run(caller, rng));
         }
         for _ in 0..LOCKERS {
             let (caller, rng) = caller(&mut clients, None)?;

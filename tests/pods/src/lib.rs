@@ -32,6 +32,11 @@ pub type Result<T, E = Failure> = std::result::Result<T, E>;
 /// What does not come true by then, never does. Far above what anything here takes: no scenario measures by it.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
+/// Tells whoever waits how far a run is: a line of its output. The one that is JSON is its report.
+pub fn say(progress: impl std::fmt::Display) {
+    println!("{progress}");
+}
+
 /// An invariant of a scenario.
 pub fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<()> {
     if holds {

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Mutex, PoisonError};
@@ -143,6 +144,9 @@ pub fn play_all(plan: &Plan) -> Result<()> {
         [] => SCENARIOS.iter().collect(),
         names => names.iter().map(|name| find(name)).collect::<Result<_>>()?,
     };
+    if let Some(why) = scenarios.iter().find_map(|scenario| (scenario.missing)()) {
+        return Err(why.into());
+    }
     let (folder, stage) = programs(plan)?;
     let mut bad = Vec::new();
     for scenario in scenarios {
@@ -376,16 +380,41 @@ fn run_process(
     for path in &plan.without {
         command.args(["--without", path]);
     }
-    let output = command
+    let started = Instant::now();
+    let mut child = command
         .stdin(Stdio::null())
-        .output()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .map_err(|error| error.to_string())?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    match said.lines().last() {
-        Some(line) if output.status.success() => {
-            serde_json::from_str(line).map_err(|error| format!("{error}: {said}"))
+    let complaint = child.stderr.take().map(|mut stderr| {
+        std::thread::spawn(move || {
+            let mut text = Vec::new();
+            // What it said until then is what there is to tell.
+            let _ = stderr.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).trim().to_string()
+        })
+    });
+    let mut report: Option<String> = None;
+    let said = child.stdout.take().into_iter().flat_map(|stdout| {
+        let lines = BufReader::new(stdout).lines();
+        lines.map_while(Result::ok)
+    });
+    for line in said {
+        if line.starts_with('{') {
+            report = Some(line);
+            continue;
         }
-        _ => Err(String::from_utf8_lossy(&output.stderr).trim().to_string()),
+        let (name, seed, at) = (job.scenario.name, job.seed, started.elapsed());
+        eprintln!("{name:<22} seed {seed:<3} {:>5} s  {line}", at.as_secs());
+    }
+    let status = child.wait().map_err(|error| error.to_string())?;
+    let complaint = complaint.and_then(|thread| thread.join().ok());
+    match report {
+        Some(line) if status.success() => {
+            serde_json::from_str(&line).map_err(|error| format!("{error}: {line}"))
+        }
+        _ => Err(complaint.unwrap_or_default()),
     }
 }
 

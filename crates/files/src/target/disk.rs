@@ -97,12 +97,19 @@ pub(super) fn open_folder(within: BorrowedFd<'_>, name: &[u8]) -> io::Result<Own
 
 /// What lies in a folder, without `.` and `..`.
 pub(super) fn entries(folder: BorrowedFd<'_>) -> io::Result<Vec<Bytes>> {
+    let entries = entries_with_types(folder)?.into_iter();
+    Ok(entries.map(|(name, _)| name).collect())
+}
+
+/// The same, with what each is; not every file system says so.
+fn entries_with_types(folder: BorrowedFd<'_>) -> io::Result<Vec<(Bytes, FileType)>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(folder)? {
         let entry = entry?;
         let name: &CStr = entry.file_name();
         if name != c"." && name != c".." {
-            names.push(Bytes::copy_from_slice(name.to_bytes()));
+            let name = Bytes::copy_from_slice(name.to_bytes());
+            names.push((name, entry.file_type()));
         }
     }
     Ok(names)
@@ -166,9 +173,13 @@ fn remove_below(within: BorrowedFd<'_>, name: &[u8], depth: usize) -> io::Result
             "folders nest too deep",
         ));
     };
-    for entry in entries(folder.as_fd())? {
-        let is_folder = look(folder.as_fd(), &entry)?
-            .is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+    for (entry, kind) in entries_with_types(folder.as_fd())? {
+        // Ten thousand files are removed after each change: one call for each is enough.
+        let is_folder = match kind {
+            FileType::Unknown => look(folder.as_fd(), &entry)?
+                .is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory),
+            kind => kind == FileType::Directory,
+        };
         if is_folder {
             remove_below(folder.as_fd(), &entry, depth)?;
         } else {

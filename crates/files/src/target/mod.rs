@@ -127,7 +127,7 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// [`Error::NotOurs`], [`Error::Busy`], and whatever the file system says.
+    /// [`Error::NotOurs`], [`Error::Unusable`], [`Error::Busy`], and whatever the file system says.
     pub fn open(path: &Path, prefix: &str, options: &TargetOptions) -> Result<Self> {
         let failed = |doing| move |error| Error::io(path, doing, error);
         if let Err(error) = std::fs::create_dir(path)
@@ -139,8 +139,8 @@ impl Target {
         let dir = match rustix::fs::open(path, flags, Mode::empty()) {
             Ok(dir) => dir,
             Err(Errno::NOTDIR | Errno::LOOP) => {
-                let why = "it is a link or a file".to_owned();
-                return Err(Error::NotOurs {
+                let why = "a directory is expected, and this is a link or a file".to_owned();
+                return Err(Error::Unusable {
                     path: path.into(),
                     why,
                 });
@@ -459,6 +459,12 @@ impl Target {
 /// Makes sure that the directory is ours, and locks it.
 fn take(path: &Path, dir: &OwnedFd, prefix: &str, adopt: bool) -> Result<OwnedFd> {
     let failed = |doing| move |error: io::Error| Error::io(path, doing, error);
+    let unusable = |why| {
+        Err(Error::Unusable {
+            path: path.into(),
+            why,
+        })
+    };
     let not_ours = |why| {
         Err(Error::NotOurs {
             path: path.into(),
@@ -488,7 +494,7 @@ fn take(path: &Path, dir: &OwnedFd, prefix: &str, adopt: bool) -> Result<OwnedFd
     };
     let marker = match opened {
         Ok(marker) => marker,
-        Err(Errno::LOOP) => return not_ours(format!("{MARKER} is a link")),
+        Err(Errno::LOOP) => return unusable(format!("{MARKER} is a link")),
         Err(error) => return Err(failed("opening its marker")(error.into())),
     };
     match rustix::fs::flock(&marker, FlockOperation::NonBlockingLockExclusive) {
@@ -508,7 +514,7 @@ fn take(path: &Path, dir: &OwnedFd, prefix: &str, adopt: bool) -> Result<OwnedFd
         Some(Ok(found)) if found == wanted => return Ok(marker),
         None => {}
         Some(Ok(found)) if found.format != FORMAT => {
-            return not_ours(format!(
+            return unusable(format!(
                 "its layout is format {}, and this release knows {FORMAT}",
                 found.format
             ));

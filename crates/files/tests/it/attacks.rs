@@ -39,7 +39,7 @@ fn the_target_itself_is_no_link() {
     let (outside, dir) = (Outside::new(), tempfile::tempdir().unwrap());
     symlink(outside.path(), dir.path().join("target")).unwrap();
     let error = open(&dir.path().join("target")).unwrap_err();
-    assert!(matches!(error, Error::NotOurs { .. }), "{error}");
+    assert!(matches!(error, Error::Unusable { .. }), "{error}");
     outside.check();
 }
 
@@ -52,7 +52,7 @@ fn the_marker_is_no_link() {
         ..options()
     };
     let error = Target::open(dir.path(), PREFIX, &adopt).unwrap_err();
-    assert!(matches!(error, Error::NotOurs { .. }), "{error}");
+    assert!(matches!(error, Error::Unusable { .. }), "{error}");
     outside.check();
 }
 

@@ -37,7 +37,7 @@ pub async fn project<S: Store>(
         ..ProjectOptions::default()
     };
     let mut said = Said::default();
-    let waiting = |error: &Error| said.problem(Some(&error.to_string()));
+    let waiting = |error: &Error| said.problem(Some(&error.to_string()), "waiting");
     let (prefix, dir) = (args.prefix.as_str(), args.dir.as_path());
     let opening = Projection::open(store, prefix, dir, target_options(&args), options, waiting);
     let projection = tokio::select! {
@@ -117,13 +117,14 @@ struct Said {
 }
 
 impl Said {
-    fn problem(&mut self, problem: Option<&str>) {
+    /// `state` is that of the directory, as long as there is a problem.
+    fn problem(&mut self, problem: Option<&str>, state: &str) {
         if self.problem.as_deref() == problem {
             return;
         }
         match problem {
-            Some(problem) => eprintln!("podkv: the last state stays: {problem}"),
-            None => eprintln!("podkv: it follows again"),
+            Some(problem) => eprintln!("podkv: {state}: {problem}"),
+            None => eprintln!("podkv: it follows"),
         }
         self.problem = problem.map(ToOwned::to_owned);
     }
@@ -144,7 +145,11 @@ impl Said {
 async fn tell(mut status: watch::Receiver<Status>, mut said: Said, file: Option<&Path>) -> Failure {
     loop {
         let now = status.borrow_and_update().clone();
-        said.problem(now.problem.as_deref());
+        let state = match now.shown {
+            Some(_) => "the last state stays",
+            None => "nothing is shown yet",
+        };
+        said.problem(now.problem.as_deref(), state);
         said.refused(&now);
         if let Some(file) = file
             && let Err(failed) = write_status(file, &now).await

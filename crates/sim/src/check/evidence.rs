@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::Violation;
 use crate::history::{
-    Answer, Call, Change, Event, History, KeyValue, Nanos, Outcome, Revision, Step, WatchMessage,
+    Answer, Call, Change, Event, History, KeyValue, LargeOutcome, Nanos, Outcome, Revision, Step,
+    WatchMessage,
 };
 
 /// Whose a revision is.
@@ -132,11 +133,20 @@ fn observations(history: &History) -> Vec<(Nanos, Revision)> {
             Some((*at, revision))
         })
     });
+    let of_large = history.large.iter().filter_map(|call| match call.outcome {
+        LargeOutcome::Wrote { revision } => Some((call.returned, revision)),
+        LargeOutcome::Found { modified, .. } => Some((call.returned, modified)),
+        _ => None,
+    });
     let of_sightings = history
         .sightings
         .iter()
         .map(|sighting| (sighting.seen, sighting.header.revision));
-    let mut observed: Vec<_> = of_calls.chain(of_watches).chain(of_sightings).collect();
+    let mut observed: Vec<_> = of_calls
+        .chain(of_watches)
+        .chain(of_large)
+        .chain(of_sightings)
+        .collect();
     observed.sort_unstable();
     let mut greatest = 0;
     for (_, revision) in &mut observed {

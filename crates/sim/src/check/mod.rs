@@ -17,6 +17,7 @@ pub mod durability;
 mod evidence;
 pub mod exactly_once;
 pub mod fencing;
+pub mod large_values;
 pub mod leadership;
 pub mod leases;
 pub mod linearizability;
@@ -86,6 +87,11 @@ pub const CHECKERS: &[(&str, &str, Checker)] = &[
     (watch::NAME, "events", watch::check),
     (leases::NAME, "ends of leases and TTLs", leases::check),
     (fencing::NAME, "holds and fenced writes", fencing::check),
+    (
+        large_values::NAME,
+        "calls for large values, and their uploads",
+        large_values::check,
+    ),
     (leadership::NAME, "sightings", leadership::check),
     (replicas::NAME, "replicas and digests", replicas::check),
     (local_reads::NAME, "local reads", local_reads::check),

@@ -5,12 +5,14 @@
 //! | --- | --- | --- |
 //! | `mix` | puts, deletes, reads, compare-and-swap, transactions over several keys, ranges, TTLs | `k/`, `ttl/` |
 //! | `lease_holders` | grants leases, keeps them alive for a while, revokes them or lets them go | `lease/` |
+//! | `large` | puts and reads values in many chunks, gives some up half-way, deletes | `large/` |
 //! | `lockers` | take locks, write under their fence | `lock/`, `guarded/` |
 //! | `watchers` | watch, break off, resume | - |
 //! | `lookouts` | ask each node who leads | - |
 //!
 //! Here is what they share: a call as a history has it, made with the Rust client.
 
+pub mod large;
 pub mod lease_holders;
 pub mod lockers;
 pub mod lookouts;
@@ -29,8 +31,8 @@ use podkv_client::{Builder, Client};
 use crate::recorder::{Recorder, header, key_value};
 use crate::world::plan::Planted;
 
-/// Prefixes that are not recorded as calls: the lock recipe writes them by itself.
-pub const FOREIGN: [&str; 1] = ["lock/"];
+/// Prefixes that are not recorded as calls: the recipes write them by themselves.
+pub const FOREIGN: [&str; 3] = ["lock/", "large/", "\0podkv/large/"];
 
 /// Short, so that elections are felt: many calls end with an unknown outcome.
 const DEADLINE: Duration = Duration::from_millis(1500);

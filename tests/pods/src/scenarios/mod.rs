@@ -99,11 +99,13 @@ impl Run {
 pub struct Scenario {
     pub name: &'static str,
     pub what: &'static str,
-    /// Of the manifests.
+    /// Of the manifests; or an example that stands beside the cluster.
     pub components: &'static [&'static str],
     pub seeds: u64,
     /// Of a planted bug: what the run must say that it found.
     pub must_find: Option<&'static str>,
+    /// Why it cannot be played here, beyond what all need.
+    pub missing: fn() -> Option<String>,
     pub play: fn(Run) -> LocalBoxFuture<'static, Result<Report>>,
 }
 
@@ -115,6 +117,7 @@ pub const SCENARIOS: &[Scenario] = &[
         components: &[],
         seeds: 100,
         must_find: None,
+        missing: || None,
         play: |run| Box::pin(first_start::play(run, first_start::Trouble::Pods)),
     },
     Scenario {
@@ -123,6 +126,7 @@ pub const SCENARIOS: &[Scenario] = &[
         components: &[],
         seeds: 5,
         must_find: Some("CLUSTERS"),
+        missing: || None,
         play: |run| Box::pin(first_start::play(run, first_start::Trouble::Planted)),
     },
     Scenario {
@@ -131,6 +135,7 @@ pub const SCENARIOS: &[Scenario] = &[
         components: &[],
         seeds: 20,
         must_find: None,
+        missing: || None,
         play: |run| Box::pin(first_start::play(run, first_start::Trouble::Dns)),
     },
     Scenario {
@@ -139,6 +144,7 @@ pub const SCENARIOS: &[Scenario] = &[
         components: &[],
         seeds: 2,
         must_find: None,
+        missing: || None,
         play: |run| Box::pin(rolling_restart::play(run)),
     },
     Scenario {
@@ -147,6 +153,7 @@ pub const SCENARIOS: &[Scenario] = &[
         components: &[],
         seeds: 2,
         must_find: None,
+        missing: || None,
         play: |run| Box::pin(moves::play(run)),
     },
     Scenario {
@@ -155,6 +162,7 @@ pub const SCENARIOS: &[Scenario] = &[
         components: &[],
         seeds: 1,
         must_find: None,
+        missing: || None,
         play: |run| Box::pin(lost_volumes::play(run)),
     },
     Scenario {
@@ -163,6 +171,7 @@ pub const SCENARIOS: &[Scenario] = &[
         components: &[],
         seeds: 1,
         must_find: None,
+        missing: || None,
         play: |run| Box::pin(two_claimants::play(run)),
     },
     Scenario {
@@ -171,6 +180,7 @@ pub const SCENARIOS: &[Scenario] = &[
         components: &[],
         seeds: 1,
         must_find: None,
+        missing: || None,
         play: |run| Box::pin(scaling::play(run)),
     },
     Scenario {
@@ -179,6 +189,7 @@ pub const SCENARIOS: &[Scenario] = &[
         components: &[],
         seeds: 1,
         must_find: None,
+        missing: || None,
         play: |run| Box::pin(wrong_volumes::play(run)),
     },
     Scenario {
@@ -187,6 +198,7 @@ pub const SCENARIOS: &[Scenario] = &[
         components: &[],
         seeds: 2,
         must_find: None,
+        missing: || None,
         play: |run| Box::pin(kills::play(run)),
     },
     Scenario {
@@ -195,6 +207,7 @@ pub const SCENARIOS: &[Scenario] = &[
         components: &[],
         seeds: 1,
         must_find: None,
+        missing: || None,
         play: |run| Box::pin(slow_start::play(run)),
     },
     Scenario {
@@ -203,6 +216,7 @@ pub const SCENARIOS: &[Scenario] = &[
         components: &[],
         seeds: 1,
         must_find: None,
+        missing: || None,
         play: |run| Box::pin(majority::play(run)),
     },
     Scenario {
@@ -211,6 +225,7 @@ pub const SCENARIOS: &[Scenario] = &[
         components: &[],
         seeds: 1,
         must_find: None,
+        missing: || None,
         play: |run| Box::pin(recovery::play(run)),
     },
     Scenario {
@@ -219,14 +234,16 @@ pub const SCENARIOS: &[Scenario] = &[
         components: &[],
         seeds: 1,
         must_find: None,
+        missing: || None,
         play: |run| Box::pin(bad_input::play(run)),
     },
     Scenario {
         name: "projection",
-        what: "directories follow 10 000 keys, served by an unmodified program, through a kill and a rolling restart",
-        components: &[],
+        what: "directories follow 10 000 keys, served by nginx as it comes, through a kill and a rolling restart",
+        components: &["examples/projection"],
         seeds: 1,
         must_find: None,
+        missing: projection::missing,
         play: |run| Box::pin(projection::play(run)),
     },
     Scenario {
@@ -235,6 +252,7 @@ pub const SCENARIOS: &[Scenario] = &[
         components: &["tls"],
         seeds: 1,
         must_find: None,
+        missing: || None,
         play: |run| Box::pin(tls::play(run)),
     },
     Scenario {
@@ -243,6 +261,7 @@ pub const SCENARIOS: &[Scenario] = &[
         components: &["tls"],
         seeds: 1,
         must_find: None,
+        missing: || None,
         play: |run| Box::pin(wrong_certificates::play(run)),
     },
 ];

@@ -219,9 +219,15 @@ impl Stage {
         }
     }
 
-    /// Each virtual address leads somewhere: endpoints lag behind readiness.
+    /// Each virtual address of the nodes leads somewhere: endpoints lag behind readiness.
     pub async fn wait_virtual_addresses(&self) -> Result<()> {
+        let labels = self.world.stateful_set()?.spec.template.metadata.labels;
         for (name, ip) in &self.service_ips {
+            let service = self.world.service(name).ok_or("an unknown service")?;
+            let mut selector = service.spec.selector.iter();
+            if !selector.all(|(key, value)| labels.get(key) == Some(value)) {
+                continue;
+            }
             super::until(&format!("service {name}"), crate::PATIENCE, async || {
                 let connected = tokio::net::TcpStream::connect((*ip, 2379)).await;
                 connected.map(drop).map_err(|error| error.to_string())

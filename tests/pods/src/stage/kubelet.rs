@@ -25,12 +25,14 @@ use tokio::sync::{mpsc, watch};
 use super::life::PodTask;
 use super::manifests::{Container, PodSpec, StatefulSet, admit};
 use super::network::Network;
-use super::sandbox::{Mount, Spec};
+use super::sandbox::{ENTRYPOINT, Mount, Rights, Spec};
 use super::world::{Pod, World};
 use super::{HostNames, secrets};
 use crate::Result;
 
 const ACCOUNT_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// As images have it.
+const IMAGE_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Where an entry point of ours finds the image's own program.
 pub const IMAGE_PROGRAM: &str = "/image/podkv";
 
@@ -83,6 +85,16 @@ impl Running {
     pub fn is_gone(&self) -> bool {
         *self.gone.borrow()
     }
+}
+
+/// What a pod is told of itself.
+pub(super) struct PodFacts<'a> {
+    pub name: &'a str,
+    pub host_name: &'a str,
+    pub uid: u64,
+    pub ip: IpAddr,
+    pub annotations: &'a BTreeMap<String, String>,
+    pub spec: &'a PodSpec,
 }
 
 /// What every container is told of the cluster.
@@ -144,6 +156,14 @@ impl Kubelet {
         &self.network
     }
 
+    pub(super) fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    pub(super) fn take_uid(&self) -> u64 {
+        self.next_uid.fetch_add(1, Ordering::Relaxed)
+    }
+
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -189,7 +209,7 @@ impl Kubelet {
         let container = stateful_set.spec.template.spec.containers.first();
         let container = Arc::new(container.ok_or("the pod has no container")?.clone());
         let attachment = self.network.attach().await?;
-        let uid = self.next_uid.fetch_add(1, Ordering::Relaxed);
+        let uid = self.take_uid();
         let spec = self.prepare(uid, &name, &stateful_set, &container, attachment.ip)?;
         self.world.add(Pod {
             uid,
@@ -243,7 +263,7 @@ impl Kubelet {
         ip: IpAddr,
     ) -> Result<PathBuf> {
         let pod = &stateful_set.spec.template.spec;
-        let (namespace, domain) = (&self.world.namespace, &self.world.cluster_domain);
+        let namespace = &self.world.namespace;
         let folder = self.folder.join("pods").join(format!("{name}.{uid}"));
         let root = folder.join("root");
         fs::create_dir_all(&root)?;
@@ -252,27 +272,15 @@ impl Kubelet {
             HostNames::OfMachines => format!("machine-{uid}"),
         };
         let subdomain = &stateful_set.spec.service_name;
-        let mut files = BTreeMap::from([
-            (
-                "/etc/resolv.conf".into(),
-                resolv_conf(self.facts.dns, namespace, domain),
-            ),
-            (
-                "/etc/hosts".into(),
-                format!(
-                    "127.0.0.1\tlocalhost\n::1\tlocalhost\n{ip}\t{name}.{subdomain}.{namespace}.svc.{domain}\t{name}\n"
-                ),
-            ),
-            ("/etc/hostname".into(), format!("{host_name}\n")),
-            ("/etc/nsswitch.conf".into(), "hosts: files dns\n".into()),
-        ]);
+        let domain = &self.world.cluster_domain;
+        let full_name = format!("{name}.{subdomain}.{namespace}.svc.{domain}");
+        let mut files = self.files(&host_name, ip, &format!("{full_name}\t{name}"));
         if let Some(token) = &self.facts.token {
             let account = Path::new(ACCOUNT_DIR);
             files.insert(account.join("token"), token.clone());
             files.insert(account.join("ca.crt"), self.facts.ca.clone());
             files.insert(account.join("namespace"), namespace.clone());
         }
-        let security = &pod.security_context;
         let entrypoint = self
             .entrypoint
             .lock()
@@ -299,26 +307,23 @@ impl Kubelet {
                 )
             }
         };
+        let facts = PodFacts {
+            name,
+            host_name: &host_name,
+            uid,
+            ip,
+            annotations: &stateful_set.spec.template.metadata.annotations,
+            spec: pod,
+        };
         let spec = Spec {
             root,
-            environment: self.environment(name, &host_name, uid, ip, pod, container)?,
+            environment: self.environment(&facts, container)?,
             host_name,
-            binary,
-            arguments,
+            binary: Some(binary),
+            command: [&[ENTRYPOINT.to_string()], &arguments[..]].concat(),
             files,
             mounts,
-            // As the image says, where the manifest does not.
-            user: security.run_as_user.unwrap_or(65532),
-            group: security.run_as_group.unwrap_or(65532),
-            supplementary_groups: security.fs_group.into_iter().collect(),
-            read_only_root: container.security_context.read_only_root_filesystem,
-            drop_capabilities: container
-                .security_context
-                .capabilities
-                .drop
-                .iter()
-                .any(|name| name == "ALL"),
-            no_new_privileges: container.security_context.allow_privilege_escalation == Some(false),
+            rights: rights_of(pod, container),
         };
         let path = folder.join("spec.json");
         fs::write(&path, serde_json::to_vec_pretty(&spec)?)?;
@@ -363,26 +368,44 @@ impl Kubelet {
         Ok(mounts)
     }
 
-    /// The variables of the manifest, and those that Kubernetes adds.
-    fn environment(
+    /// What every container finds below `/etc`. `names` are the pod's own.
+    pub(super) fn files(
         &self,
-        name: &str,
         host_name: &str,
-        uid: u64,
         ip: IpAddr,
-        pod: &PodSpec,
+        names: &str,
+    ) -> BTreeMap<PathBuf, String> {
+        let (namespace, domain) = (&self.world.namespace, &self.world.cluster_domain);
+        BTreeMap::from([
+            (
+                "/etc/resolv.conf".into(),
+                resolv_conf(self.facts.dns, namespace, domain),
+            ),
+            (
+                "/etc/hosts".into(),
+                format!("127.0.0.1\tlocalhost\n::1\tlocalhost\n{ip}\t{names}\n"),
+            ),
+            ("/etc/hostname".into(), format!("{host_name}\n")),
+            ("/etc/nsswitch.conf".into(), "hosts: files dns\n".into()),
+        ])
+    }
+
+    /// The variables of the manifest, and those that Kubernetes adds.
+    pub(super) fn environment(
+        &self,
+        pod: &PodFacts<'_>,
         container: &Container,
     ) -> Result<BTreeMap<String, String>> {
         let host = self.facts.api_server.to_string();
         let mut environment = BTreeMap::from([
-            ("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into()),
-            ("HOSTNAME".into(), host_name.to_string()),
+            ("PATH".into(), IMAGE_PATH.into()),
+            ("HOSTNAME".into(), pod.host_name.to_string()),
             ("KUBERNETES_SERVICE_HOST".into(), host.clone()),
             ("KUBERNETES_SERVICE_PORT".into(), "443".into()),
             ("KUBERNETES_SERVICE_PORT_HTTPS".into(), "443".into()),
             ("KUBERNETES_PORT".into(), format!("tcp://{host}:443")),
         ]);
-        if pod.enable_service_links {
+        if pod.spec.enable_service_links {
             for (service, ip) in &self.facts.service_ips {
                 let prefix = service.replace('-', "_").to_uppercase();
                 environment.insert(format!("{prefix}_SERVICE_HOST"), ip.to_string());
@@ -393,17 +416,45 @@ impl Kubelet {
         for variable in &container.env {
             let value = match &variable.value_from {
                 None => variable.value.clone(),
-                Some(source) => match source.field_ref.field_path.as_str() {
-                    "metadata.name" => name.to_string(),
-                    "metadata.namespace" => self.world.namespace.clone(),
-                    "metadata.uid" => uid.to_string(),
-                    "status.podIP" => ip.to_string(),
-                    other => return Err(format!("fieldRef {other} is not known here").into()),
-                },
+                Some(source) => pod.field(&source.field_ref.field_path, &self.world.namespace)?,
             };
             environment.insert(variable.name.clone(), value);
         }
         Ok(environment)
+    }
+}
+
+impl PodFacts<'_> {
+    /// The downward API.
+    fn field(&self, path: &str, namespace: &str) -> Result<String> {
+        let annotation = path.strip_prefix("metadata.annotations['");
+        if let Some(name) = annotation.and_then(|rest| rest.strip_suffix("']")) {
+            let value = self.annotations.get(name);
+            return value
+                .cloned()
+                .ok_or_else(|| format!("the pod has no {path}").into());
+        }
+        Ok(match path {
+            "metadata.name" => self.name.to_string(),
+            "metadata.namespace" => namespace.to_string(),
+            "metadata.uid" => self.uid.to_string(),
+            "status.podIP" => self.ip.to_string(),
+            other => return Err(format!("fieldRef {other} is not known here").into()),
+        })
+    }
+}
+
+pub(super) fn rights_of(pod: &PodSpec, container: &Container) -> Rights {
+    let (of_pod, of_container) = (&pod.security_context, &container.security_context);
+    let dropped = &of_container.capabilities.drop;
+    Rights {
+        // As the image says, where the manifest does not.
+        user: of_pod.run_as_user.unwrap_or(65532),
+        group: of_pod.run_as_group.unwrap_or(65532),
+        supplementary_groups: of_pod.fs_group.into_iter().collect(),
+        read_only_root: of_container.read_only_root_filesystem,
+        drop_capabilities: dropped.iter().any(|name| name == "ALL"),
+        no_new_privileges: of_container.allow_privilege_escalation == Some(false),
     }
 }
 
@@ -415,7 +466,7 @@ pub fn resolv_conf(dns: IpAddr, namespace: &str, domain: &str) -> String {
 }
 
 /// As a kubelet does with `fsGroup`, for a volume whose root is not yet the group's.
-fn give_to_group(volume: &Path, group: u32) -> Result<()> {
+pub(super) fn give_to_group(volume: &Path, group: u32) -> Result<()> {
     use std::os::unix::fs::MetadataExt as _;
     if fs::metadata(volume)?.gid() != group {
         std::os::unix::fs::chown(volume, None, Some(group))?;

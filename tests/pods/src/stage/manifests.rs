@@ -75,6 +75,12 @@ impl Manifests {
         found.ok_or_else(|| "the manifests have no StatefulSet".into())
     }
 
+    pub fn deployment(&self, name: &str) -> Result<Deployment> {
+        let found: Vec<Deployment> = self.all("Deployment")?;
+        let found = found.into_iter().find(|one| one.metadata.name == name);
+        found.ok_or_else(|| format!("the manifests have no Deployment {name}").into())
+    }
+
     pub fn services(&self) -> Result<Vec<Service>> {
         self.all("Service")
     }
@@ -103,6 +109,8 @@ pub struct Metadata {
     pub namespace: String,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -134,6 +142,19 @@ pub struct StatefulSetSpec {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+pub struct Deployment {
+    pub metadata: Metadata,
+    pub spec: DeploymentSpec,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct DeploymentSpec {
+    #[serde(default = "one")]
+    pub replicas: u32,
+    pub template: PodTemplate,
+}
+
+#[derive(Clone, Debug, Deserialize)]
 pub struct PodTemplate {
     pub metadata: Metadata,
     pub spec: PodSpec,
@@ -156,6 +177,10 @@ pub struct PodSpec {
     pub termination_grace_period_seconds: u64,
     #[serde(default)]
     pub security_context: PodSecurity,
+    #[serde(default)]
+    pub share_process_namespace: bool,
+    #[serde(default)]
+    pub init_containers: Vec<Container>,
     pub containers: Vec<Container>,
     #[serde(default)]
     pub volumes: Vec<Volume>,
@@ -179,10 +204,16 @@ pub struct SeccompProfile {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Volume {
     pub name: String,
     pub secret: Option<SecretSource>,
+    pub empty_dir: Option<EmptyDir>,
 }
+
+/// How large it may become is not played.
+#[derive(Clone, Debug, Deserialize)]
+pub struct EmptyDir {}
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -194,6 +225,14 @@ pub struct SecretSource {
 #[serde(rename_all = "camelCase")]
 pub struct Container {
     pub name: String,
+    #[serde(default)]
+    pub image: String,
+    /// `Always`: an init container that stays, a sidecar.
+    #[serde(default)]
+    pub restart_policy: String,
+    /// In place of the image's program.
+    #[serde(default)]
+    pub command: Vec<String>,
     #[serde(default)]
     pub args: Vec<String>,
     #[serde(default)]
@@ -263,7 +302,9 @@ impl Container {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Probe {
-    pub http_get: HttpGet,
+    /// One of these two.
+    pub http_get: Option<HttpGet>,
+    pub tcp_socket: Option<TcpSocket>,
     #[serde(default)]
     pub initial_delay_seconds: u64,
     #[serde(default = "ten")]
@@ -280,6 +321,11 @@ pub struct Probe {
 pub struct HttpGet {
     #[serde(default)]
     pub path: String,
+    pub port: PortRef,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct TcpSocket {
     pub port: PortRef,
 }
 
@@ -420,7 +466,7 @@ pub fn admit(spec: &PodSpec) -> Result<()> {
     if seccomp.is_none_or(|profile| profile.kind != "RuntimeDefault") {
         missing.push("seccompProfile");
     }
-    for container in &spec.containers {
+    for container in spec.init_containers.iter().chain(&spec.containers) {
         let security = &container.security_context;
         if security.allow_privilege_escalation != Some(false) {
             missing.push("allowPrivilegeEscalation: false");

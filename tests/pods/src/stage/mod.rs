@@ -8,12 +8,14 @@
 //!   ├─ services    10.96.0.20, …     ─┘  and to clients           service.rs
 //!   ├─ kubelet     pods, containers, probes                       kubelet.rs, life.rs, probe.rs, sandbox.rs, …
 //!   ├─ controller  scale, rolling update, delete                  controller.rs
+//!   ├─ Deployments pods of programs that are no nodes              application.rs
 //!   └─ bridge ── a network namespace for each pod                 network.rs
 //! ```
 //!
 //! Everything that is not podkv is ours; everything that is podkv is what ships.
 
 pub mod api_server;
+mod application;
 mod controller;
 pub mod dns;
 mod kubelet;
@@ -37,6 +39,7 @@ use rustix::mount::{MountFlags, mount, mount_bind};
 use tokio::task::JoinSet;
 
 use api_server::{Account, ApiServer};
+pub use application::Application;
 pub use controller::VolumeFate;
 use dns::Dns;
 pub use kubelet::{ClusterFacts, Entrypoint, IMAGE_PROGRAM, Kubelet, Running};

@@ -29,12 +29,7 @@ pub async fn watch(
     {
         return "the startup probe failed too often";
     }
-    let liveness = async {
-        match &container.liveness_probe {
-            Some(probe) => until_failed(probe, ip, &container).await,
-            None => std::future::pending().await,
-        }
-    };
+    let liveness = until_dead(ip, &container);
     let readiness = async {
         match &container.readiness_probe {
             Some(probe) => follow(probe, ip, &container, |ready| world.set_ready(uid, ready)).await,
@@ -48,6 +43,14 @@ pub async fn watch(
     tokio::select! {
         () = liveness => "the liveness probe failed too often",
         () = readiness => "",
+    }
+}
+
+/// Until the liveness probe has failed as often as it may; without one, never.
+pub(super) async fn until_dead(ip: IpAddr, container: &Container) {
+    match &container.liveness_probe {
+        Some(probe) => until_failed(probe, ip, container).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -117,13 +120,19 @@ impl Ticks {
     }
 }
 
-async fn succeeds(probe: &Probe, ip: IpAddr, container: &Container) -> bool {
-    let Some(port) = container.port(&probe.http_get.port) else {
-        return false;
-    };
+pub(super) async fn succeeds(probe: &Probe, ip: IpAddr, container: &Container) -> bool {
     let limit = Duration::from_secs(probe.timeout_seconds.max(1));
-    let status = timeout(limit, get(SocketAddr::new(ip, port), &probe.http_get.path)).await;
-    matches!(status, Ok(Ok(status)) if (200..400).contains(&status))
+    let address = |port| Some(SocketAddr::new(ip, container.port(port)?));
+    let asked = async {
+        if let Some(get_page) = &probe.http_get {
+            let status = get(address(&get_page.port)?, &get_page.path).await.ok()?;
+            return (200..400).contains(&status).then_some(());
+        }
+        let socket = probe.tcp_socket.as_ref()?;
+        let connected = TcpStream::connect(address(&socket.port)?).await;
+        connected.ok().map(drop)
+    };
+    matches!(timeout(limit, asked).await, Ok(Some(())))
 }
 
 /// The status of a page.

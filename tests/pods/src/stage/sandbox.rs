@@ -1,5 +1,5 @@
 //! The container runtime: what a process does between the moment when it has namespaces of its own and the moment
-//! when it is `podkv`.
+//! when it is `podkv`, or another program.
 //!
 //! The kubelet runs `nsenter --net … unshare --mount --uts --pid --fork podkv-rehearse sandbox SPEC`. This process
 //! is then process 1 of the pod. It builds a root that holds only what an image and a kubelet would put there,
@@ -39,13 +39,20 @@ pub struct Spec {
     /// An empty folder; the root is built on it.
     pub root: PathBuf,
     pub host_name: String,
-    /// Of the image.
-    pub binary: PathBuf,
-    pub arguments: Vec<String>,
+    /// Of podkv's image.
+    pub binary: Option<PathBuf>,
+    /// The program and its arguments.
+    pub command: Vec<String>,
     pub environment: BTreeMap<String, String>,
     /// Whole files, by their path in the container.
     pub files: BTreeMap<PathBuf, String>,
     pub mounts: Vec<Mount>,
+    pub rights: Rights,
+}
+
+/// What the manifest lets a container do.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Rights {
     pub user: u32,
     pub group: u32,
     pub supplementary_groups: Vec<u32>,
@@ -64,14 +71,15 @@ pub fn enter(spec: &Path) -> Result<()> {
     rustix::process::pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)?;
     std::env::set_current_dir("/")?;
-    if spec.read_only_root {
+    let rights = &spec.rights;
+    if rights.read_only_root {
         mount_remount("/", MountFlags::BIND | MountFlags::RDONLY, "")?;
     }
     let mut command = Command::new("/usr/bin/setpriv");
     command
-        .arg(format!("--reuid={}", spec.user))
-        .arg(format!("--regid={}", spec.group));
-    let groups: Vec<_> = spec
+        .arg(format!("--reuid={}", rights.user))
+        .arg(format!("--regid={}", rights.group));
+    let groups: Vec<_> = rights
         .supplementary_groups
         .iter()
         .map(ToString::to_string)
@@ -80,15 +88,15 @@ pub fn enter(spec: &Path) -> Result<()> {
         true => command.arg("--clear-groups"),
         false => command.arg(format!("--groups={}", groups.join(","))),
     };
-    if spec.drop_capabilities {
+    if rights.drop_capabilities {
         command.args(["--bounding-set=-all", "--inh-caps=-all"]);
     }
-    if spec.no_new_privileges {
+    if rights.no_new_privileges {
         command.arg("--no-new-privs");
     }
     command
-        .args(["--", ENTRYPOINT])
-        .args(&spec.arguments)
+        .arg("--")
+        .args(&spec.command)
         .env_clear()
         .envs(&spec.environment);
     Err(command.exec().into())
@@ -119,7 +127,9 @@ fn build_root(spec: &Spec) -> Result<()> {
     let programs = root.join("usr/local");
     mount("image", &programs, "tmpfs", MountFlags::empty(), none)?;
     fs::create_dir(programs.join("bin"))?;
-    bind_file(&spec.binary, &root.join(ENTRYPOINT.trim_start_matches('/')))?;
+    if let Some(binary) = &spec.binary {
+        bind_file(binary, &root.join(ENTRYPOINT.trim_start_matches('/')))?;
+    }
 
     fs::create_dir(root.join("dev"))?;
     for device in DEVICES {

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use podkv_api::{Delete, Error, KeyRange, LeaseId, Op, Put, Reason, Result, Revision, Store, Txn};
+use podkv_api::{Delete, Error, KeyRange, LeaseId, Op, Put, Reason, Result, Revision, Store};
 use podkv_proto::etcd::etcdserverpb as pb;
 use podkv_proto::etcd::mvccpb::event::EventType;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::large;
 use super::source::{Source, failed, key_value};
 
 /// How often etcd's revision and leases are looked at. The shortest lease of etcd lives for two seconds.
@@ -58,6 +59,8 @@ pub(crate) async fn follow(
                 let (revisions, upto) = by_revision(response);
                 for changes in revisions {
                     apply(source, store, &mut leases, changes).await?;
+                    // What comes late comes in thousands.
+                    leases.keep_at_times(source, store).await?;
                 }
                 here = here.max(upto);
             }
@@ -118,6 +121,7 @@ async fn apply(
     changes: Changes,
 ) -> Result<()> {
     let mut ops = VecDeque::new();
+    let at = changes.last().map_or(0, |(_, kv)| kv.mod_revision);
     for (kind, kv) in changes {
         let key = KeyRange::key(kv.key.clone());
         match (kind, kv.lease) {
@@ -132,13 +136,16 @@ async fn apply(
     }
     while !ops.is_empty() {
         let most = ops.len().min(MAX_OPS);
-        store.txn(Txn::new().then(ops.drain(..most))).await?;
+        large::apply(source, store, leases, ops.drain(..most).collect(), at).await?;
     }
     Ok(())
 }
 
 /// etcd's leases that are here as well.
-struct Leases(BTreeMap<LeaseId, Lease>);
+pub(super) struct Leases {
+    here: BTreeMap<LeaseId, Lease>,
+    looked: Instant,
+}
 
 struct Lease {
     ttl: Duration,
@@ -147,7 +154,10 @@ struct Lease {
 
 impl Leases {
     async fn begin(source: &Source, store: &impl Store) -> Result<Self> {
-        let mut leases = Self(BTreeMap::new());
+        let mut leases = Self {
+            here: BTreeMap::new(),
+            looked: Instant::now(),
+        };
         let here = store.leases().await?;
         for (id, ttl_ms) in source.leases().await? {
             if here.contains(&id) {
@@ -163,12 +173,12 @@ impl Leases {
             // Of unknown age here: kept alive at the next look.
             kept: Instant::now() - Duration::from_millis(ttl_ms).min(Duration::from_secs(3600)),
         };
-        self.0.insert(id, lease);
+        self.here.insert(id, lease);
     }
 
     /// Whether the lease is here; it is granted if it is not, and etcd has it.
     async fn has(&mut self, source: &Source, store: &impl Store, id: LeaseId) -> Result<bool> {
-        if self.0.contains_key(&id) {
+        if self.here.contains_key(&id) {
             return Ok(true);
         }
         let Some(ttl_ms) = source.granted(id).await? else {
@@ -187,29 +197,42 @@ impl Leases {
         Ok(true)
     }
 
+    /// The same, if it was not done just now.
+    pub(super) async fn keep_at_times(
+        &mut self,
+        source: &Source,
+        store: &impl Store,
+    ) -> Result<()> {
+        if self.looked.elapsed() < LOOK {
+            return Ok(());
+        }
+        self.keep(source, store).await
+    }
+
     /// Keeps alive here what lives there, and forgets what has ended there: etcd's watch tells of its keys, and what is
     /// left of the lease ends by itself.
     async fn keep(&mut self, source: &Source, store: &impl Store) -> Result<()> {
+        self.looked = Instant::now();
         let is_due = |lease: &Lease| lease.kept.elapsed() >= lease.ttl / 3;
         let due: Vec<_> = self
-            .0
+            .here
             .iter()
             .filter(|(_, lease)| is_due(lease))
             .map(|(id, _)| *id)
             .collect();
         for id in due {
             if source.granted(id).await?.is_none() {
-                self.0.remove(&id);
+                self.here.remove(&id);
                 continue;
             }
             match store.lease_keep_alive(id).await {
                 Ok(_) => {
-                    if let Some(lease) = self.0.get_mut(&id) {
+                    if let Some(lease) = self.here.get_mut(&id) {
                         lease.kept = Instant::now();
                     }
                 }
                 Err(error) if error.reason() == Reason::LeaseNotFound => {
-                    self.0.remove(&id);
+                    self.here.remove(&id);
                 }
                 Err(error) => return Err(error),
             }

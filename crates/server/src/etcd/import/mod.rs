@@ -15,10 +15,13 @@
 //! **Cut-over**: stop the writers (or make them read-only), wait for "level", press Ctrl-C: it takes what is left, says up
 //! to which revision of etcd everything is here, and ends.
 //!
+//! **Another podkv** is an etcd, too. Its large values come whole, also those that are uploaded meanwhile: `large.rs`.
+//!
 //! What is not copied: history, users and roles. A revision of etcd with more changes than a transaction may have
 //! (128) comes in several.
 
 mod follow;
+mod large;
 mod source;
 
 use std::io::Write as _;
@@ -30,6 +33,7 @@ use podkv_client::TlsOptions;
 use podkv_core::{BackupBuilder, BackupHeader, BackupRecord};
 
 pub(crate) use self::follow::{Progress, follow};
+use self::source::Next;
 pub(crate) use self::source::Source;
 
 /// Where etcd is.
@@ -71,9 +75,10 @@ pub(crate) async fn copy(
             .write(builder.push(&BackupRecord::Lease { id, ttl_ms }))
             .await?;
     }
-    let mut page = source.page(Bytes::from_static(&[0]), revision).await?;
+    let mut next = Some(Next::first());
     let mut count = 0;
-    loop {
+    while let Some(page) = next.take() {
+        let page = source.page(page, revision).await?;
         for kv in page.kvs {
             count += 1;
             // Its lease has ended since: the key goes with it.
@@ -82,8 +87,7 @@ pub(crate) async fn copy(
             }
         }
         progress(count);
-        let Some(next) = page.next else { break };
-        page = source.page(next, revision).await?;
+        next = page.next;
     }
     let (last, _) = builder.finish();
     spool.write(Some(last)).await?;

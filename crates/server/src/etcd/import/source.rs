@@ -29,7 +29,10 @@ use super::From;
 
 /// Keys that are read at once. etcd answers a page in time that grows with it, and holds up nobody for so few.
 const PAGE_KEYS: i64 = 1000;
-/// The largest page: values may have 1.5 MiB each.
+/// What a page is to have, as far as the one before tells: values may have 1.5 MiB each, and a podkv answers no more than 2 MiB
+/// at once by default.
+const PAGE_BYTES: usize = 1 << 20;
+/// Of an answer. No page is as long; a response of a watch may be.
 const MAX_MESSAGE_BYTES: usize = 2 << 30;
 /// Leases that are asked for at once.
 const LEASES_AT_ONCE: usize = 32;
@@ -64,7 +67,34 @@ pub(crate) struct Source {
 /// Some keys of a range, and where the rest begins.
 pub(crate) struct Page {
     pub kvs: Vec<KeyValue>,
-    pub next: Option<Bytes>,
+    pub next: Option<Next>,
+}
+
+/// The page to come.
+pub(crate) struct Next {
+    from: Bytes,
+    keys: i64,
+}
+
+impl Next {
+    /// From the first key on.
+    pub fn first() -> Self {
+        Self {
+            from: Bytes::from_static(&[0]),
+            keys: 1,
+        }
+    }
+
+    /// As many keys as the page before lets expect to be right, and not too many more than that had.
+    fn after(kvs: &[KeyValue], keys: i64) -> Option<Self> {
+        let bytes: usize = kvs.iter().map(|kv| kv.key.len() + kv.value.len()).sum();
+        let of_one = (bytes / kvs.len().max(1)).max(1);
+        let fit = i64::try_from(PAGE_BYTES / of_one).unwrap_or(PAGE_KEYS);
+        Some(Self {
+            from: Bytes::from([&kvs.last()?.key[..], &[0]].concat()),
+            keys: fit.min(2 * keys).clamp(1, PAGE_KEYS),
+        })
+    }
 }
 
 impl Source {
@@ -166,20 +196,41 @@ impl Source {
         Ok((header.cluster_id, unsigned(header.revision)))
     }
 
-    /// The keys from `from` on, as they were at `revision`.
-    pub async fn page(&self, from: Bytes, revision: Revision) -> Result<Page> {
-        let request = pb::RangeRequest {
-            key: from,
-            range_end: Bytes::from_static(&[0]),
-            limit: PAGE_KEYS,
-            revision: i64::try_from(revision).unwrap_or(i64::MAX),
+    /// Keys as they were at `revision`: fewer than were meant, if an answer may not have so much.
+    pub async fn page(&self, mut next: Next, revision: Revision) -> Result<Page> {
+        let answer = loop {
+            let request = pb::RangeRequest {
+                key: next.from.clone(),
+                range_end: Bytes::from_static(&[0]),
+                limit: next.keys,
+                revision: i64::try_from(revision).unwrap_or(i64::MAX),
+                ..Default::default()
+            };
+            match self.range(request).await {
+                Err(error) if error.reason() == Reason::RequestTooLarge && next.keys > 1 => {
+                    next.keys /= 2;
+                }
+                answer => break answer?,
+            }
+        };
+        let kvs: Vec<_> = answer.kvs.into_iter().map(key_value).collect();
+        let next = answer.more.then(|| Next::after(&kvs, next.keys)).flatten();
+        Ok(Page { kvs, next })
+    }
+
+    /// The value of a key as it was at `revision`, or, where that is compacted, as it is now.
+    pub async fn at(&self, key: Bytes, revision: Revision) -> Result<Option<Bytes>> {
+        let request = |revision| pb::RangeRequest {
+            key: key.clone(),
+            revision,
             ..Default::default()
         };
-        let answer = self.range(request).await?;
-        let kvs: Vec<_> = answer.kvs.into_iter().map(key_value).collect();
-        let last = kvs.last().filter(|_| answer.more);
-        let next = last.map(|kv| Bytes::from([&kv.key[..], &[0]].concat()));
-        Ok(Page { kvs, next })
+        let then = i64::try_from(revision).unwrap_or(i64::MAX);
+        let found = match self.range(request(then)).await {
+            Err(error) if error.reason() == Reason::Compacted => self.range(request(0)).await,
+            found => found,
+        };
+        Ok(found?.kvs.pop().map(|kv| kv.value))
     }
 
     /// Every lease that is there now, with the TTL that it was granted, in milliseconds.
