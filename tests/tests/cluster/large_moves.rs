@@ -80,7 +80,10 @@ async fn check(cluster: &ProcessCluster, key: &str, expected: &Bytes, file: &Pat
     let got = got.await.unwrap();
     let said = String::from_utf8_lossy(&got.stderr);
     assert!(got.status.success(), "{key}: {said}");
-    assert!(std::fs::read(file).unwrap() == expected[..], "{key} is another");
+    assert!(
+        std::fs::read(file).unwrap() == expected[..],
+        "{key} is another"
+    );
 }
 
 /// There is no event for what another process does.
