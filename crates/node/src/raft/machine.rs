@@ -156,7 +156,7 @@ impl Machine {
             events,
             applied: watch::Sender::new(applied),
             reached: Mutex::new(reached),
-            recent: Mutex::default(),
+            recent: Mutex::new(Recent::new(schema::is_found_by_key)),
             snapshots: snapshot::Slot::default(),
             counters: Arc::default(),
             apply_latency: Arc::default(),

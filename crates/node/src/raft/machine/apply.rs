@@ -4,7 +4,7 @@ use std::io;
 use std::ops::ControlFlow;
 
 use openraft::storage::{ApplyResponder, EntryResponder};
-use podkv_core::{Applier, Effects, Outcome, View, schema};
+use podkv_core::{Applier, Effects, Outcome, View};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -52,7 +52,7 @@ fn apply(shared: &Shared, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<
         meta,
     } = effects;
     let writes = state_writes(writes, &shared.reached(), &reached);
-    recent.committed(&writes, schema::is_found_by_key);
+    recent.committed(&writes);
     if let Err(error) = shared.state.commit(writes) {
         recent.clear();
         return Err(error.into());

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::stream;
 use openraft::storage::{IOFlushed, RaftLogStorage};
-use podkv_api::Put;
-use podkv_core::{Command, Entry, Proposal, RevisionEvents};
+use podkv_api::{Put, SessionId, SessionStamp};
+use podkv_core::{Command, Entry, Proposal, RevisionEvents, Stamp};
 
 use super::*;
 use crate::raft::types::{EntryPayload, LogEntry, Payload};
@@ -167,6 +167,41 @@ async fn after_a_crash_data_and_position_are_of_one_moment() {
     bench.apply((10..20).map(put).collect()).await.unwrap();
     assert_eq!(bench.applied().revision, 21, "each entry once");
     assert!(bench.apply(vec![put(15)]).await.is_err(), "never twice");
+}
+
+/// Before a stamped write is executed, its result is looked for: that there was none is not to be remembered.
+#[tokio::test]
+async fn a_write_that_is_sent_again_is_not_executed_again() {
+    let mut bench = Bench::new(&MemoryDisk::new(), None);
+    let session = SessionId(7);
+    let open = Command::SessionOpen {
+        id: session,
+        ttl_ms: 60_000,
+    };
+    let stamp = Stamp {
+        session: SessionStamp {
+            session,
+            sequence: 1,
+            acknowledged_below: 1,
+        },
+        identity: Bytes::new(),
+    };
+    let write = || Proposal {
+        stamp: Some(stamp.clone()),
+        command: Command::Put(Put::new("key", "value")),
+    };
+    let entry = |index, proposal| {
+        let entry = Entry {
+            clock_ms: index,
+            proposals: vec![proposal],
+        };
+        normal(index, Payload::new(entry))
+    };
+    let first = vec![entry(0, Proposal::from(open)), entry(1, write())];
+    bench.apply(first).await.unwrap();
+    let written = bench.applied().revision;
+    bench.apply(vec![entry(2, write())]).await.unwrap();
+    assert_eq!(bench.applied().revision, written);
 }
 
 #[tokio::test]
