@@ -177,6 +177,7 @@ async fn a_write_that_is_sent_again_is_not_executed_again() {
     let open = Command::SessionOpen {
         id: session,
         ttl_ms: 60_000,
+        identity: Bytes::new(),
     };
     let stamp = Stamp {
         session: SessionStamp {
