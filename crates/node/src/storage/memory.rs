@@ -191,11 +191,13 @@ impl MemoryVolume {
         if contents.boot == self.boot {
             Ok(contents)
         } else {
-            Err(StorageError::misuse(
-                "the process that used this memory disk has ended",
-            ))
+            Err(ended())
         }
     }
+}
+
+fn ended() -> StorageError {
+    StorageError::misuse("the process that used this memory disk has ended")
 }
 
 struct MemoryLog(MemoryVolume);
@@ -291,6 +293,25 @@ impl Log {
     }
 }
 
+/// Of an ended process: what the disk holds is the next one's.
+struct EndedView;
+
+impl EndedView {
+    fn failure() -> ViewError {
+        ViewError::storage("reading the state", ended())
+    }
+}
+
+impl View for EndedView {
+    fn get(&self, _: &[u8]) -> Result<Option<Bytes>, ViewError> {
+        Err(Self::failure())
+    }
+
+    fn scan<'a>(&'a self, _: &[u8], _: &[u8], _: bool) -> Scan<'a> {
+        Box::new(std::iter::once(Err(Self::failure())))
+    }
+}
+
 struct MemoryView(Records);
 
 impl View for MemoryView {
@@ -322,8 +343,10 @@ struct MemoryState(MemoryVolume);
 
 impl StateStore for MemoryState {
     fn view(&self) -> Arc<dyn StateView> {
-        // A view cannot fail. Of an ended process it shows what the disk holds, and harms nobody.
-        Arc::new(MemoryView(lock(&self.0.contents).state.clone()))
+        match self.0.live() {
+            Ok(contents) => Arc::new(MemoryView(contents.state.clone())),
+            Err(_) => Arc::new(EndedView),
+        }
     }
 
     fn view_in_memory(&self) -> Arc<dyn StateView> {

@@ -11,8 +11,8 @@ use super::{all, data_model, durability, exactly_once, fencing, leadership, leas
 use super::{linearizability, local_reads, model, one_cluster, replicas, strict_serializability};
 use crate::history::{
     Action, Answer, Call, Change, Compare, Consistency, Event, Fence, Header, History, Hold,
-    KeyValue, Nanos, Outcome, Replica, Revision, Setup, Sighting, Step, StepResult, WatchMessage,
-    WatchStream,
+    KeyValue, LargeAction, LargeCall, LargeOutcome, Nanos, Outcome, Replica, Revision, Setup,
+    Sighting, Step, StepResult, WatchMessage, WatchStream,
 };
 
 const SEEDS: u64 = 40;
@@ -254,6 +254,19 @@ impl World {
         self.commit(vec![Event::Delete { key }]);
     }
 
+    /// That there is none; `large_values.rs` has a world of its own.
+    fn look_for_a_large_value(&mut self) {
+        self.history.large.push(LargeCall {
+            id: 0,
+            client: 4,
+            invoked: self.now,
+            returned: self.now,
+            key: "large/none".into(),
+            action: LargeAction::Get,
+            outcome: LargeOutcome::NotFound,
+        });
+    }
+
     /// What a watch of the keys `a/` saw: a list in the middle, then everything.
     fn watch(&mut self) {
         let first = self.changes[self.changes.len() / 4].revision;
@@ -314,6 +327,7 @@ fn good(seed: u64) -> History {
         }
     }
     world.watch();
+    world.look_for_a_large_value();
     for number in 0..3 {
         world.history.replicas.push(Replica {
             node: format!("podkv-{number}"),

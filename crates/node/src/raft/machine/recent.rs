@@ -139,7 +139,7 @@ impl View for RecentView<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ViewError> {
         let mut recent = self.recent.borrow_mut();
         if let Some(known) = recent.get(key) {
-            debug_assert!(self.view.get(key).is_ok_and(|value| value == known));
+            debug_assert!(self.view.get(key).map_or(true, |value| value == known));
             return Ok(known);
         }
         let value = self.view.get(key)?;
@@ -154,7 +154,10 @@ impl View for RecentView<'_> {
             .iter()
             .any(|(from, to)| from <= start && end <= to)
         {
-            debug_assert!(self.view.scan(start, end, reverse).next().is_none());
+            debug_assert!({
+                let mut found = self.view.scan(start, end, reverse);
+                found.next().is_none_or(|found| found.is_err())
+            });
             return Box::new(std::iter::empty());
         }
         let mut found = self.view.scan(start, end, reverse).peekable();
