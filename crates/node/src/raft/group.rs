@@ -17,7 +17,7 @@ use openraft::errors::{
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{LinearizerOption, RaftMetrics};
 use podkv_api::{Error, LeaderHint, MemberId, Reason, Result};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
@@ -76,7 +76,7 @@ struct Inner {
     /// The end of the log when it was opened.
     recovered_end: Option<u64>,
     /// One membership change at a time on this node; others are refused.
-    changing: Arc<tokio::sync::Mutex<()>>,
+    changing: Arc<Semaphore>,
     keeping: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     threads: Mutex<Option<Threads>>,
@@ -149,7 +149,7 @@ impl Group {
             freshness,
             transfers,
             recovered_end,
-            changing: Arc::default(),
+            changing: Arc::new(Semaphore::new(1)),
             keeping: tokio::sync::Mutex::default(),
             tasks,
             threads: Mutex::new(Some(Threads { writer, apply })),

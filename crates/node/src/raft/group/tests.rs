@@ -22,6 +22,8 @@ use crate::storage::{Crash, MemoryDisk, Volume};
 use crate::transport::memory::{Hub, MemoryTransport};
 use crate::transport::{ByteStream, Listener, Transport};
 
+mod joint;
+
 /// Far more than anything takes; only a failure waits so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
