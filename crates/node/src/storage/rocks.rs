@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use rocksdb::{DB, ErrorKind, LogLevel, Options};
 
 use super::durable_file::{TEMPORARY, sync_folder};
+use super::error::space_left;
 use super::{StorageError, durable_file};
-use crate::space::VolumeSpace;
 
 /// The options that do not depend on what is stored.
 pub(super) fn base_options() -> Options {
