@@ -175,9 +175,8 @@ impl Node {
 
     /// Why the node cannot go on; `None` as long as it can.
     fn failure(&self) -> Option<Error> {
-        let raft = self.0.group.state().borrow().fatal.clone();
-        raft.map(Error::internal)
-            .or_else(|| self.0.identity.failure().borrow().clone())
+        let raft = self.0.group.failure();
+        raft.or_else(|| self.0.identity.failure().borrow().clone())
             .or_else(|| self.0.failure.borrow().clone())
     }
 

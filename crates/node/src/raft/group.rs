@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use self::state::{GroupState, Role};
 use super::calls::Receiver;
+use super::failure::Failure;
 use super::freshness::Freshness;
 use super::histogram::{Histogram, HistogramSnapshot};
 use super::log::{Log, LogStats, Writer};
@@ -65,6 +66,7 @@ struct Inner {
     timing: RaftTiming,
     raft: Raft,
     log: Log,
+    failure: Arc<Failure>,
     store: Arc<dyn StateStore>,
     applied: watch::Receiver<Applied>,
     snapshots: Arc<SnapshotCounters>,
@@ -111,6 +113,7 @@ impl Group {
         let snapshots = machine.snapshots();
         let apply_latency = machine.apply_latency();
         let recovered_end = log.last().map(|last| last.index);
+        let failure = log.failure();
         let freshness = Arc::<Freshness>::default();
         let network = Network {
             me: node,
@@ -124,7 +127,7 @@ impl Group {
             Ok(raft) => raft,
             Err(fatal) => {
                 writer.stop().await;
-                return Err(stopped(&fatal));
+                return Err(failure.get().unwrap_or_else(|| stopped(&fatal)));
             }
         };
         let tasks = TaskTracker::new();
@@ -140,6 +143,7 @@ impl Group {
             timing,
             raft,
             log,
+            failure,
             receiver: Receiver::new(store.clone()),
             store,
             applied,
@@ -445,10 +449,19 @@ impl Group {
 
     /// Why the group has stopped.
     fn fatal(&self) -> Error {
+        if let Some(failure) = self.0.failure.get() {
+            return failure;
+        }
         match &self.0.raft.metrics().borrow_watched().running_state {
             Err(fatal) => stopped(fatal),
             Ok(()) => stopped(&Fatal::Stopped),
         }
+    }
+
+    /// Why Raft has stopped by itself; `None` as long as it has not.
+    pub fn failure(&self) -> Option<Error> {
+        let stopped = self.0.state.borrow().fatal.is_some();
+        stopped.then(|| self.fatal())
     }
 
     /// Stops Raft, writes what is queued, and returns when every thread and task has ended. What was

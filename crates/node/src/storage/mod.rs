@@ -98,6 +98,11 @@ pub trait LogStore: Send + Sync + 'static {
     /// False if the entries are gone with the process.
     fn is_durable(&self) -> bool;
 
+    /// Where it is, for messages.
+    fn place(&self) -> String {
+        "the log".into()
+    }
+
     /// Where work on it runs.
     fn workers(&self) -> Workers {
         Workers::default()

@@ -469,6 +469,10 @@ impl LogStore for RocksLog {
     fn is_durable(&self) -> bool {
         true
     }
+
+    fn place(&self) -> String {
+        self.path.display().to_string()
+    }
 }
 
 /// No iterator runs free: without bounds it would wade through the tombstones beside its range.
