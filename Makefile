@@ -9,7 +9,7 @@ IMAGE ?= podkv:$(VERSION)
 FLAGS_IMAGE ?= podkv-flags:$(VERSION)
 IMAGE_FLAGS ?=
 
-.PHONY: help setup build try demo flags test sim sim-planted chaos compat etcd-client rehearse examples bench bench-micro bench-embedded bench-checkpoint bench-etcd verify fix audit image image-flags manifests
+.PHONY: help setup build try demo flags test sim sim-planted chaos chaos-points compat etcd-client rehearse examples bench bench-micro bench-embedded bench-checkpoint bench-etcd verify fix audit image image-flags manifests
 
 help:
 	@echo "make try      the tour on memory storage: no C++, nothing durable"
@@ -19,6 +19,7 @@ help:
 	@echo "make test     all tests"
 	@echo "make sim      real nodes in a simulated world, one seed one run: SEED=7, or SEEDS=10000; make sim-planted: bugs that must be found"
 	@echo "make chaos    real nodes killed, paused, cut off, starved; every promise checked: MINUTES=10 SEED=1 (all of it as root)"
+	@echo "make chaos-points  the same, with nodes that end and stop at named places: MINUTES=30"
 	@echo "make rehearse all scenarios of the rehearsal of Kubernetes: real nodes as pods (root, Linux, an hour)"
 	@echo "make compat   the etcd API against a real etcd: SEEDS=300 random programs, planted slips, etcdctl"
 	@echo "make etcd-client  the tests of the etcd-client crate, unmodified, against podkv"
@@ -67,6 +68,10 @@ SEED ?= 1
 CHAOS ?=
 chaos: build
 	$(CARGO) run --locked --quiet --bin podkv-chaos -- --seed $(SEED) --minutes $(MINUTES) $(CHAOS)
+
+# With a podkv of its own, built with fail points.
+chaos-points: build
+	$(CARGO) run --locked --quiet --bin podkv-chaos -- --seed $(SEED) --minutes $(MINUTES) --fail-points $(CHAOS)
 
 # For one: make rehearse REHEARSE="--scenario kills --seed 7"; --list tells which there are.
 REHEARSE ?=

@@ -19,31 +19,53 @@ use tokio::net::TcpStream;
 /// If it does not build.
 pub fn podkv_binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .expect("tests/ lies in the workspace");
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        // As `make build` does: for one package alone cargo would choose other features, and build anew.
-        let mut build = Command::new(cargo);
-        // What cargo tells this test of its own package would be news to build scripts that look at it, and
-        // half the tree would be built anew.
-        for (name, _) in std::env::vars_os() {
-            let name = name.to_string_lossy();
-            if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
-                build.env_remove(name.as_ref());
-            }
+    BINARY.get_or_init(|| build(&["--bins"], None))
+}
+
+/// One that ends at places which the environment names; it has a folder of its own, beside what the others use.
+///
+/// # Panics
+/// If it does not build.
+pub fn binary_with_fail_points() -> PathBuf {
+    build(
+        &["--bin", "podkv", "--features", "podkv-server/fail-points"],
+        Some("fail-points"),
+    )
+}
+
+/// Builds with the features of the whole workspace, into a folder in the target folder if one is named.
+fn build(what: &[&str], folder: Option<&str>) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ lies in the workspace");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // As `make build` does: for one package alone cargo would choose other features, and build anew.
+    let mut build = Command::new(cargo);
+    // What cargo tells this test of its own package would be news to build scripts that look at it, and
+    // half the tree would be built anew.
+    for (name, _) in std::env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+            build.env_remove(name.as_ref());
         }
-        let built = build
-            .args(["build", "--quiet", "--locked", "--workspace", "--bins"])
-            .current_dir(root)
-            .status()
-            .expect("cargo runs");
-        assert!(built.success(), "the podkv binary does not build");
-        let target =
-            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-        target.join("debug/podkv")
-    })
+    }
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let own = folder.map_or_else(|| target.clone(), |folder| target.join(folder));
+    if folder.is_some() && std::env::var_os("CARGO_BUILD_BUILD_DIR").is_none() {
+        // What is compiled already serves both.
+        build.env("CARGO_BUILD_BUILD_DIR", &target);
+    }
+    let built = build
+        .args(["build", "--quiet", "--locked", "--workspace"])
+        .args(what)
+        .arg("--target-dir")
+        .arg(&own)
+        .current_dir(root)
+        .status()
+        .expect("cargo runs");
+    assert!(built.success(), "the podkv binary does not build");
+    own.join("debug/podkv")
 }
 
 /// Ports that nobody listens on. Each node takes three.

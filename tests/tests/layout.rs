@@ -160,6 +160,18 @@ fn what_ships_cannot_be_given_bugs() {
 }
 
 #[test]
+fn what_ships_has_no_fail_points() {
+    let with_them = |what: &[&str]| {
+        let nodes = tree(&[&["--format", "{p} {f}"], what].concat());
+        let nodes = nodes.lines().filter(|line| line.starts_with("podkv-node "));
+        nodes.filter(|line| line.contains("fail-points")).count()
+    };
+    assert_eq!(with_them(&["--workspace"]), 0);
+    let named = ["--package", "podkv-server", "--features", "fail-points"];
+    assert_ne!(with_them(&named), 0);
+}
+
+#[test]
 fn certificates_are_made_by_the_binary_alone() {
     for package in ["podkv-client", "podkv-node"] {
         assert_without(

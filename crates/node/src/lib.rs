@@ -11,6 +11,7 @@ pub mod config;
 pub mod discovery;
 pub mod dns;
 mod duties;
+mod fail_point;
 mod health;
 pub mod identity;
 mod loans;
@@ -43,7 +44,11 @@ mod write;
 /// is not.
 pub const CAN_BE_PLANTED: bool = cfg!(feature = "planted");
 
+/// True if this build ends at places that the environment names, for tests of crashes: see the feature `fail-points`.
+pub const HAS_FAIL_POINTS: bool = cfg!(feature = "fail-points");
+
 pub use config::NodeConfig;
+pub use fail_point::FAIL_POINTS;
 pub use health::Health;
 pub use node::{
     Access, DataDigest, Latency, Method, Node, NodeBuilder, NodeStats, Requests, RestoreWriter,

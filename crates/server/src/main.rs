@@ -12,6 +12,12 @@ const _: () = assert!(
     "podkv-node's feature `planted` is for the simulation: it puts bugs into the node"
 );
 
+// Features of one crate are those of all that are built together: nobody gets these without asking for them.
+const _: () = assert!(
+    podkv_node::HAS_FAIL_POINTS == cfg!(feature = "fail-points"),
+    "podkv-node's feature `fail-points` is for tests of crashes: it ends the node at places that the environment names"
+);
+
 fn main() -> std::process::ExitCode {
     let cli = podkv_server::cli::Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread()

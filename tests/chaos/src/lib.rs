@@ -22,6 +22,7 @@ pub mod nodes;
 pub mod place;
 pub mod round;
 pub mod rounds;
+pub mod sick;
 
 /// Says what went wrong, for a person.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -32,6 +32,12 @@ struct PlanArgs {
     /// Leave bytes of files as they are
     #[arg(long)]
     no_corruption: bool,
+    /// Leave disks sound and fast, where there is no strace
+    #[arg(long)]
+    no_sick_disks: bool,
+    /// Let nodes end and stop at named places, too
+    #[arg(long)]
+    fail_points: bool,
     /// Play with this podkv instead of the one of this tree
     #[arg(long)]
     binary: Option<PathBuf>,
@@ -55,6 +61,8 @@ fn main() -> ExitCode {
             seed: cli.plan.seed,
             time: Duration::from_secs_f64(cli.plan.minutes.max(0.0) * 60.0),
             corruption: !cli.plan.no_corruption,
+            sick_disks: !cli.plan.no_sick_disks,
+            fail_points: cli.plan.fail_points,
             binary: cli.plan.binary,
             program: None,
         })

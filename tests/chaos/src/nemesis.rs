@@ -5,15 +5,18 @@
 //! acknowledged until one is back.
 //!
 //! A node that ends by itself is started again, as a kubelet would. That it ended is a failure of the round, unless
-//! its disk was full or a byte of its files was turned.
+//! its disk was full or failed, or a byte of its files was turned.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use podkv_api::{MemberRole, Store as _};
+use podkv_node::FAIL_POINTS;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use rustix::process::Signal;
@@ -23,12 +26,16 @@ use tokio::time::sleep;
 use crate::Result;
 use crate::nodes::Nodes;
 use crate::place::{Cut, NODES};
+use crate::sick::Sickness;
 use podkv_sim::clients;
 use podkv_sim::clients::lookouts::LastLeader;
 use podkv_sim::recorder::Recorder;
 
 /// How long a node whose data was taken may need to be whole again: an id is replaced after ten seconds.
 const REJOIN: Duration = Duration::from_secs(60);
+
+/// How long disks are slow, once all nodes serve on them.
+const SLOW: Duration = Duration::from_secs(6);
 
 /// How often each was done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +51,15 @@ pub struct Faults {
     pub corruptions_refused: u64,
     /// All nodes at once; their kills are counted above, too.
     pub whole_restarts: u64,
+    pub failed_disks: u64,
+    /// Of these the node ended, and said why.
+    pub failed_disk_ends: u64,
+    pub slow_disks: u64,
+    /// While disks were slow.
+    pub slow_disk_elections: u64,
+    /// How often a node ended at each.
+    pub fail_points: BTreeMap<String, u64>,
+    pub replacements: u64,
 }
 
 impl Faults {
@@ -56,10 +72,26 @@ impl Faults {
         self.corruptions += other.corruptions;
         self.corruptions_refused += other.corruptions_refused;
         self.whole_restarts += other.whole_restarts;
+        self.failed_disks += other.failed_disks;
+        self.failed_disk_ends += other.failed_disk_ends;
+        self.slow_disks += other.slow_disks;
+        self.slow_disk_elections += other.slow_disk_elections;
+        self.replacements += other.replacements;
+        for (name, times) in &other.fail_points {
+            *self.fail_points.entry(name.clone()).or_default() += times;
+        }
     }
 
     pub fn all(&self) -> u64 {
-        self.kills + self.pauses + self.cuts + self.full_disks + self.corruptions
+        self.kills
+            + self.pauses
+            + self.cuts
+            + self.full_disks
+            + self.corruptions
+            + self.failed_disks
+            + self.slow_disks
+            + self.replacements
+            + self.fail_points.values().sum::<u64>()
     }
 }
 
@@ -68,6 +100,50 @@ impl Faults {
 pub struct Wanted {
     /// Bytes of files are turned while their node is down.
     pub corruption: bool,
+    /// Disks fail, and disks are slow.
+    pub sick_disks: bool,
+    /// Nodes end or stop at places that are named; the binary can do that.
+    pub fail_points: bool,
+}
+
+/// A place at which a node is to end, or to stop.
+#[derive(Clone, Debug)]
+pub struct Armed {
+    name: String,
+    nth: u32,
+    what: &'static str,
+}
+
+impl Armed {
+    fn at(name: &str, rng: &mut StdRng) -> Self {
+        // The first time, or somewhere in the middle of the load.
+        let nth = match rng.random_bool(0.5) {
+            true => rng.random_range(1..4),
+            false => rng.random_range(1..300),
+        };
+        let what = match rng.random_bool(0.8) {
+            true => "kill",
+            false => "stop",
+        };
+        let name = name.to_owned();
+        Self { name, nth, what }
+    }
+
+    fn any(rng: &mut StdRng) -> Option<Self> {
+        let nth = rng.random_range(0..FAIL_POINTS.len());
+        FAIL_POINTS.get(nth).map(|name| Self::at(name, rng))
+    }
+
+    fn stops(&self) -> bool {
+        self.what == "stop"
+    }
+
+    /// What the node's command begins with.
+    fn prefix(&self) -> Vec<String> {
+        let Self { name, nth, what } = self;
+        let told = format!("CHAOS_FAIL_POINT={name}:{nth}:{what}");
+        vec!["env".into(), told]
+    }
 }
 
 pub struct Nemesis<'n> {
@@ -81,6 +157,9 @@ pub struct Nemesis<'n> {
     pub complaints: Vec<String>,
     /// The file of each node in which a byte was turned. It may be read much later, and the node end then.
     pub bad_files: [Option<PathBuf>; NODES],
+    /// Nodes whose disk fails: they may end.
+    pub failing: [bool; NODES],
+    pub armed: [Option<Armed>; NODES],
 }
 
 impl Nemesis<'_> {
@@ -92,6 +171,7 @@ impl Nemesis<'_> {
             let dice = self.rng.random_range(0..1000);
             let has_place = self.nodes.place.has_namespaces();
             match dice {
+                600..650 if self.wanted.fail_points => self.replace().await?,
                 0..650 => self.kill().await?,
                 650..690 => self.kill_two().await?,
                 690..710 => self.kill_all().await?,
@@ -99,6 +179,8 @@ impl Nemesis<'_> {
                 800..960 if has_place => self.cut().await?,
                 960..975 if has_place => self.fill().await?,
                 975..983 if self.wanted.corruption => self.corrupt().await?,
+                983..992 if self.wanted.sick_disks => self.fail_disk().await?,
+                992.. if self.wanted.sick_disks => self.slow_disks().await?,
                 _ => self.kill().await?,
             }
         }
@@ -124,12 +206,25 @@ impl Nemesis<'_> {
     /// Starts what ended by itself.
     fn revive(&mut self) -> Result<()> {
         for node in 0..NODES {
-            let Some(why) = self.nodes.ended(node) else {
+            // What a fail point stopped goes on.
+            if self.armed[node].as_ref().is_some_and(Armed::stops) {
+                self.nodes.signal(node, Signal::CONT);
+            }
+            let Some((status, why)) = self.nodes.ended(node) else {
                 continue;
             };
             self.note(why.clone());
+            let armed = self.armed[node].take();
+            if let Some(armed) = armed.filter(|_| status.signal() == Some(Signal::KILL.as_raw())) {
+                *self.faults.fail_points.entry(armed.name).or_default() += 1;
+                self.start(node)?;
+                continue;
+            }
             match self.bad_files[node].take() {
                 Some(file) => self.empty_volume(node, &file, &why)?,
+                None if std::mem::take(&mut self.failing[node]) => {
+                    self.faults.failed_disk_ends += 1
+                }
                 None => self.complaints.push(why),
             }
             self.start(node)?;
@@ -162,9 +257,45 @@ impl Nemesis<'_> {
         self.faults.kills += 1;
     }
 
-    fn start(&mut self, node: usize) -> Result<()> {
-        self.note(format!("start podkv-{node}"));
-        self.nodes.start(node)
+    /// With fail points, mostly with one of them.
+    pub fn start(&mut self, node: usize) -> Result<()> {
+        let armed = match self.wanted.fail_points && self.rng.random_bool(0.8) {
+            true => Armed::any(&mut self.rng),
+            false => None,
+        };
+        self.start_armed(node, armed)
+    }
+
+    fn start_armed(&mut self, node: usize, armed: Option<Armed>) -> Result<()> {
+        self.note(format!("start podkv-{node}, fail point {armed:?}"));
+        let prefix = armed.as_ref().map(Armed::prefix).unwrap_or_default();
+        self.armed[node] = armed;
+        self.nodes.start_below(node, &prefix)
+    }
+
+    /// A node loses its volume while the others, of whom one leads, end or stop in the change of the members.
+    async fn replace(&mut self) -> Result<()> {
+        const CHANGES: [&str; 3] = ["members-to-change", "members-applied", "members-changed"];
+        self.settle().await;
+        self.wait_whole().await?;
+        let node = self.rng.random_range(0..NODES);
+        for other in (0..NODES).filter(|other| *other != node) {
+            self.kill_now(other);
+            let name = CHANGES[self.rng.random_range(0..CHANGES.len())];
+            let armed = Armed {
+                nth: self.rng.random_range(1..4),
+                ..Armed::at(name, &mut self.rng)
+            };
+            self.start_armed(other, Some(armed))?;
+        }
+        // Somebody must hold everything before a copy goes.
+        self.wait_whole().await?;
+        self.kill_now(node);
+        fs::remove_dir_all(self.nodes.place.data(node))?;
+        self.note(format!("empty volume for podkv-{node}"));
+        self.faults.replacements += 1;
+        self.start(node)?;
+        self.wait_whole().await
     }
 
     async fn kill(&mut self) -> Result<()> {
@@ -267,13 +398,79 @@ impl Nemesis<'_> {
         self.note(format!("space for podkv-{node}"));
         self.nodes.place.free(node)?;
         // What it does without space is its own affair, as long as it loses nothing: it may end.
-        if let Some(why) = self.nodes.ended(node) {
+        if let Some((_, why)) = self.nodes.ended(node) {
             self.note(format!("on a full disk: {why}"));
             self.faults.full_disk_ends += 1;
             self.start(node)?;
         }
         self.settle().await;
         Ok(())
+    }
+
+    /// A disk whose syncs or reads fail, from some moment on and until the node is started anew. It may end or go on; that it
+    /// acknowledges nothing that is lost is for the checkers.
+    async fn fail_disk(&mut self) -> Result<()> {
+        let node = self.victim();
+        let sickness = Sickness::failing(&mut self.rng);
+        self.kill_now(node);
+        self.note(format!("start podkv-{node} on a sick disk: {sickness:?}"));
+        self.faults.failed_disks += 1;
+        self.failing[node] = true;
+        self.armed[node] = None;
+        self.nodes.start_below(node, &sickness.prefix())?;
+        self.wait_end(node).await;
+        if self.nodes.is_running(node) {
+            self.kill_now(node);
+            self.failing[node] = false;
+            return self.start(node);
+        }
+        self.revive()
+    }
+
+    /// The syncs of one node, or of all, take long. That is no reason to elect: heartbeats need no disk.
+    async fn slow_disks(&mut self) -> Result<()> {
+        self.settle().await;
+        self.wait_whole().await?;
+        let sickness = Sickness::slow(&mut self.rng);
+        let slow: Vec<_> = match self.rng.random_bool(0.5) {
+            true => (0..NODES).collect(),
+            false => vec![self.rng.random_range(0..NODES)],
+        };
+        for node in &slow {
+            self.kill_now(*node);
+            self.note(format!("start podkv-{node} on a slow disk: {sickness:?}"));
+            self.armed[*node] = None;
+            self.nodes.start_below(*node, &sickness.prefix())?;
+        }
+        self.faults.slow_disks += 1;
+        self.wait_whole().await?;
+        let before = self.term().await?;
+        sleep(SLOW).await;
+        let elections = self.term().await? - before;
+        self.faults.slow_disk_elections += elections;
+        if elections > 1 {
+            let complaint = format!(
+                "{elections} elections in {SLOW:?} because disks were slow: {sickness:?} of {slow:?}"
+            );
+            self.complaints.push(complaint);
+        }
+        for node in slow {
+            self.kill_now(node);
+            self.start(node)?;
+        }
+        Ok(())
+    }
+
+    /// The latest that a node knows of.
+    async fn term(&self) -> Result<u64> {
+        let mut latest = 0;
+        for node in 0..NODES {
+            let client = clients::at(self.nodes.place.client_address(node)).build()?;
+            let status = client.status().await;
+            client.close().await;
+            latest = latest.max(status?.header.term);
+        }
+        Ok(latest)
     }
 
     /// Turns a byte in a file of a node that is down. It must refuse to start and name the file, or never serve what

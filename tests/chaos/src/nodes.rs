@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -35,12 +35,17 @@ impl Nodes {
 
     /// Starts a node that does not run.
     pub fn start(&self, node: usize) -> Result<()> {
+        self.start_below(node, &[])
+    }
+
+    /// The same, by a program that becomes the node.
+    pub fn start_below(&self, node: usize, prefix: &[String]) -> Result<()> {
         std::fs::create_dir_all(self.place.data(node))?;
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.log(node))?;
-        let mut command = self.place.command(&self.binary, node);
+        let mut command = self.place.command(&self.binary, node, prefix);
         let child = command.stderr(log).spawn()?;
         self.with(|children| children[node] = Some(child));
         Ok(())
@@ -71,8 +76,8 @@ impl Nodes {
         })
     }
 
-    /// If the node was started and has ended by itself: the last lines of its log.
-    pub fn ended(&self, node: usize) -> Option<String> {
+    /// If the node was started and has ended by itself: how, and the last lines of its log.
+    pub fn ended(&self, node: usize) -> Option<(ExitStatus, String)> {
         let status = self.with(|children| {
             let status = children[node].as_mut()?.try_wait().ok()??;
             children[node] = None;
@@ -82,10 +87,8 @@ impl Nodes {
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<_> = log.lines().rev().take(8).collect();
         let last: Vec<_> = lines.into_iter().rev().collect();
-        Some(format!(
-            "podkv-{node} ended with {status}:\n{}",
-            last.join("\n")
-        ))
+        let told = format!("podkv-{node} ended with {status}:\n{}", last.join("\n"));
+        Some((status, told))
     }
 
     fn with<T>(&self, use_them: impl FnOnce(&mut [Option<Child>; NODES]) -> T) -> T {

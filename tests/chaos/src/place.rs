@@ -96,8 +96,8 @@ impl Place {
         (0..NODES).map(|node| self.client_address(node)).collect()
     }
 
-    /// The command that runs a node.
-    pub fn command(&self, binary: &Path, node: usize) -> Command {
+    /// The command that runs a node, below the program that `prefix` names.
+    pub fn command(&self, binary: &Path, node: usize, prefix: &[String]) -> Command {
         let peers: Vec<_> = (0..NODES)
             .map(|node| format!("podkv-{node}={}", self.address(node, PEER_PORT)))
             .collect();
@@ -105,7 +105,11 @@ impl Place {
             // It becomes the program, so its process id is the node's.
             let mut command = Command::new("ip");
             command.args(["netns", "exec", &format!("node{node}")]);
-            command.arg(binary);
+            command.args(prefix).arg(binary);
+            command
+        } else if let Some((program, arguments)) = prefix.split_first() {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(binary);
             command
         } else {
             Command::new(binary)

@@ -46,6 +46,10 @@ pub struct RoundArgs {
     pub namespaces: bool,
     #[arg(long)]
     pub corruption: bool,
+    #[arg(long)]
+    pub sick_disks: bool,
+    #[arg(long)]
+    pub fail_points: bool,
     /// How to play it again
     #[arg(long)]
     pub again: String,
@@ -152,13 +156,17 @@ async fn play_until_done(arguments: &RoundArgs) -> Result<(History, Faults, Vec<
         leader: leader.clone(),
         wanted: Wanted {
             corruption: arguments.corruption,
+            sick_disks: arguments.sick_disks,
+            fail_points: arguments.fail_points,
         },
         faults: Faults::default(),
         complaints: Vec::new(),
         bad_files: Default::default(),
+        failing: Default::default(),
+        armed: Default::default(),
     };
     for node in 0..NODES {
-        nodes.start(node)?;
+        nemesis.start(node)?;
     }
     nemesis.wait_whole().await?;
     let clients = Clients::start(&place, &recorder, &mut rng, &leader)?;

@@ -6,15 +6,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use podkv_node::FAIL_POINTS;
 use podkv_pods::namespaces;
-use podkv_tests::process::podkv_binary;
+use podkv_tests::process::{binary_with_fail_points, podkv_binary};
 
 use crate::Result;
 use crate::nemesis::Faults;
 use crate::round::{Summary, history_path};
+use crate::sick;
 
 /// A history is held in memory until it is checked, and history is not compacted meanwhile.
 const LONGEST_ROUND: Duration = Duration::from_secs(240);
+
+/// From here on every fail point must have been met.
+const LONG: Duration = Duration::from_secs(30 * 60);
 
 /// What is to be played.
 #[derive(Clone, Debug)]
@@ -23,6 +28,10 @@ pub struct Plan {
     pub seed: u64,
     pub time: Duration,
     pub corruption: bool,
+    /// Disks fail and are slow, which takes strace.
+    pub sick_disks: bool,
+    /// Nodes end and stop at named places, too. Takes a podkv of its own.
+    pub fail_points: bool,
     /// The podkv to play with; that of this tree, built if it is not up to date, if it is not said.
     pub binary: Option<PathBuf>,
     /// This program, where it is not the one that runs: a test is not.
@@ -48,6 +57,11 @@ pub fn play(plan: &Plan) -> Result<Total> {
         let mut stderr = std::io::stderr();
         writeln!(stderr, "\nNO PARTITIONS, NO FULL DISKS: {why}\n")?;
     }
+    if plan.sick_disks
+        && let Some(why) = sick::missing()
+    {
+        return Err(format!("{why}. Without sick disks: CHAOS=--no-sick-disks").into());
+    }
     let folder = std::env::temp_dir().join(format!("podkv-chaos-{}", std::process::id()));
     fs::create_dir_all(&folder)?;
     let program = match &plan.program {
@@ -56,6 +70,7 @@ pub fn play(plan: &Plan) -> Result<Total> {
     };
     let built = match &plan.binary {
         Some(binary) => binary.clone(),
+        None if plan.fail_points => binary_with_fail_points(),
         None => podkv_binary().to_path_buf(),
     };
     // Of its own: what is built meanwhile is for the next run.
@@ -101,11 +116,25 @@ pub fn play(plan: &Plan) -> Result<Total> {
         total.failed.push(seed);
     }
     tell(&total);
+    let never = never_sprang(plan, &total);
+    if !never.is_empty() {
+        return Err(format!("no node ended at {}", never.join(", ")).into());
+    }
     if total.failed.is_empty() {
         fs::remove_dir_all(&folder)?;
         return Ok(total);
     }
     Err(format!("not as promised with the seeds {:?}", total.failed).into())
+}
+
+/// A fail point that is never met tests nothing. Short runs do not meet them all.
+fn never_sprang(plan: &Plan, total: &Total) -> Vec<&'static str> {
+    if !plan.fail_points || plan.time < LONG {
+        return Vec::new();
+    }
+    let sprang = &total.summary.faults.fail_points;
+    let names = FAIL_POINTS.iter().copied();
+    names.filter(|name| !sprang.contains_key(*name)).collect()
 }
 
 struct Round<'p> {
@@ -121,14 +150,23 @@ struct Round<'p> {
 impl Round<'_> {
     fn again(&self) -> String {
         let minutes = self.time.as_secs_f64() / 60.0;
-        let without = match self.plan.corruption {
-            true => "",
-            false => " CHAOS=--no-corruption",
+        let mut without = Vec::new();
+        if !self.plan.corruption {
+            without.push("--no-corruption");
+        }
+        if !self.plan.sick_disks {
+            without.push("--no-sick-disks");
+        }
+        let without = match without.is_empty() {
+            true => String::new(),
+            false => format!(" CHAOS=\"{}\"", without.join(" ")),
         };
-        format!(
-            "make chaos SEED={} MINUTES={minutes:.2}{without}",
-            self.seed
-        )
+        let goal = match self.plan.fail_points {
+            true => "chaos-points",
+            false => "chaos",
+        };
+        let seed = self.seed;
+        format!("make {goal} SEED={seed} MINUTES={minutes:.2}{without}")
     }
 
     fn play(&self) -> Result<Summary> {
@@ -151,6 +189,12 @@ impl Round<'_> {
         }
         if self.plan.corruption {
             command.arg("--corruption");
+        }
+        if self.plan.sick_disks {
+            command.arg("--sick-disks");
+        }
+        if self.plan.fail_points {
+            command.arg("--fail-points");
         }
         let output = command.stdin(Stdio::null()).output()?;
         let said = String::from_utf8_lossy(&output.stdout);
@@ -236,6 +280,12 @@ pub fn tell(total: &Total) {
         corruptions,
         corruptions_refused,
         whole_restarts,
+        failed_disks,
+        failed_disk_ends,
+        slow_disks,
+        slow_disk_elections,
+        fail_points,
+        replacements,
     } = faults;
     println!("\n{} rounds", total.rounds);
     println!("  kill -9              {kills} ({whole_restarts} times all three at once)");
@@ -243,6 +293,18 @@ pub fn tell(total: &Total) {
     println!("  partitions           {cuts}");
     println!("  full disks           {full_disks} (the node ended {full_disk_ends} times)");
     println!("  turned bytes         {corruptions} (refused at start {corruptions_refused} times)");
+    println!("  failing disks        {failed_disks} (the node ended {failed_disk_ends} times)");
+    if !fail_points.is_empty() {
+        println!(
+            "  fail points          {}",
+            fail_points.values().sum::<u64>()
+        );
+        for name in FAIL_POINTS {
+            println!("    {name:<25} {}", fail_points.get(*name).unwrap_or(&0));
+        }
+        println!("  lost volumes         {replacements}, with fail points in what replaces them");
+    }
+    println!("  slow disks           {slow_disks} ({slow_disk_elections} elections meanwhile)");
     println!(
         "  operations           {calls} ({acknowledged} answered, {unknown} unknown, {refused} refused)"
     );

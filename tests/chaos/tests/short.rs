@@ -12,6 +12,8 @@ fn a_short_round() {
         time: Duration::from_secs(25),
         // A node that lost its volume needs more time than a short round has.
         corruption: false,
+        sick_disks: false,
+        fail_points: false,
         binary: None,
         program: Some(PathBuf::from(env!("CARGO_BIN_EXE_podkv-chaos"))),
     };

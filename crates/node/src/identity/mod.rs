@@ -35,6 +35,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use podkv_api::{ClusterId, Error, Incarnation, MemberId, Reason};
 use tokio::sync::watch;
 
+use crate::fail_point::{self, Point};
 use crate::storage::{StorageError, Workers};
 
 pub use files::{Aside, IdentityFile, MarkerStore};
@@ -342,7 +343,9 @@ impl Identity {
         let mut marker = Marker::clone(&self.marker());
         if change(&mut marker)? {
             tracing::info!(node = %self.node_id, phase = %marker.phase, "the node's phase changes");
+            fail_point::pass(Point::MarkerToSave);
             self.save(IdentityFile::Marker, &marker.encode())?;
+            fail_point::pass(Point::MarkerSaved);
             *self.marker.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(marker);
         }
         Ok(())

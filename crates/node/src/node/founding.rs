@@ -16,6 +16,7 @@ use crate::bootstrap::decide::Me;
 use crate::bootstrap::founders::{Founding, PodName};
 use crate::bootstrap::{Bootstrap, BootstrapParts, BootstrapSettings, FoundingHost, Settled};
 use crate::discovery::Discovery;
+use crate::fail_point::{self, Point};
 use crate::health::Health;
 use crate::membership::PeerAddress;
 use crate::peer::gate::Gate;
@@ -49,7 +50,9 @@ impl FoundingHost for Host {
             if node.0.group.is_initialized().await? {
                 return Ok(());
             }
+            fail_point::pass(Point::ToInitialize);
             node.0.group.initialize(founding.voters).await?;
+            fail_point::pass(Point::Initialized);
             let adding = node.clone();
             let stop = node.0.stop.clone();
             node.0.tasks.spawn(async move {

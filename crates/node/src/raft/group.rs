@@ -34,6 +34,7 @@ use super::types::{Answer, LogId, Payload, TypeConfig, position};
 use super::{Applied, Committed, EventSink};
 use super::{membership, record};
 use crate::config::RaftTiming;
+use crate::fail_point::{self, Point};
 use crate::membership::{LogPosition, PeerAddress};
 use crate::peer::pool::PeerPool;
 use crate::storage::{LogStore, StateStore, Worker};
@@ -404,7 +405,9 @@ impl Group {
         let store = self.0.store.clone();
         let workers = store.workers();
         let flush = move || -> Result<Option<LogPosition>> {
+            fail_point::pass(Point::StateToFlush);
             store.flush()?;
+            fail_point::pass(Point::StateFlushed);
             let record = store.get_durable(&applied_key())?;
             let position = record
                 .map(|record| record::decode_applied(&record))

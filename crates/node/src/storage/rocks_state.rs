@@ -46,6 +46,7 @@ use super::{
     Checkpoint, CheckpointFile, StagedCheckpoint, StateStore, StateView, StateWrites, StorageError,
     TransferError,
 };
+use crate::fail_point::{self, Point};
 use crate::identity::{CHECKPOINT_PREFIX, DataFolder, STATE_POINTER, STATE_PREFIX};
 
 const MAX_POINTER_BYTES: usize = 256;
@@ -297,7 +298,9 @@ impl StateStore for RocksState {
         *staging = None;
         let _writing = lock(&self.writing);
         let generation = self.open_promoted(self.promote(&staged)?)?;
+        fail_point::pass(Point::PointerToMove);
         self.point_to(&generation)?;
+        fail_point::pass(Point::PointerMoved);
         self.swap(generation);
         remove_folder(staged.folder())?;
         Ok(())

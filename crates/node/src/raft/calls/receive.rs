@@ -16,6 +16,7 @@ use super::super::machine::SnapshotData;
 use super::super::types::{Snapshot, SnapshotMeta};
 use super::super::wire as convert;
 use super::stopped;
+use crate::fail_point::{self, Point};
 use crate::storage::{StagedCheckpoint, StateStore, TransferError, Workers};
 
 /// Files of one checkpoint: RocksDB has thousands at most.
@@ -110,6 +111,7 @@ impl Receiver {
         if !staged.is_complete() {
             return Err(Status::failed_precondition("the snapshot is not complete"));
         }
+        fail_point::pass(Point::SnapshotReceived);
         let snapshot = Snapshot {
             meta,
             snapshot: SnapshotData::Received(staged),

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use super::super::membership::{Change, Seen, Step, not_found};
 use super::super::types::{LogId, TypeConfig, members, position};
 use super::{Group, Metrics, stopped, voter_ids};
+use crate::fail_point::{self, Point};
 use crate::membership::{LogPosition, Observed, ObservedPeer, PeerAddress};
 
 /// A change needs a majority for two entries, and each of those a sync on slow disks.
@@ -122,7 +123,10 @@ impl Group {
             // Nothing is added to the new voters: of a joint membership, that is the second half.
             Step::Finish => (ChangeMembers::AddVoterIds(BTreeSet::new()), Leavers::Stay),
         };
-        self.write_membership(changes, leavers, at).await
+        fail_point::pass(Point::MembersToChange);
+        let changed = self.write_membership(changes, leavers, at).await;
+        fail_point::pass(Point::MembersChanged);
+        changed
     }
 
     async fn write_membership(

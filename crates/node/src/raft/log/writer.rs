@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use super::super::record;
 use super::super::types::{LogEntry, TypeConfig};
 use super::Shared;
+use crate::fail_point::{self, Point};
 use crate::storage::LogWrite;
 
 /// Jobs that may be queued. More would only lengthen the wait of those behind.
@@ -190,10 +191,12 @@ fn write(shared: &Shared, batch: &mut Batch) {
     if batch.writes.is_empty() {
         return;
     }
+    pass_before(&batch.writes);
     let began = Instant::now();
     shared.set_writing(Some(began));
     let result = shared.store.write(&batch.writes);
     shared.set_writing(None);
+    pass_after(&batch.writes);
     match result {
         Ok(()) => {
             shared.counters.write.observe(began.elapsed());
@@ -215,4 +218,27 @@ fn write(shared: &Shared, batch: &mut Batch) {
             batch.answer(Err(&failure));
         }
     }
+}
+
+fn pass_before(writes: &[LogWrite]) {
+    for write in writes {
+        match write {
+            LogWrite::Vote(_) => fail_point::pass(Point::VoteToWrite),
+            LogWrite::Purge { .. } => fail_point::pass(Point::LogToPurge),
+            LogWrite::Append { .. } | LogWrite::TruncateFrom { .. } | LogWrite::Committed(_) => {}
+        }
+    }
+    fail_point::pass(Point::LogToWrite);
+}
+
+fn pass_after(writes: &[LogWrite]) {
+    for write in writes {
+        match write {
+            LogWrite::Vote(_) => fail_point::pass(Point::VoteWritten),
+            LogWrite::Purge { .. } => fail_point::pass(Point::LogPurged),
+            LogWrite::TruncateFrom { .. } => fail_point::pass(Point::LogTruncated),
+            LogWrite::Append { .. } | LogWrite::Committed(_) => {}
+        }
+    }
+    fail_point::pass(Point::LogWritten);
 }

@@ -13,6 +13,7 @@ use super::super::types::{
 };
 use super::recent::RecentView;
 use super::{Reached, Shared, applied_key, membership_key, record};
+use crate::fail_point::{self, Point};
 use crate::storage::{StateStore, StateWrites};
 
 /// Entries to apply as one batch, in the order of the log.
@@ -52,13 +53,19 @@ fn apply(shared: &Shared, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<
         auth_changed,
         meta,
     } = effects;
+    let members_change = reached.members.position != shared.reached().members.position;
     let writes = state_writes(writes, &shared.reached(), &reached);
     recent.committed(&writes);
+    fail_point::pass(Point::ApplyToCommit);
     if let Err(error) = shared.state.commit(writes) {
         recent.clear();
         return Err(error.into());
     }
     drop(recent);
+    fail_point::pass(Point::ApplyCommitted);
+    if members_change {
+        fail_point::pass(Point::MembersApplied);
+    }
     shared.apply_latency.observe(began.elapsed());
 
     let applied = super::Applied {

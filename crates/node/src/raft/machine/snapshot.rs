@@ -12,6 +12,7 @@ use podkv_core::ViewError;
 
 use super::super::types::{Snapshot, SnapshotMeta, position};
 use super::{Reached, Shared};
+use crate::fail_point::{self, Point};
 use crate::membership::LogPosition;
 use crate::storage::{Checkpoint, StagedCheckpoint, Workers};
 
@@ -109,7 +110,9 @@ impl Slot {
 impl Shared {
     /// Makes a checkpoint, and keeps it in place of the last one. Blocking.
     pub(super) fn build(&self) -> io::Result<Arc<Built>> {
+        fail_point::pass(Point::SnapshotToBuild);
         let checkpoint = self.state.checkpoint()?;
+        fail_point::pass(Point::SnapshotBuilt);
         let reached = {
             let view = checkpoint.view()?;
             Reached::read(&*view).map_err(io::Error::other)?
@@ -159,6 +162,7 @@ impl Shared {
             recent.clear();
             self.state.install(staged)?;
         }
+        fail_point::pass(Point::Installed);
         let view = self.state.view();
         let reached = Reached::read(&*view).map_err(io::Error::other)?;
         if reached.position != expected {
