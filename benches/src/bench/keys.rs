@@ -19,13 +19,13 @@ const FILLERS: usize = 32;
 const LIMIT: i64 = 500;
 
 /// Writes keys in transactions, over all nodes.
-pub async fn fill(cluster: &Cluster, keys: u64, value_bytes: usize) -> Result<()> {
+pub async fn fill(cluster: &Cluster, keys: std::ops::Range<u64>, value_bytes: usize) -> Result<()> {
     let mut kvs = Vec::new();
     for node in 0..cluster.addresses().len() {
         kvs.push(KvClient::new(cluster.connect(node).await?));
     }
     let value = bytes::Bytes::from(vec![b'v'; value_bytes]);
-    let batches = (0..keys).step_by(BATCH as usize).enumerate();
+    let batches = keys.clone().step_by(BATCH as usize).enumerate();
     stream::iter(batches)
         .map(|(index, first)| {
             let put = |number| pb::RequestOp {
@@ -36,7 +36,7 @@ pub async fn fill(cluster: &Cluster, keys: u64, value_bytes: usize) -> Result<()
                 })),
             };
             let batch = pb::TxnRequest {
-                success: (first..(first + BATCH).min(keys)).map(put).collect(),
+                success: (first..(first + BATCH).min(keys.end)).map(put).collect(),
                 ..Default::default()
             };
             let mut kv = kvs[index % kvs.len()].clone();
@@ -54,15 +54,16 @@ pub async fn fill(cluster: &Cluster, keys: u64, value_bytes: usize) -> Result<()
     Ok(())
 }
 
+const MB: f64 = 1e6;
+
 pub async fn run(
     cluster: &mut Cluster,
     keys: u64,
     value_bytes: usize,
     measured: Duration,
 ) -> Result<Vec<(&'static str, f64)>> {
-    const MB: f64 = 1e6;
     let begun = Instant::now();
-    fill(cluster, keys, value_bytes).await?;
+    fill(cluster, 0..keys, value_bytes).await?;
     let filled = begun.elapsed();
     let most = |bytes: Vec<u64>| bytes.into_iter().max().unwrap_or_default() as f64 / MB;
     let (memory, disk) = (most(cluster.memory()?), most(cluster.disk()?));
@@ -88,5 +89,52 @@ pub async fn run(
         ("range p50 ms", ms(times.p50)),
         ("range p99 ms", ms(times.p99)),
         ("restart ms", ms(restarted)),
+    ])
+}
+
+/// The rate of puts and of gets with few keys, and with many.
+pub async fn scale(
+    cluster: &mut Cluster,
+    sizes: [u64; 2],
+    value_bytes: usize,
+    measured: Duration,
+) -> Result<Vec<(&'static str, f64)>> {
+    let get = Call::Get {
+        serializable: false,
+    };
+    let mut rates = Vec::new();
+    let mut filled = 0;
+    for keys in sizes {
+        fill(cluster, filled..keys, value_bytes).await?;
+        filled = keys;
+        for call in [Call::Put, get] {
+            let load = Load {
+                call,
+                api: Api::Etcd,
+                clients: 100,
+                connections: 10,
+                keys,
+                value_bytes,
+                warm_up: measured / 4,
+                measured,
+            };
+            let loaded = run_load(&load, cluster, &cluster.addresses()).await?;
+            rates.push(loaded.per_second());
+        }
+    }
+    let [few_put, few_get, many_put, many_get] = rates[..] else {
+        return Err("two calls of two sizes are four rates".into());
+    };
+    let memory = cluster.memory()?.into_iter().max().unwrap_or_default();
+    let disk = cluster.disk()?.into_iter().max().unwrap_or_default();
+    Ok(vec![
+        ("put left %", 100.0 * many_put / few_put),
+        ("get left %", 100.0 * many_get / few_get),
+        ("few: put/s", few_put),
+        ("few: get/s", few_get),
+        ("many: put/s", many_put),
+        ("many: get/s", many_get),
+        ("memory of a node MB", memory as f64 / MB),
+        ("disk of a node MB", disk as f64 / MB),
     ])
 }

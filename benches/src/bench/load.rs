@@ -79,6 +79,12 @@ impl Loaded {
         self.servers_cpu.as_secs_f64() * 1e6 / self.times.count().max(1) as f64
     }
 
+    /// Microseconds of processor time that servers and generator took together for a call.
+    pub fn machine_cpu_us(&self) -> f64 {
+        let all = self.servers_cpu + self.own_cpu;
+        all.as_secs_f64() * 1e6 / self.times.count().max(1) as f64
+    }
+
     /// The generator's part of all processor time that was used.
     pub fn own_share(&self) -> f64 {
         let own = self.own_cpu.as_secs_f64();

@@ -16,7 +16,6 @@ mod rows;
 mod watch;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -45,6 +44,12 @@ struct Settings {
     /// Keys of the rows about many keys.
     #[arg(long, default_value_t = 1_000_000)]
     keys: u64,
+    /// Keys of the row `scale`
+    #[arg(long, default_value_t = 10_000_000)]
+    many_keys: u64,
+    /// Seconds of the pipelined rows
+    #[arg(long, default_value_t = 120)]
+    long_seconds: u64,
     /// The podkv that is measured. Default: this tree's
     #[arg(long)]
     podkv: Option<PathBuf>,
@@ -190,10 +195,7 @@ async fn once(
         None => tempfile::tempdir()?,
     };
     let mut cluster = Cluster::start(&contestant.program, 3, folder.path()).await?;
-    let measured = Duration::from_secs(settings.seconds);
-    let values = row
-        .run(&mut cluster, contestant, measured, settings.keys)
-        .await?;
+    let values = row.run(&mut cluster, contestant, settings).await?;
     cluster.kill_all().await?;
     folder.close()?;
     Ok(values)

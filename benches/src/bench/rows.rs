@@ -7,7 +7,7 @@ use podkv_benches::servers::{Cluster, Program};
 
 use crate::load::{Api, Call, Load, Loaded};
 use crate::watch::FanOut;
-use crate::{Contestant, failover, keys, load, watch};
+use crate::{Contestant, Settings, failover, keys, load, watch};
 
 /// Bytes of a value, as in the figures that this is compared with.
 const VALUE_BYTES: usize = 256;
@@ -27,14 +27,23 @@ enum Kind {
         clients: usize,
         connections: usize,
     },
+    /// The native client with as many calls on their way as it takes, for so long that the stores flush and compact.
+    Pipelined(Call),
     Watch,
     Keys,
+    Scale,
     Kill,
     HandOver,
 }
 
 /// Metrics by which rows are plotted and ratios are told; of the others less is better.
-pub const MORE_IS_BETTER: &[&str] = &["calls/s", "fill keys/s", "ranges/s"];
+pub const MORE_IS_BETTER: &[&str] = &[
+    "calls/s",
+    "fill keys/s",
+    "ranges/s",
+    "put left %",
+    "get left %",
+];
 
 const fn load(
     name: &'static str,
@@ -87,6 +96,16 @@ pub const ROWS: &[Row] = &[
         10,
     ),
     Row {
+        name: "pipelined-put",
+        what: "put, 3000 calls on their way on 3 connections, while tables are flushed and compacted",
+        kind: Kind::Pipelined(Call::Put),
+    },
+    Row {
+        name: "pipelined-get",
+        what: "linearizable get, 3000 calls on their way on 3 connections",
+        kind: Kind::Pipelined(GET),
+    },
+    Row {
         name: "watch-1000",
         what: "1000 watchers of a prefix on 20 connections, 100 writers: events",
         kind: Kind::Watch,
@@ -95,6 +114,11 @@ pub const ROWS: &[Row] = &[
         name: "keys",
         what: "a million keys: fill, memory, disk, limited ranges, restart",
         kind: Kind::Keys,
+    },
+    Row {
+        name: "scale",
+        what: "put and get of 100 clients with ten thousand keys, and with many: what is left of the rate",
+        kind: Kind::Scale,
     },
     Row {
         name: "kill",
@@ -116,8 +140,10 @@ impl Row {
         let fast = matches!(&contestant.program, Program::Podkv(_, extra) if !extra.is_empty());
         match self.kind {
             Kind::Load { .. } => !fast,
+            Kind::Pipelined(_) => !fast && native,
             Kind::Watch => !fast && !native,
             Kind::Keys => !fast && !native && !nothing,
+            Kind::Scale => matches!(contestant.program, Program::Podkv(..)) && !fast && !native,
             Kind::Kill | Kind::HandOver => !native && !nothing,
         }
     }
@@ -126,9 +152,9 @@ impl Row {
         &self,
         cluster: &mut Cluster,
         contestant: &Contestant,
-        measured: Duration,
-        keys: u64,
+        settings: &Settings,
     ) -> Result<Vec<(&'static str, f64)>> {
+        let measured = Duration::from_secs(settings.seconds);
         let warm_up = measured / 4;
         match self.kind {
             Kind::Load {
@@ -147,10 +173,29 @@ impl Row {
                     measured,
                 };
                 if !matches!(call, Call::Put) {
-                    keys::fill(cluster, KEYS, VALUE_BYTES).await?;
+                    keys::fill(cluster, 0..KEYS, VALUE_BYTES).await?;
                 }
                 let addresses = cluster.addresses();
                 Ok(values(&load::run(&load, cluster, &addresses).await?))
+            }
+            Kind::Pipelined(call) => {
+                let load = Load {
+                    call,
+                    api: contestant.api,
+                    clients: 3000,
+                    connections: 3,
+                    keys: KEYS,
+                    value_bytes: VALUE_BYTES,
+                    warm_up,
+                    measured: Duration::from_secs(settings.long_seconds),
+                };
+                if !matches!(call, Call::Put) {
+                    keys::fill(cluster, 0..KEYS, VALUE_BYTES).await?;
+                }
+                let loaded = load::run(&load, cluster, &cluster.addresses()).await?;
+                let mut values = values(&loaded);
+                values.push(("CPU of the machine µs/call", loaded.machine_cpu_us()));
+                Ok(values)
             }
             Kind::Watch => {
                 let fan_out = FanOut {
@@ -163,7 +208,11 @@ impl Row {
                 };
                 Ok(values(&watch::run(fan_out, cluster).await?))
             }
-            Kind::Keys => keys::run(cluster, keys, VALUE_BYTES, measured).await,
+            Kind::Keys => keys::run(cluster, settings.keys, VALUE_BYTES, measured).await,
+            Kind::Scale => {
+                let sizes = [KEYS, settings.many_keys];
+                keys::scale(cluster, sizes, VALUE_BYTES, measured).await
+            }
             Kind::Kill => Ok(vec![("pause ms", ms(failover::kill(cluster).await?))]),
             Kind::HandOver => Ok(vec![("pause ms", ms(failover::hand_over(cluster).await?))]),
         }

@@ -49,6 +49,8 @@ pub(crate) struct Observed {
     pub members: Members,
     /// The membership is committed.
     pub settled: bool,
+    /// This leader is making a change of it.
+    pub changing: bool,
     pub peers: BTreeMap<MemberId, ObservedPeer>,
     /// A peer that has answered within this time is there.
     pub alive_within: Duration,

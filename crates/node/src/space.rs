@@ -11,6 +11,9 @@
 //! has reached a node some writes still come in, and those go into the headroom, as do deletes, compaction, leases that
 //! are kept alive, membership, and Raft itself.
 //!
+//! What is in memory still, and goes to the volume with the next flush, counts as if it were there: up to a hundred megabytes of
+//! memtables, which a small volume has no room for beside its headroom.
+//!
 //! A full volume is not left alone: the log is purged as far as the state covers it. It is full until there is clearly
 //! more room than when it became so; otherwise each deletion would open the doors for one write.
 
@@ -25,11 +28,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::membership::Observed;
 use crate::raft::Group;
-use crate::storage::{StateStore, StorageError};
+use crate::storage::{LogStore, StateStore, StorageError};
 use crate::write::{Origin, Writer};
 
 /// How often a node looks. Costs a few microseconds. At 100 MB/s the smallest default headroom lasts for two looks.
 const LOOK: Duration = Duration::from_millis(500);
+/// The same where there is less room than twice the headroom. Of a small volume the headroom is small, too, and would be used
+/// up between two looks.
+const CLOSE_LOOK: Duration = Duration::from_millis(100);
 /// While the volume is full, the log is purged this often, and what was deleted reaches the disk.
 const PURGE_INTERVAL: Duration = Duration::from_secs(10);
 /// The leader forgets that a member has no space when it was silent for so long: it stores nothing now, and raises the
@@ -76,14 +82,37 @@ pub(crate) struct SpaceLimits {
     pub headroom_bytes: Option<u64>,
 }
 
+/// What is left on a volume.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    volume: VolumeSpace,
+    /// Bytes that are in memory still, and for which there has to be room.
+    unwritten_bytes: u64,
+}
+
+impl Room {
+    fn free_bytes(&self) -> u64 {
+        self.volume.free_bytes.saturating_sub(self.unwritten_bytes)
+    }
+}
+
 impl SpaceLimits {
+    fn headroom(&self, volume: &VolumeSpace) -> u64 {
+        self.headroom_bytes
+            .unwrap_or_else(|| volume.default_headroom())
+    }
+
+    /// When to look again.
+    fn pause(&self, room: Option<&Room>) -> Duration {
+        let close = |room: &Room| room.free_bytes() < self.headroom(&room.volume).saturating_mul(2);
+        match room.is_some_and(close) {
+            true => CLOSE_LOOK,
+            false => LOOK,
+        }
+    }
+
     /// Why there is no room; `was_full` makes it harder to find some.
-    fn full(
-        &self,
-        state_bytes: u64,
-        volume: Option<VolumeSpace>,
-        was_full: bool,
-    ) -> Option<String> {
+    fn full(&self, state_bytes: u64, room: Option<&Room>, was_full: bool) -> Option<String> {
         let quota = match was_full {
             true => self.quota_bytes - self.quota_bytes / 10,
             false => self.quota_bytes,
@@ -95,19 +124,18 @@ impl SpaceLimits {
                 self.quota_bytes >> 20
             ));
         }
-        let volume = volume?;
-        let headroom = self
-            .headroom_bytes
-            .unwrap_or_else(|| volume.default_headroom());
+        let room = room?;
+        let headroom = self.headroom(&room.volume);
         let needed = match was_full {
             true => headroom.saturating_add(headroom / 4),
             false => headroom,
         };
-        (volume.free_bytes < needed).then(|| {
+        (room.free_bytes() < needed).then(|| {
             format!(
-                "{} MiB of {} MiB are free on the volume, and {} MiB are kept as headroom",
-                volume.free_bytes >> 20,
-                volume.size_bytes >> 20,
+                "{} MiB of {} MiB are free on the volume, {} MiB are yet to be written, and {} MiB are kept as headroom",
+                room.volume.free_bytes >> 20,
+                room.volume.size_bytes >> 20,
+                room.unwritten_bytes >> 20,
                 headroom >> 20
             )
         })
@@ -148,6 +176,7 @@ pub(crate) struct SpaceKeeper {
     pub limits: SpaceLimits,
     /// `None` on memory storage.
     pub data_dir: Option<PathBuf>,
+    pub log: Arc<dyn LogStore>,
     pub state: Arc<dyn StateStore>,
     pub group: Group,
     pub writer: Writer,
@@ -160,6 +189,8 @@ pub(crate) struct SpaceKeeper {
 struct Look {
     alarms: Vec<Alarm>,
     full: Option<String>,
+    /// Until the next look.
+    pause: Duration,
 }
 
 impl SpaceKeeper {
@@ -174,10 +205,10 @@ impl SpaceKeeper {
     }
 
     async fn look_for_ever(&self, full: watch::Sender<bool>) {
-        let mut tick = tokio::time::interval(LOOK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut pause = Duration::ZERO;
         loop {
-            tick.tick().await;
+            tokio::time::sleep(pause).await;
+            pause = LOOK;
             let was_full = *full.borrow();
             let look = match self.look(was_full).await {
                 Ok(look) => look,
@@ -195,6 +226,7 @@ impl SpaceKeeper {
                 _ => {}
             }
             full.send_replace(look.full.is_some());
+            pause = look.pause;
             self.tell(&look).await;
         }
     }
@@ -211,7 +243,8 @@ impl SpaceKeeper {
 
     /// Off the async threads: it reads the state and waits for the file system.
     async fn look(&self, was_full: bool) -> Result<Look, StorageError> {
-        let (state, data_dir, limits) = (self.state.clone(), self.data_dir.clone(), self.limits);
+        let (log, state) = (self.log.clone(), self.state.clone());
+        let (data_dir, limits) = (self.data_dir.clone(), self.limits);
         let look = move || {
             let alarms = podkv_core::alarms(&*state.view())
                 .map_err(|error| StorageError::misuse(error.to_string()))?;
@@ -224,13 +257,18 @@ impl SpaceKeeper {
                 })?),
                 None => None,
             };
+            let room = volume.map(|volume| Room {
+                volume,
+                unwritten_bytes: log.unwritten_bytes() + state.unwritten_bytes(),
+            });
             // Counts files: only for who wants to know.
             let state_bytes = match limits.quota_bytes {
                 0 => 0,
                 _ => state.disk_bytes(),
             };
             Ok(Look {
-                full: limits.full(state_bytes, volume, was_full),
+                full: limits.full(state_bytes, room.as_ref(), was_full),
+                pause: limits.pause(room.as_ref()),
                 alarms,
             })
         };
@@ -299,11 +337,14 @@ mod tests {
 
     const GIB: u64 = 1 << 30;
 
-    fn volume(size_bytes: u64, free_bytes: u64) -> Option<VolumeSpace> {
-        Some(VolumeSpace {
-            size_bytes,
-            free_bytes,
-        })
+    fn room(free_bytes: u64, unwritten_bytes: u64) -> Room {
+        Room {
+            volume: VolumeSpace {
+                size_bytes: GIB,
+                free_bytes,
+            },
+            unwritten_bytes,
+        }
     }
 
     #[test]
@@ -327,12 +368,43 @@ mod tests {
             quota_bytes: 0,
             headroom_bytes: Some(1000),
         };
-        let full = |free, was_full| limits.full(u64::MAX, volume(GIB, free), was_full).is_some();
+        let full = |free, was_full| {
+            let room = room(free, 0);
+            limits.full(u64::MAX, Some(&room), was_full).is_some()
+        };
         assert!(!full(1000, false));
         assert!(full(999, false));
         assert!(full(1000, true));
         assert!(full(1249, true));
         assert!(!full(1250, true));
+    }
+
+    #[test]
+    fn what_is_in_memory_still_counts_as_if_it_were_on_the_volume() {
+        let limits = SpaceLimits {
+            quota_bytes: 0,
+            headroom_bytes: Some(1000),
+        };
+        let full = |free, unwritten| {
+            let room = room(free, unwritten);
+            limits.full(u64::MAX, Some(&room), false).is_some()
+        };
+        assert!(!full(1500, 500));
+        assert!(full(1500, 501));
+        assert!(full(1500, 5000));
+    }
+
+    #[test]
+    fn a_volume_that_is_nearly_full_is_looked_at_more_often() {
+        let limits = SpaceLimits {
+            quota_bytes: 0,
+            headroom_bytes: Some(1000),
+        };
+        let pause = |free, unwritten| limits.pause(Some(&room(free, unwritten)));
+        assert_eq!(pause(2000, 0), LOOK);
+        assert_eq!(pause(1999, 0), CLOSE_LOOK);
+        assert_eq!(pause(3000, 1001), CLOSE_LOOK);
+        assert_eq!(limits.pause(None), LOOK, "memory storage has no volume");
     }
 
     #[test]

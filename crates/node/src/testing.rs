@@ -206,6 +206,11 @@ impl TestCluster {
         self.slots[index].disk.rot(bytes)
     }
 
+    /// The same in the entries of a node's log.
+    pub fn rot_log(&self, index: usize, bytes: &[u8]) -> usize {
+        self.slots[index].disk.rot_log(bytes)
+    }
+
     /// A node's disk stops to answer: its log cannot be written, and nothing fails. [`TestCluster::resume_disk`] ends it,
     /// and so does [`TestCluster::kill`].
     pub fn stall_disk(&self, index: usize) {

@@ -19,6 +19,9 @@
 //!
 //! Functions that change something write and fsync: call them through [`Identity::workers`]. Those that
 //! only look never wait for a disk.
+//!
+//! A node that cannot write these files cannot promise anything any more, and must end, whoever was told of the failure:
+//! see [`Identity::failure`].
 
 mod files;
 mod folder;
@@ -30,8 +33,9 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use podkv_api::{ClusterId, Error, Incarnation, MemberId, Reason};
+use tokio::sync::watch;
 
-use crate::storage::Workers;
+use crate::storage::{StorageError, Workers};
 
 pub use files::{Aside, IdentityFile, MarkerStore};
 pub use folder::DataFolder;
@@ -60,13 +64,9 @@ pub struct Identity {
     marker: RwLock<Arc<Marker>>,
     peers: RwLock<PeerBoots>,
     /// Held while one of the two files is replaced.
-    saving: Mutex<Saving>,
-}
-
-#[derive(Default)]
-struct Saving {
+    saving: Mutex<()>,
     /// A save failed: the file may be the old one or the new one. Only a restart, which reads it, can tell.
-    failed: bool,
+    failure: watch::Sender<Option<Error>>,
 }
 
 impl Identity {
@@ -125,6 +125,7 @@ impl Identity {
             marker: RwLock::new(Arc::new(marker)),
             peers: RwLock::new(peers),
             saving: Mutex::default(),
+            failure: watch::Sender::new(None),
             markers,
         })
     }
@@ -136,6 +137,11 @@ impl Identity {
     /// Where changes of it run.
     pub fn workers(&self) -> Workers {
         self.markers.workers()
+    }
+
+    /// Why these files cannot be written; `None` as long as they can. It stays, and nothing is saved after it.
+    pub fn failure(&self) -> watch::Receiver<Option<Error>> {
+        self.failure.subscribe()
     }
 
     /// The pod's name.
@@ -299,12 +305,12 @@ impl Identity {
             Observation::Known => return Ok(()),
             Observation::New => {}
         }
-        let mut saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         // Somebody may have been faster, with a later start.
         let mut peers = self.peers().clone();
         if let Observation::New = peers.judge(id, boot_counter, nonce)? {
             peers.insert(id, boot_counter, nonce);
-            self.save(&mut saving, IdentityFile::Peers, &peers.encode())?;
+            self.save(IdentityFile::Peers, &peers.encode())?;
             *self.peers.write().unwrap_or_else(PoisonError::into_inner) = peers;
         }
         Ok(())
@@ -332,22 +338,20 @@ impl Identity {
         &self,
         change: impl FnOnce(&mut Marker) -> Result<bool, Error>,
     ) -> Result<(), Error> {
-        let mut saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let mut marker = Marker::clone(&self.marker());
         if change(&mut marker)? {
             tracing::info!(node = %self.node_id, phase = %marker.phase, "the node's phase changes");
-            self.save(&mut saving, IdentityFile::Marker, &marker.encode())?;
+            self.save(IdentityFile::Marker, &marker.encode())?;
             *self.marker.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(marker);
         }
         Ok(())
     }
 
-    fn save(&self, saving: &mut Saving, file: IdentityFile, bytes: &[u8]) -> Result<(), Error> {
-        if saving.failed {
-            return Err(Error::internal(format!(
-                "an earlier write beside {} failed; restart the node",
-                self.markers.describe(file)
-            )));
+    /// Only while `saving` is held.
+    fn save(&self, file: IdentityFile, bytes: &[u8]) -> Result<(), Error> {
+        if let Some(failure) = &*self.failure.borrow() {
+            return Err(failure.clone());
         }
         // What is written must be readable: the limits below make sure of it.
         if bytes.len() > file.max_bytes() {
@@ -359,8 +363,9 @@ impl Identity {
             )));
         }
         self.markers.save(file, bytes).map_err(|error| {
-            saving.failed = true;
-            Error::from(error)
+            let error = unsaved(error);
+            self.failure.send_replace(Some(error.clone()));
+            error
         })
     }
 
@@ -420,6 +425,15 @@ fn refuse_released(marker: &Marker, cluster: ClusterId) -> Result<(), Error> {
         )));
     }
     Ok(())
+}
+
+fn unsaved(error: StorageError) -> Error {
+    let error = Error::from(error);
+    let text = format!(
+        "what this node has to remember cannot be written, so it ends before anything depends on that: {}",
+        error.text()
+    );
+    Error::new(error.reason(), text).with_source(error)
 }
 
 fn conflict(text: String) -> Error {

@@ -204,7 +204,7 @@ impl Node {
                 Ok(Settled::Stopped) => {}
                 Err(error) => {
                     tracing::error!(%error, "the node cannot go on");
-                    health.send_replace(Health::not_ready(format!("stopped: {error}")));
+                    health.send_replace(Health::not_ready(format!("stopped: {}", error.text())));
                     failure.send_replace(Some(error));
                 }
             }

@@ -93,11 +93,14 @@ impl Lookout {
     ///
     /// # Errors
     /// [`Reason::Retired`] if the id has ended; [`Reason::WrongIncarnation`] if there is a later incarnation, and no
-    /// leader of it says whether it has.
+    /// leader of it says whether it has. What keeps this node from remembering who answered: then nothing is known.
     pub(super) async fn before_start(&self, members: &Members) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let found = self.look(members).await;
+            if let Some(failure) = &*self.identity.failure().borrow() {
+                return Err(failure.clone());
+            }
             if let Some(why) = found.ended() {
                 let identity = self.identity.clone();
                 identity

@@ -161,18 +161,23 @@ impl Node {
     /// Returns when the node cannot go on: a failed disk, or damaged data. It answers no more; shut it down.
     pub async fn failed(&self) -> Error {
         let mut group = self.0.group.state();
-        let mut failure = self.0.failure.subscribe();
-        let stopped = || Error::internal("the node stopped");
+        let mut identity = self.0.identity.failure();
+        let mut own = self.0.failure.subscribe();
+        // Who cannot tell any more has stopped.
         tokio::select! {
-            state = group.wait_for(|state| state.fatal.is_some()) => match state {
-                Ok(state) => state.fatal.clone().map_or_else(stopped, Error::internal),
-                Err(_) => stopped(),
-            },
-            error = failure.wait_for(Option::is_some) => match error {
-                Ok(error) => error.clone().unwrap_or_else(stopped),
-                Err(_) => stopped(),
-            },
+            _ = group.wait_for(|state| state.fatal.is_some()) => {}
+            _ = identity.wait_for(Option::is_some) => {}
+            _ = own.wait_for(Option::is_some) => {}
         }
+        self.failure()
+            .unwrap_or_else(|| Error::internal("the node stopped"))
+    }
+
+    /// Why the node cannot go on; `None` as long as it can.
+    fn failure(&self) -> Option<Error> {
+        let raft = self.0.group.failure();
+        raft.or_else(|| self.0.identity.failure().borrow().clone())
+            .or_else(|| self.0.failure.borrow().clone())
     }
 
     /// What keeps the membership from what it should be, in words; `None` if nothing does, or if this node

@@ -36,8 +36,8 @@ async fn watch(node: Weak<Inner>) {
             leader_seen = Instant::now();
         }
         let state = node.0.group.state().borrow().clone();
-        let health = if let Some(fatal) = state.fatal {
-            Health::not_ready(format!("stopped: {fatal}"))
+        let health = if let Some(error) = node.failure() {
+            Health::not_ready(format!("stopped: {}", error.text()))
         } else if node.0.identity.membership().is_none() {
             // Founding says there what it waits for.
             node.0.health.borrow().clone()

@@ -97,7 +97,7 @@ impl Node {
         };
         self.0
             .health
-            .send_replace(Health::not_ready(error.text().to_owned()));
+            .send_replace(Health::not_ready(format!("stopped: {}", error.text())));
         self.0.failure.send_replace(Some(error));
     }
 }

@@ -534,6 +534,7 @@ impl Node {
                 StorageConfig::Disk { data_dir } => Some(data_dir.clone()),
                 StorageConfig::Memory => None,
             },
+            log: inner.storage.log.clone(),
             state: inner.storage.state.clone(),
             group: inner.group.clone(),
             writer: inner.writer.clone(),

@@ -17,12 +17,13 @@ use openraft::errors::{
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{LinearizerOption, RaftMetrics};
 use podkv_api::{Error, LeaderHint, MemberId, Reason, Result};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::state::{GroupState, Role};
 use super::calls::Receiver;
+use super::failure::Failure;
 use super::freshness::Freshness;
 use super::histogram::{Histogram, HistogramSnapshot};
 use super::log::{Log, LogStats, Writer};
@@ -67,6 +68,7 @@ struct Inner {
     timing: RaftTiming,
     raft: Raft,
     log: Log,
+    failure: Arc<Failure>,
     store: Arc<dyn StateStore>,
     applied: watch::Receiver<Applied>,
     snapshots: Arc<SnapshotCounters>,
@@ -78,7 +80,7 @@ struct Inner {
     /// The end of the log when it was opened.
     recovered_end: Option<u64>,
     /// One membership change at a time on this node; others are refused.
-    changing: Arc<tokio::sync::Mutex<()>>,
+    changing: Arc<Semaphore>,
     keeping: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     threads: Mutex<Option<Threads>>,
@@ -113,6 +115,7 @@ impl Group {
         let snapshots = machine.snapshots();
         let apply_latency = machine.apply_latency();
         let recovered_end = log.last().map(|last| last.index);
+        let failure = log.failure();
         let freshness = Arc::<Freshness>::default();
         let network = Network {
             me: node,
@@ -126,7 +129,7 @@ impl Group {
             Ok(raft) => raft,
             Err(fatal) => {
                 writer.stop().await;
-                return Err(stopped(&fatal));
+                return Err(failure.get().unwrap_or_else(|| stopped(&fatal)));
             }
         };
         let tasks = TaskTracker::new();
@@ -142,6 +145,7 @@ impl Group {
             timing,
             raft,
             log,
+            failure,
             receiver: Receiver::new(store.clone()),
             store,
             applied,
@@ -151,7 +155,7 @@ impl Group {
             freshness,
             transfers,
             recovered_end,
-            changing: Arc::default(),
+            changing: Arc::new(Semaphore::new(1)),
             keeping: tokio::sync::Mutex::default(),
             tasks,
             threads: Mutex::new(Some(Threads { writer, apply })),
@@ -452,10 +456,19 @@ impl Group {
 
     /// Why the group has stopped.
     fn fatal(&self) -> Error {
+        if let Some(failure) = self.0.failure.get() {
+            return failure;
+        }
         match &self.0.raft.metrics().borrow_watched().running_state {
             Err(fatal) => stopped(fatal),
             Ok(()) => stopped(&Fatal::Stopped),
         }
+    }
+
+    /// Why Raft has stopped by itself; `None` as long as it has not.
+    pub fn failure(&self) -> Option<Error> {
+        let stopped = self.0.state.borrow().fatal.is_some();
+        stopped.then(|| self.fatal())
     }
 
     /// Stops Raft, writes what is queued, and returns when every thread and task has ended. What was

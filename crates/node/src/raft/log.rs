@@ -12,7 +12,7 @@
 //! - an entry is readable when `append` returns, and `IOFlushed` is called after its sync;
 //! - the committed position only ever rides on a batch that is written anyway, and never names an entry
 //!   that the disk does not hold: openraft refuses to start on that;
-//! - a failed write ends everything: see [`writer`].
+//! - a failed write ends everything: see [`writer`]. So does a read of what is damaged: see [`Failure`].
 
 mod cache;
 mod counters;
@@ -21,6 +21,7 @@ mod sizes;
 mod writer;
 
 use std::io;
+use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -36,6 +37,7 @@ use self::read::Reader;
 pub(super) use self::read::read_disk;
 use self::sizes::Sizes;
 use self::writer::{Job, QUEUE_BYTES, QUEUE_JOBS};
+use super::failure::Failure;
 use super::histogram::HistogramSnapshot;
 use super::record;
 use super::types::{LogEntry, LogId, TypeConfig, Vote, log_id, position, weight};
@@ -58,6 +60,7 @@ pub(super) struct Shared {
     state: Mutex<State>,
     counters: Counters,
     durable: watch::Sender<Durable>,
+    failure: Arc<Failure>,
     /// When the write began that the disk has not answered yet.
     writing_since: Mutex<Option<Instant>>,
 }
@@ -166,6 +169,7 @@ impl Log {
             state: Mutex::new(state),
             counters,
             durable,
+            failure: Arc::default(),
             writing_since: Mutex::default(),
         });
         let (jobs, queue) = mpsc::channel(QUEUE_JOBS);
@@ -205,6 +209,11 @@ impl Log {
             Some(failure) => Err(io::Error::other(&**failure)),
             None => Ok(()),
         }
+    }
+
+    /// Why the log, or what is applied from it, cannot be used any more.
+    pub fn failure(&self) -> Arc<Failure> {
+        self.shared.failure.clone()
     }
 
     /// The last entry that was purged.
@@ -267,15 +276,16 @@ impl State {
             first_index,
             last_index,
         } = store.recover()?;
+        let damaged = |detail: &dyn std::fmt::Display| damaged(store, detail);
         let vote = vote
             .map(|record| record::decode_vote(&record))
             .transpose()
-            .map_err(damaged)?;
+            .map_err(|error| damaged(&error))?;
         let position = |record: Option<bytes::Bytes>| {
             record
                 .map(|record| record::decode_log_state(&record))
                 .transpose()
-                .map_err(damaged)
+                .map_err(|error| damaged(&error))
         };
         let (purged, committed) = (position(purged)?, position(committed)?);
         let mut state = Self {
@@ -293,17 +303,16 @@ impl State {
         };
         if let (Some(first), Some(last)) = (first_index, last_index) {
             if let Some(purged) = purged.filter(|purged| purged.index + 1 != first) {
-                return Err(damaged(format!(
-                    "it is purged up to {purged}, and begins at {first}"
-                )));
+                let detail = format!("it is purged up to {purged}, and begins at {first}");
+                return Err(damaged(&detail));
             }
             let found = store
                 .read(last, last + 1, 0)?
                 .pop()
                 .map(|(_, record)| record);
-            let record =
-                found.ok_or_else(|| damaged(format!("its last entry, {last}, is missing")))?;
-            let entry = record::decode_entry(&record).map_err(damaged)?;
+            let missing = || damaged(&format!("its last entry, {last}, is missing"));
+            let record = found.ok_or_else(missing)?;
+            let entry = record::decode_entry(&record).map_err(|error| damaged(&error))?;
             state.last = Some(super::types::position(&entry.log_id));
         }
         state.cache = Cache::new(cache_bytes, state.end());
@@ -355,15 +364,8 @@ impl State {
     }
 }
 
-fn damaged(detail: impl std::fmt::Display) -> StorageError {
-    StorageError {
-        what: format!(
-            "the log is damaged: {detail}. Nothing was changed or deleted. Give this pod an empty \
-             volume: it rejoins under a new id and copies everything from its peers"
-        ),
-        corrupt: true,
-        source: None,
-    }
+fn damaged(store: &dyn LogStore, detail: impl std::fmt::Display) -> StorageError {
+    StorageError::damaged(Path::new(&store.place()), detail)
 }
 
 impl Shared {

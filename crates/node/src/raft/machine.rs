@@ -34,6 +34,7 @@ pub(super) use self::apply::apply_offline;
 use self::recent::Recent;
 pub(crate) use self::snapshot::SnapshotStats;
 pub(super) use self::snapshot::{Built, SnapshotCounters, SnapshotData};
+use super::failure::Failure;
 use super::histogram::Histogram;
 use super::log::Log;
 use super::record;
@@ -45,7 +46,7 @@ use super::{Applied, EventSink};
 use crate::membership::{LogPosition, Members};
 #[cfg(feature = "planted")]
 use crate::planted;
-use crate::storage::{StateStore, Worker, Workers};
+use crate::storage::{StateStore, Worker};
 
 /// One batch of apply: enough to share its costs, little enough to answer the first soon.
 const BATCH_ENTRIES: usize = 1024;
@@ -118,6 +119,7 @@ pub(super) struct Shared {
     /// One batch of entries, from its first to its commit.
     apply_latency: Arc<Histogram>,
     transfers: Arc<Transfers>,
+    failure: Arc<Failure>,
     /// The log that apply must not overtake.
     log: Option<Log>,
 }
@@ -161,6 +163,7 @@ impl Machine {
             counters: Arc::default(),
             apply_latency: Arc::default(),
             transfers,
+            failure: log.as_ref().map(Log::failure).unwrap_or_default(),
             log,
         });
         // openraft hands over one batch at a time.
@@ -263,9 +266,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
         snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
         let expected = meta.last_log_id.as_ref().map(position);
-        let shared = self.shared.clone();
-        let workers = shared.state.workers();
-        blocking(&workers, move || shared.install(expected, snapshot)).await
+        let install = move |shared: &Shared| shared.install(expected, snapshot);
+        let doing = "a snapshot cannot be installed";
+        blocking(&self.shared, doing, install).await
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<SnapshotData>>, io::Error> {
@@ -277,9 +280,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             // The log holds everything from the first entry on: nobody needs a snapshot yet.
             return Ok(None);
         }
-        let shared = self.shared.clone();
-        let workers = shared.state.workers();
-        let built = blocking(&workers, move || shared.build()).await?;
+        let built = build(&self.shared).await?;
         Ok(Some(built.into_snapshot()))
     }
 }
@@ -291,17 +292,27 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot<SnapshotData>, io::Error> {
-        let shared = self.0.clone();
-        let workers = shared.state.workers();
-        let built = blocking(&workers, move || shared.build()).await?;
+        let built = build(&self.0).await?;
         Ok(built.into_snapshot())
     }
 }
 
+async fn build(shared: &Arc<Shared>) -> io::Result<Arc<Built>> {
+    blocking(shared, "a snapshot cannot be built", Shared::build).await
+}
+
+/// A failure ends the replica; `doing` says of what.
 async fn blocking<T: Send + 'static>(
-    workers: &Workers,
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    shared: &Arc<Shared>,
+    doing: &'static str,
+    work: impl FnOnce(&Shared) -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
+    let workers = shared.state.workers();
+    let shared = shared.clone();
+    let work = move || {
+        let result = work(&shared);
+        result.inspect_err(|error| shared.failure.note(doing, error))
+    };
     workers.spawn(work).await.map_err(io::Error::other)?
 }
 

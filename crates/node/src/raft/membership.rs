@@ -23,6 +23,8 @@ pub(super) enum Change {
         old: MemberId,
         new: MemberId,
     },
+    /// The second half of a joint change whose leader did not get to it.
+    Finish,
 }
 
 /// What a change comes to.
@@ -34,6 +36,9 @@ pub(super) enum Step {
     /// These are the voters then. Who is no more of them stays as a learner.
     Demote(BTreeSet<MemberId>),
     RemoveLearner(MemberId),
+    /// The second half of a joint change: the new voters are the voters. Who is no more of them stays as a learner: what it
+    /// was to become is not known any more.
+    Finish,
 }
 
 /// What the leader knows of the cluster.
@@ -92,9 +97,12 @@ impl Seen {
             ));
         }
         let [voters] = self.members.voters.as_slice() else {
-            return Err(conflict(
-                "another membership change is half done: try again",
-            ));
+            return match change {
+                Change::Finish => Ok(Some(Step::Finish)),
+                _ => Err(conflict(
+                    "another membership change is half done: try again",
+                )),
+            };
         };
         let step = match change {
             Change::AddLearner(id, address) => match self.members.nodes.get(id) {
@@ -136,12 +144,17 @@ impl Seen {
                     return Ok(None);
                 }
                 if !voters.contains(old) {
-                    return Err(not_found(*old, "voter"));
+                    return match voters.contains(new) {
+                        // Half of it was done, and then finished.
+                        true => Ok(Some(Step::RemoveLearner(*old))),
+                        false => Err(not_found(*old, "voter")),
+                    };
                 }
                 self.caught_up(*new)?;
                 let rest = voters - &BTreeSet::from([*old]);
                 Some(Step::Voters(self.vote(&rest | &BTreeSet::from([*new]))?))
             }
+            Change::Finish => None,
         };
         Ok(step)
     }
@@ -385,6 +398,11 @@ mod tests {
             "done already"
         );
         assert_eq!(
+            seen(&[1, 3, 4], &[2], &[2]).plan(&replace).unwrap(),
+            Some(Step::RemoveLearner(MemberId(2))),
+            "half of it was done, and then finished"
+        );
+        assert_eq!(
             reason(seen(&[1, 3], &[4], &[]).plan(&replace)),
             Reason::MemberNotFound
         );
@@ -399,6 +417,19 @@ mod tests {
         seen.committed = true;
         seen.members.voters.push(ids(&[1, 2]));
         assert_eq!(reason(seen.plan(&change)), Reason::MembershipConflict);
+    }
+
+    #[test]
+    fn half_a_change_is_finished_once_it_is_committed() {
+        let mut seen = seen(&[1, 2, 3], &[], &[]);
+        assert_eq!(seen.plan(&Change::Finish).unwrap(), None);
+        seen.members.voters.push(ids(&[1, 2]));
+        assert_eq!(seen.plan(&Change::Finish).unwrap(), Some(Step::Finish));
+        seen.committed = false;
+        assert_eq!(
+            reason(seen.plan(&Change::Finish)),
+            Reason::MembershipConflict
+        );
     }
 
     #[test]

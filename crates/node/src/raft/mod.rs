@@ -15,6 +15,7 @@
 //! state that is ahead of the local log's fsync; a purge that the durable state does not cover.
 
 mod calls;
+mod failure;
 mod freshness;
 mod group;
 mod histogram;

@@ -4,6 +4,8 @@
 //! step is taken from a committed membership, and none depends on the one before it.
 //!
 //! ```text
+//!   0  half a joint change     finish it: nobody else does, and nothing else can be changed before
+//!   0  a leader without vote   it was to lose it in that change, and would lead on as a learner: hand over
 //!   1  one name, several ids   the pod came back with an empty volume: replace, or clear away
 //!   2  a vote to give          the lowest ordinals vote, once they have caught up
 //!   3  beyond the size         leave, the highest ordinal first, after a while
@@ -47,8 +49,10 @@ pub(crate) struct Situation<'a> {
     /// The leader.
     pub me: MemberId,
     pub members: &'a Members,
-    /// The membership is committed, and no joint change is half done.
+    /// The membership is committed.
     pub settled: bool,
+    /// This leader is making a change of it; of a joint one, the second half is its business still.
+    pub changing: bool,
     /// Since the membership last changed, as far as this leader knows.
     pub unchanged: Duration,
     pub peers: &'a BTreeMap<MemberId, Peer>,
@@ -67,6 +71,8 @@ pub(crate) struct Situation<'a> {
 pub(crate) enum Action {
     Nothing,
     Wait(Why),
+    /// The second half of a joint change whose leader did not get to it.
+    Finish,
     Promote(MemberId),
     /// From voter to standby.
     Demote(MemberId),
@@ -97,11 +103,15 @@ pub(crate) enum Why {
 
 /// What to do next.
 pub(crate) fn decide(situation: &Situation<'_>) -> Action {
-    if !situation.settled || situation.members.voters.len() != 1 {
+    if !situation.settled || situation.changing {
         return Action::Wait(Why::Unfinished);
+    }
+    if situation.members.voters.len() > 1 {
+        return Action::Finish;
     }
     let mut waiting = None;
     let steps = [
+        Situation::lead_with_a_vote,
         Situation::one_id_a_name,
         Situation::give_a_vote,
         Situation::shrink,
@@ -119,6 +129,15 @@ pub(crate) fn decide(situation: &Situation<'_>) -> Action {
 }
 
 impl Situation<'_> {
+    /// A leader that lost its vote would go on as a learner.
+    fn lead_with_a_vote(&self) -> Action {
+        let voter = |(_, id): &(u32, MemberId)| self.votes(*id) && self.is_alive(*id);
+        match self.ours().into_iter().filter(voter).min() {
+            Some((_, successor)) if !self.votes(self.me) => Action::HandOver(successor),
+            _ => Action::Nothing,
+        }
+    }
+
     /// A pod that lost its volume came back under a new id: the old one goes.
     fn one_id_a_name(&self) -> Action {
         let mut names: BTreeMap<(String, u32), Vec<MemberId>> = BTreeMap::new();

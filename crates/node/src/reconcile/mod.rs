@@ -121,6 +121,7 @@ impl Reconciler {
             me: self.me,
             members: &observed.members,
             settled: observed.settled,
+            changing: observed.changing,
             unchanged: memory.membership.1.elapsed(),
             peers: &peers.collect(),
             size: size.as_ref().map(|size| Size {
@@ -152,6 +153,7 @@ impl Reconciler {
         let name = |id: &MemberId| observed.members.nodes[id].name.clone();
         let done = match &action {
             Action::Nothing | Action::Wait(_) => return,
+            Action::Finish => self.group.finish_change().await.map(drop),
             Action::Promote(id) => self.group.promote(*id).await.map(drop),
             Action::Demote(id) => self.group.demote(*id).await.map(drop),
             Action::Remove(id) => self.group.remove(*id).await.map(drop),

@@ -5,8 +5,9 @@
 //! ```
 //!
 //! First the cluster: `size`, `start`, `since` (seconds that the size has held), `max` voters, `unchanged`
-//! (seconds that the membership has), `replaced` (a name that was replaced 3 s ago), `unsettled`. Then its members:
-//! `leads`, `votes`, `silent` (seconds), `behind` (entries).
+//! (seconds that the membership has), `replaced` (a name that was replaced 3 s ago), `unsettled`, `changing` (by this leader). Then
+//! its members: `leads`, `votes`, `silent` (seconds), `behind` (entries); in half a joint change who `joins` the voters and
+//! who `leaves` them. Who leads votes, unless it `leaves` or is `unvoted`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -27,7 +28,7 @@ fn scripts_say_what_they_do() {
 fn run(line: &str) -> String {
     let mut parts = line.split(';').map(Words::new);
     let cluster = parts.next().unwrap();
-    let (mut members, mut voters) = (Members::default(), BTreeSet::new());
+    let (mut members, mut old, mut new) = (Members::default(), BTreeSet::new(), BTreeSet::new());
     let (mut peers, mut me) = (BTreeMap::new(), None);
     let seconds =
         |words: &Words, name, otherwise| Duration::from_secs(words.number(name, otherwise).into());
@@ -38,8 +39,13 @@ fn run(line: &str) -> String {
             ..PeerAddress::default()
         };
         members.nodes.insert(id, address);
-        if part.has("votes") || part.has("leads") {
-            voters.insert(id);
+        let leaves = part.has("leaves") || part.has("unvoted");
+        let votes = part.has("votes") || (part.has("leads") && !leaves);
+        if votes || part.has("leaves") {
+            old.insert(id);
+        }
+        if votes || part.has("joins") {
+            new.insert(id);
         }
         if part.has("leads") {
             me = Some(id);
@@ -50,12 +56,14 @@ fn run(line: &str) -> String {
         };
         peers.insert(id, peer);
     }
-    members.voters = vec![voters];
+    members.voters = vec![old, new];
+    members.voters.dedup();
     let replaced = cluster.option("replaced").map(str::to_owned);
     let action = decide(&Situation {
         me: me.expect("somebody leads"),
         members: &members,
         settled: !cluster.has("unsettled"),
+        changing: cluster.has("changing"),
         unchanged: seconds(&cluster, "unchanged", 60),
         peers: &peers,
         size: cluster.option("size").map(|replicas| Size {
@@ -77,6 +85,7 @@ fn run(line: &str) -> String {
     match &action {
         Action::Nothing => "nothing".into(),
         Action::Wait(why) => format!("wait: {why}"),
+        Action::Finish => "finish".into(),
         Action::Promote(id) => format!("promote {}", name(id)),
         Action::Demote(id) => format!("demote {}", name(id)),
         Action::Replace { old, new } => format!("replace {} by {}", name(old), name(new)),

@@ -12,6 +12,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::StorageError;
+use super::error::space_left;
 
 /// The ending of a file or folder that is not in place yet.
 pub(crate) const TEMPORARY: &str = ".tmp";
@@ -27,7 +28,10 @@ pub(crate) fn write_durably(folder: &Path, name: &str, bytes: &[u8]) -> Result<(
         File::open(folder)?.sync_all()
     };
     write().map_err(|error| {
-        StorageError::io(format!("writing {}", folder.join(name).display()), error)
+        let mut failure =
+            StorageError::io(format!("writing {}", folder.join(name).display()), error);
+        failure.what += &space_left(folder);
+        failure
     })
 }
 

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use podkv_api::{Error, Reason};
 
+use crate::space::VolumeSpace;
+
 /// A storage failure. It stops the node; it is never an answer to a request.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
@@ -69,6 +71,26 @@ impl From<StorageError> for Error {
             Reason::Internal
         };
         Error::new(reason, error.what.clone()).with_source(error)
+    }
+}
+
+/// What a file system was refused for says its text alone; what is left on the volume can be asked for. Less than this is
+/// nothing: file systems keep some blocks for themselves.
+const NOTHING_LEFT: u64 = 1 << 20;
+
+/// What to add to a failure at `path` if the volume is full.
+pub(super) fn space_left(path: &Path) -> String {
+    // Of a file that was not made yet, the folder is asked.
+    let space = path.ancestors().find_map(|at| VolumeSpace::of(at).ok());
+    match space {
+        Some(space) if space.free_bytes < NOTHING_LEFT => format!(
+            ". The volume that holds {} is full: {} KiB of {} MiB are free. Nothing that was acknowledged is lost. Enlarge \
+             the volume, or remove from it what is not podkv's; started again, the node goes on",
+            path.display(),
+            space.free_bytes >> 10,
+            space.size_bytes >> 20
+        ),
+        _ => String::new(),
     }
 }
 

@@ -134,6 +134,26 @@ impl MemoryDisk {
         found.len()
     }
 
+    /// Turns a bit in every entry of the log that contains these bytes. Returns in how many.
+    pub fn rot_log(&self, bytes: &[u8]) -> usize {
+        let mut contents = lock(&self.contents);
+        let holds = |record: &Bytes| record.windows(bytes.len()).any(|part| part == bytes);
+        let entries = contents.log.entries.iter();
+        let found: Vec<(u64, Bytes)> = entries
+            .filter(|(_, record)| holds(record))
+            .map(|(index, record)| (*index, record.clone()))
+            .collect();
+        for (index, record) in &found {
+            let mut rotten = record.to_vec();
+            if let Some(last) = rotten.last_mut() {
+                *last ^= 1;
+            }
+            contents.log.entries.insert_mut(*index, rotten.into());
+        }
+        contents.synced_log = contents.log.clone();
+        found.len()
+    }
+
     /// From now on writes to the log do not come to an end, as on a volume whose network is gone. A crash ends who waits.
     pub fn stall(&self) {
         lock(&self.contents).stalled = true;
@@ -259,6 +279,10 @@ impl LogStore for MemoryLog {
 
     fn is_durable(&self) -> bool {
         false
+    }
+
+    fn place(&self) -> String {
+        "the log of the memory disk".into()
     }
 }
 

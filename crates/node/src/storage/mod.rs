@@ -95,8 +95,18 @@ pub trait LogStore: Send + Sync + 'static {
     /// Bytes on disk, roughly.
     fn disk_bytes(&self) -> u64;
 
+    /// Bytes in memory that are yet to be written to tables, roughly: what the volume has to have room for.
+    fn unwritten_bytes(&self) -> u64 {
+        0
+    }
+
     /// False if the entries are gone with the process.
     fn is_durable(&self) -> bool;
+
+    /// Where it is, for messages.
+    fn place(&self) -> String {
+        "the log".into()
+    }
 
     /// Where work on it runs.
     fn workers(&self) -> Workers {
@@ -153,6 +163,11 @@ pub trait StateStore: Send + Sync + 'static {
 
     /// Bytes on disk, roughly.
     fn disk_bytes(&self) -> u64;
+
+    /// Bytes in memory that are yet to be written to tables, roughly: what the volume has to have room for.
+    fn unwritten_bytes(&self) -> u64 {
+        0
+    }
 
     /// Where work on it runs.
     fn workers(&self) -> Workers {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use rocksdb::{DB, ErrorKind, LogLevel, Options};
 
 use super::durable_file::{TEMPORARY, sync_folder};
+use super::error::space_left;
 use super::{StorageError, durable_file};
-use crate::space::VolumeSpace;
 
 /// The options that do not depend on what is stored.
 pub(super) fn base_options() -> Options {
@@ -65,24 +65,10 @@ pub(super) fn failure(folder: &Path, doing: &str, error: rocksdb::Error) -> Stor
     }
 }
 
-/// What RocksDB was refused says its text alone; what is left on the volume can be asked for. Less than this is nothing: file
-/// systems keep some blocks for themselves.
-const NOTHING_LEFT: u64 = 1 << 20;
-
-/// What to add to a failure if the volume is full.
-fn space_left(folder: &Path) -> String {
-    // Of a file that was not made yet, the folder is asked.
-    let space = folder.ancestors().find_map(|at| VolumeSpace::of(at).ok());
-    match space {
-        Some(space) if space.free_bytes < NOTHING_LEFT => format!(
-            ". The volume that holds {} is full: {} KiB of {} MiB are free. Nothing that was acknowledged is lost. Enlarge \
-             the volume, or remove from it what is not podkv's; started again, the node goes on",
-            folder.display(),
-            space.free_bytes >> 10,
-            space.size_bytes >> 20
-        ),
-        _ => String::new(),
-    }
+/// What is in memory and goes into tables sooner or later. A figure that cannot be told is none.
+pub(super) fn unwritten_bytes(database: &DB) -> u64 {
+    let bytes = database.property_int_value(rocksdb::properties::CUR_SIZE_ALL_MEM_TABLES);
+    bytes.ok().flatten().unwrap_or(0)
 }
 
 /// Makes a new database `root/name`, with what `fill` writes into it, all or nothing: it is built

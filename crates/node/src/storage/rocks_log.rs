@@ -466,8 +466,17 @@ impl LogStore for RocksLog {
         folder_bytes(&self.path)
     }
 
+    /// The write-ahead log has them, too; but that goes only once they are in tables.
+    fn unwritten_bytes(&self) -> u64 {
+        rocks::unwritten_bytes(&self.database)
+    }
+
     fn is_durable(&self) -> bool {
         true
+    }
+
+    fn place(&self) -> String {
+        self.path.display().to_string()
     }
 }
 

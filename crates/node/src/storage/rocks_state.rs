@@ -306,6 +306,10 @@ impl StateStore for RocksState {
     fn disk_bytes(&self) -> u64 {
         folder_bytes(&self.current().folder.path)
     }
+
+    fn unwritten_bytes(&self) -> u64 {
+        rocks::unwritten_bytes(&self.current().database)
+    }
 }
 
 fn read_pointer(root: &Path) -> Result<Option<String>, StorageError> {

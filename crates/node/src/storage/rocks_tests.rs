@@ -338,3 +338,25 @@ fn checksums_of_tables_are_remembered_and_right() {
         }
     }
 }
+
+#[test]
+fn what_is_yet_to_be_written_to_tables_is_counted() {
+    let (_disk, storage) = Disk::open_new();
+    let value = Bytes::from(vec![b'v'; 1 << 20]);
+    let before = storage.state.unwritten_bytes();
+    let writes = vec![(Bytes::from("a"), Some(value.clone()))];
+    storage.state.commit(writes).unwrap();
+    let after = storage.state.unwritten_bytes();
+    assert!(after >= before + (1 << 20), "{before}, then {after}");
+    storage.state.flush().unwrap();
+    assert!(storage.state.unwritten_bytes() < 1 << 20);
+
+    let before = storage.log.unwritten_bytes();
+    let append = LogWrite::Append {
+        index: 1,
+        record: value,
+    };
+    storage.log.write(&[append]).unwrap();
+    let after = storage.log.unwritten_bytes();
+    assert!(after >= before + (1 << 20), "{before}, then {after}");
+}

@@ -7,6 +7,12 @@ mod storage;
 mod cluster;
 
 #[cfg(feature = "testing")]
+mod damage;
+
+#[cfg(feature = "testing")]
+mod identity;
+
+#[cfg(feature = "testing")]
 mod auth;
 
 #[cfg(feature = "testing")]

@@ -54,13 +54,20 @@ impl Group {
         self.change(Change::Replace { old, new }).await
     }
 
+    /// Makes the second half of a joint change, if there is one half done: Raft asks for both halves in one call, and does not
+    /// come back to the second if no majority answered just then. Voters that are to be voters no more stay as
+    /// learners. Does nothing if no change is half done.
+    pub async fn finish_change(&self) -> Result<LogPosition> {
+        self.change(Change::Finish).await
+    }
+
     /// Makes one change, and returns where it is committed. Every change is made under the
     /// precondition that the membership is still the one it was planned for.
     ///
     /// Refused with [`Reason::MembershipConflict`] while another change is unfinished, or if no majority
     /// of the new voters answers.
     async fn change(&self, change: Change) -> Result<LogPosition> {
-        let Ok(guard) = self.0.changing.clone().try_lock_owned() else {
+        let Ok(guard) = self.0.changing.clone().try_acquire_owned() else {
             let text = "another membership change is under way on this leader: try again";
             return Err(Error::new(Reason::MembershipConflict, text));
         };
@@ -82,9 +89,16 @@ impl Group {
     }
 
     async fn make_change(&self, change: Change) -> Result<LogPosition> {
-        self.finish_joint().await?;
+        let finished = self.make_step(&Change::Finish).await?;
+        match change {
+            Change::Finish => Ok(finished),
+            change => self.make_step(&change).await,
+        }
+    }
+
+    async fn make_step(&self, change: &Change) -> Result<LogPosition> {
         let (seen, at) = self.look()?;
-        let Some(step) = seen.plan(&change)? else {
+        let Some(step) = seen.plan(change)? else {
             return Ok(seen.members.position.unwrap_or_default());
         };
         tracing::info!(?change, "changing the membership");
@@ -105,20 +119,10 @@ impl Group {
                 let nodes = BTreeSet::from([id.0]);
                 (ChangeMembers::RemoveNodes(nodes), Leavers::Go)
             }
+            // Nothing is added to the new voters: of a joint membership, that is the second half.
+            Step::Finish => (ChangeMembers::AddVoterIds(BTreeSet::new()), Leavers::Stay),
         };
         self.write_membership(changes, leavers, at).await
-    }
-
-    /// Finishes a joint change that an earlier leader began.
-    async fn finish_joint(&self) -> Result<()> {
-        let (seen, at) = self.look()?;
-        if seen.committed && seen.members.voters.len() > 1 {
-            tracing::info!("finishing the membership change of an earlier leader");
-            // The new voters stay; who was only in the old set leaves.
-            let changes = ChangeMembers::AddVoterIds(BTreeSet::new());
-            self.write_membership(changes, Leavers::Go, at).await?;
-        }
-        Ok(())
     }
 
     async fn write_membership(
@@ -156,6 +160,8 @@ impl Group {
 
     /// What this leader sees of the members; `None` if it does not lead.
     pub fn observe(&self) -> Option<Observed> {
+        // Before the look: a change that ends in between is seen whole then.
+        let changing = self.0.changing.available_permits() == 0;
         let (seen, _) = self.look().ok()?;
         let behind = |id: &MemberId| {
             let matched = seen.matched.get(id).copied().flatten();
@@ -174,6 +180,7 @@ impl Group {
                 })
                 .collect(),
             settled: seen.committed,
+            changing,
             alive_within: seen.alive_within,
             members: seen.members,
         })

@@ -22,6 +22,8 @@ use crate::storage::{Crash, MemoryDisk, Volume};
 use crate::transport::memory::{Hub, MemoryTransport};
 use crate::transport::{ByteStream, Listener, Transport};
 
+mod joint;
+
 /// Far more than anything takes; only a failure waits so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -460,6 +462,31 @@ async fn everybody_stops_and_everything_is_there() {
     let leader = cluster.leader().await;
     cluster.all_equal(last.index).await;
     assert_eq!(cluster.group(leader).applied().borrow().revision, 31);
+    cluster.stop().await;
+}
+
+/// Nobody switches campaigning on or off: a node campaigns from the moment on when its log is open, however long that took.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_opens_its_log_late_can_lead() {
+    let mut cluster = Cluster::founded(3, 3).await;
+    let leader = cluster.leader().await;
+    let (late, behind) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.kill(late).await;
+    cluster.write(10).await;
+    cluster.start(late).await;
+    let last = cluster.write(1).await;
+    cluster.applied(late, last.index).await;
+    // The third node lacks what the late one has, and so cannot be elected.
+    for other in [leader, late] {
+        cluster.hub.cut_both(&address(behind), &address(other));
+    }
+    let last = cluster.write(3).await;
+    cluster.applied(late, last.index).await;
+    cluster.kill(leader).await;
+    cluster.hub.heal_all();
+    assert_eq!(cluster.leader().await, late);
+    let last = cluster.write(1).await;
+    cluster.all_equal(last.index).await;
     cluster.stop().await;
 }
 

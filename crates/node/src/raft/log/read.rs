@@ -96,7 +96,10 @@ impl Shared {
             };
             match entries {
                 Ok(entries) if !moved => return Ok(entries),
-                Err(error) if !moved => return Err(error.into()),
+                Err(error) if !moved => {
+                    self.failure.note("the log cannot be read", &error);
+                    return Err(error.into());
+                }
                 _ => {}
             }
         }
@@ -133,17 +136,16 @@ pub(in crate::raft) fn read_disk(
     let records = store.read(start, end, max_bytes)?;
     let mut entries = Vec::with_capacity(records.len());
     for (expected, (index, record)) in (start..).zip(&records) {
-        let entry = record::decode_entry(record).map_err(damaged)?;
+        let entry = record::decode_entry(record).map_err(|error| damaged(store, error))?;
         if *index != expected || entry.log_id.index != expected {
             let found = entry.log_id.index;
-            return Err(damaged(format!(
-                "index {expected} is missing, entry {found} is there"
-            )));
+            let detail = format!("index {expected} is missing, entry {found} is there");
+            return Err(damaged(store, detail));
         }
         entries.push(entry);
     }
     if entries.is_empty() {
-        return Err(damaged(format!("index {start} is missing")));
+        return Err(damaged(store, format!("index {start} is missing")));
     }
     Ok(entries)
 }

@@ -206,7 +206,9 @@ fn write(shared: &Shared, batch: &mut Batch) {
             batch.answer(Ok(()));
         }
         Err(error) => {
-            let failure = format!("the log cannot be written: {error}");
+            let doing = "the log cannot be written";
+            shared.failure.note(doing, &error);
+            let failure = format!("{doing}: {error}");
             // Told as an error once, by whoever sees the node end: see `Node::failed`.
             tracing::debug!(corrupt = error.corrupt, "{failure}");
             shared.fail(failure.clone());

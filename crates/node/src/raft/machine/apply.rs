@@ -25,6 +25,7 @@ pub(super) struct Job {
 pub(super) fn run(shared: &Shared, Job { batch, done }: Job) -> ControlFlow<()> {
     let result = apply(shared, batch);
     if let Err(error) = &result {
+        shared.failure.note("entries cannot be applied", error);
         // Told as an error once, by whoever sees the node end: see `Node::failed`.
         tracing::debug!(%error, "entries cannot be applied; the node stops");
     }

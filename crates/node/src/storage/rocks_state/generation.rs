@@ -39,11 +39,8 @@ impl Generation {
         if error.kind() == ErrorKind::Incomplete {
             return ViewError::not_in_memory();
         }
-        let what = format!(
-            "reading the state in {}: {error}",
-            self.folder.path.display()
-        );
-        ViewError::storage(what, error)
+        let failure = self.failure("reading the state", error);
+        ViewError::storage(failure.what.clone(), failure)
     }
 }
 
