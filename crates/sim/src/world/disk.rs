@@ -189,8 +189,6 @@ impl Disk {
         state.stalled_until = 0;
         state.trap = None;
         state.rots_snapshot = false;
-        // What nobody has read by now may not be read before the end.
-        state.volume.rotten = None;
     }
 
     /// True if the host ended by a trap.

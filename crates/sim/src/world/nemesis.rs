@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::clock::nanos;
-use super::disk::Trap;
+use super::disk::{Trap, Volume};
 use super::plan::Plan;
 use super::pod::Order;
 use super::volumes::{STATE_NOTICED, Wish};
@@ -220,7 +220,10 @@ impl World {
                 .start_at
                 .map(|at| at.min(now + nanos(Duration::from_secs(1))));
             if pod.rotten == Some(STATE_NOTICED) {
+                // Its node may serve on with what is right, and a scrub may have told of it: a person does the rest.
                 pod.rotten = None;
+                pod.disk.crash(Crash::Process);
+                pod.disk.replace(Volume::default());
             }
             if let Some(pause) = &mut pod.pause {
                 pause.until = now;
