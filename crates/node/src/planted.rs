@@ -18,6 +18,9 @@ pub enum Bug {
     PurgeAheadOfSnapshot,
     /// A leader counts the cluster clock on by three seconds that nobody measured, each time that it takes office.
     ClockAcrossRestart,
+    /// A leader reads without asking a majority while it has its lease, which it measures by a clock that stands still while
+    /// its machine is suspended.
+    LeaseRead,
 }
 
 /// Puts a bug into every node of this process.

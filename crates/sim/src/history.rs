@@ -33,6 +33,7 @@ pub struct History {
     pub large: Vec<LargeCall>,
     pub sightings: Vec<Sighting>,
     pub replicas: Vec<Replica>,
+    pub rewound: Vec<Rewound>,
     pub faults: Vec<Fault>,
 }
 
@@ -348,6 +349,13 @@ pub struct Fault {
     pub what: String,
 }
 
+/// The volume of a node was put back to an earlier state, while the node was down: what its id knew since is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rewound {
+    pub at: Nanos,
+    pub node: String,
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Record {
@@ -358,6 +366,7 @@ enum Record {
     Large(LargeCall),
     Sighting(Sighting),
     Replica(Replica),
+    Rewound(Rewound),
     Fault(Fault),
 }
 
@@ -375,7 +384,8 @@ impl History {
             .chain(self.holds.iter().cloned().map(Record::Hold))
             .chain(self.large.iter().cloned().map(Record::Large))
             .chain(self.sightings.iter().cloned().map(Record::Sighting))
-            .chain(self.replicas.iter().cloned().map(Record::Replica));
+            .chain(self.replicas.iter().cloned().map(Record::Replica))
+            .chain(self.rewound.iter().cloned().map(Record::Rewound));
         for record in records {
             serde_json::to_writer(&mut file, &record)?;
             file.write_all(b"\n")?;
@@ -398,6 +408,7 @@ impl History {
                 Record::Large(call) => history.large.push(call),
                 Record::Sighting(sighting) => history.sightings.push(sighting),
                 Record::Replica(replica) => history.replicas.push(replica),
+                Record::Rewound(rewound) => history.rewound.push(rewound),
                 Record::Fault(fault) => history.faults.push(fault),
             }
         }

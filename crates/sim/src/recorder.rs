@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use crate::history::{
     Action, Answer, Call, Event, Fault, Fence, Header, History, Hold, KeyValue, LargeAction,
-    LargeCall, LargeOutcome, Nanos, Outcome, Setup, Sighting, WatchStream,
+    LargeCall, LargeOutcome, Nanos, Outcome, Rewound, Setup, Sighting, WatchStream,
 };
 use podkv_api::{Error, Reason};
 
@@ -150,6 +150,15 @@ impl Recorder {
 
     pub fn sighting(&self, sighting: Sighting) {
         self.with(|history| history.sightings.push(sighting));
+    }
+
+    /// A volume was put back to an earlier state just now.
+    pub fn rewound(&self, node: &str) {
+        let rewound = Rewound {
+            at: self.now(),
+            node: node.into(),
+        };
+        self.with(|history| history.rewound.push(rewound));
     }
 
     pub fn fault(&self, what: impl Into<String>) {

@@ -18,8 +18,9 @@ use crate::outside;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// A run takes seconds of a processor. On a busy machine those may take any time.
-const RUN_PATIENCE: Duration = Duration::from_secs(60);
+/// A run takes seconds of a processor, and minutes if the cluster does not become whole: that is to be told as what it is.
+/// On a busy machine those may take any time.
+const RUN_PATIENCE: Duration = Duration::from_secs(300);
 /// In so many runs every fault is made.
 const ALL_FAULTS: u64 = 300;
 /// How often a run is looked at.

@@ -13,6 +13,7 @@ mod large;
 mod large_moves;
 mod majority;
 mod nginx;
+mod paused;
 mod proxy;
 mod recover;
 mod signals;

@@ -37,6 +37,8 @@ use crate::config::RaftTiming;
 use crate::fail_point::{self, Point};
 use crate::membership::{LogPosition, PeerAddress};
 use crate::peer::pool::PeerPool;
+#[cfg(feature = "planted")]
+use crate::planted;
 use crate::storage::{LogStore, StateStore, Worker};
 
 pub(super) type Raft = openraft::Raft<TypeConfig, Machine>;
@@ -275,6 +277,11 @@ impl Group {
     /// this was called. For the leader only; it asks a majority whether it still is. Never a lease.
     pub async fn read_index(&self) -> Result<LogPosition> {
         let confirmed = LinearizerOption::new(Some(Duration::ZERO), true);
+        #[cfg(feature = "planted")]
+        let confirmed = match planted::is(planted::Bug::LeaseRead) {
+            true => LinearizerOption::new(None, true),
+            false => confirmed,
+        };
         match self.0.raft.get_read_linearizer(confirmed).await {
             Ok(linearizer) => Ok(position(linearizer.read_log_id().log_id())),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {

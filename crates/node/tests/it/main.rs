@@ -19,6 +19,9 @@ mod auth;
 mod backup;
 
 #[cfg(feature = "testing")]
+mod known_bugs;
+
+#[cfg(feature = "testing")]
 mod large;
 
 #[cfg(feature = "testing")]

@@ -1,4 +1,7 @@
 //! Promise: at most one leader a term; a node's term never goes back, restarts included.
+//!
+//! Where a term is, is the volume. So it goes back with a volume that was rewound, on that node, once: what its id said
+//! before is then no measure any more. That such a node leads nothing is looked at all the same.
 
 use std::collections::HashMap;
 
@@ -10,7 +13,7 @@ pub const NAME: &str = "one leader a term";
 pub fn check(evidence: &Evidence<'_>) -> Findings {
     let mut findings = Findings::default();
     let mut leaders: HashMap<u64, (u64, &str)> = HashMap::new();
-    let mut terms: HashMap<u64, (u64, Nanos)> = HashMap::new();
+    let mut terms: HashMap<u64, Known> = HashMap::new();
     let mut sightings: Vec<_> = evidence.history.sightings.iter().collect();
     sightings.sort_by_key(|sighting| sighting.seen);
     for sighting in sightings {
@@ -25,16 +28,33 @@ pub fn check(evidence: &Evidence<'_>) -> Findings {
                 findings.violation(NAME, what);
             }
         }
-        let (known, seen) = terms
-            .entry(sighting.header.member)
-            .or_insert((term, sighting.seen));
-        if term < *known && *seen < sighting.asked {
-            let what = format!("{node} was in term {known}, and is in term {term} afterwards");
+        let now = Known {
+            term,
+            asked: sighting.asked,
+            seen: sighting.seen,
+        };
+        let known = terms.entry(sighting.header.member).or_insert(now);
+        let was_rewound = evidence.history.rewound.iter().any(|rewound| {
+            rewound.node == node && (known.asked..sighting.seen).contains(&rewound.at)
+        });
+        if term < known.term && known.seen < sighting.asked && !was_rewound {
+            let what = format!(
+                "{node} was in term {}, and is in term {term} afterwards",
+                known.term
+            );
             findings.violation(NAME, what);
         }
-        if term > *known {
-            (*known, *seen) = (term, sighting.seen);
+        if term > known.term || (term < known.term && was_rewound) {
+            *known = now;
         }
     }
     findings
+}
+
+/// What a node last said that counts.
+#[derive(Clone, Copy)]
+struct Known {
+    term: u64,
+    asked: Nanos,
+    seen: Nanos,
 }

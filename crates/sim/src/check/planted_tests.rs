@@ -11,8 +11,8 @@ use super::{all, data_model, durability, exactly_once, fencing, leadership, leas
 use super::{linearizability, local_reads, model, one_cluster, replicas, strict_serializability};
 use crate::history::{
     Action, Answer, Call, Change, Compare, Consistency, Event, Fence, Header, History, Hold,
-    KeyValue, LargeAction, LargeCall, LargeOutcome, Nanos, Outcome, Replica, Revision, Setup,
-    Sighting, Step, StepResult, WatchMessage, WatchStream,
+    KeyValue, LargeAction, LargeCall, LargeOutcome, Nanos, Outcome, Replica, Revision, Rewound,
+    Setup, Sighting, Step, StepResult, WatchMessage, WatchStream,
 };
 
 const SEEDS: u64 = 40;
@@ -740,6 +740,50 @@ fn two_leaders_in_a_term_and_a_term_that_goes_back() {
         back.leader = None;
         history.sightings.push(back);
     });
+    // Volumes that were rewound excuse their own node, and nothing that happened afterwards.
+    for (node, early) in [("podkv-1", false), ("podkv-0", true)] {
+        finds(&[leadership::NAME], |history, _| {
+            let at = go_back(history);
+            let at = if early { 0 } else { at };
+            let node = node.into();
+            history.rewound.push(Rewound { at, node });
+        });
+    }
+    finds(&[leadership::NAME], |history, _| {
+        let at = go_back(history);
+        let node = "podkv-0".into();
+        history.rewound.push(Rewound { at, node });
+        let mut forth = history.sightings.last().unwrap().clone();
+        forth.asked = forth.seen + 1;
+        forth.seen += 2;
+        forth.header.term += 1;
+        history.sightings.push(forth);
+        go_back(history);
+    });
+}
+
+/// A node says a lower term than it said last. Returns a moment in between.
+fn go_back(history: &mut History) -> Nanos {
+    let mut back = history.sightings.last().unwrap().clone();
+    let at = back.seen + 1;
+    back.asked = at + 1;
+    back.seen = at + 2;
+    back.header.term -= 1;
+    back.leader = None;
+    history.sightings.push(back);
+    at
+}
+
+#[test]
+fn a_term_goes_back_with_a_volume_that_was_rewound() {
+    for seed in 1..=SEEDS {
+        let mut history = good(seed);
+        let at = go_back(&mut history);
+        let node = "podkv-0".into();
+        history.rewound.push(Rewound { at, node });
+        let found = all(&history).violations;
+        assert!(found.is_empty(), "seed {seed}: {found:?}");
+    }
 }
 
 #[test]

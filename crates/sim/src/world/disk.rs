@@ -12,12 +12,14 @@
 //! - **An error** comes before the step was done or after it, so that nobody may conclude anything from it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use podkv_api::{Incarnation, MemberId};
+use podkv_core::{Scan, View, ViewError};
 use podkv_node::identity::{Aside, IdentityFile, MarkerStore};
 use podkv_node::storage::{
     Checkpoint, CheckpointFile, Crash, DiskTime, LogRecovery, LogStore, LogWrite, MemoryDisk,
@@ -36,6 +38,9 @@ use crate::history::Nanos;
 /// Faults that have come true, among the steps that are counted.
 const SPRUNG_CRASH: &str = "crashed at a step";
 const SPRUNG_ERROR: &str = "failed at a step";
+
+/// A bit turned in what was received of a snapshot.
+pub const ROTTEN_SNAPSHOT: &str = "rotten snapshot";
 
 /// How often a stalled disk is looked at again.
 const STALLED: Duration = Duration::from_millis(5);
@@ -72,18 +77,31 @@ struct Shared {
     state: Mutex<State>,
 }
 
+/// What a pod's disk holds. Volumes change pods, and come back.
+#[derive(Clone, Default)]
+pub struct Volume {
+    disk: MemoryDisk,
+    /// The index up to which a snapshot was installed: up to there the state may be ahead of the log.
+    installed: u64,
+    /// The key of a record of the state in which a bit has turned. Whoever reads it is told, as by RocksDB's checksums.
+    rotten: Option<Bytes>,
+}
+
 struct State {
     rng: StdRng,
-    volume: MemoryDisk,
+    volume: Volume,
     temper: Temper,
     planted: Option<Planted>,
     stalled_until: Nanos,
+    /// A bit turns in the next part of a snapshot that is received.
+    rots_snapshot: bool,
     /// Steps to go until the trap springs.
     trap: Option<(u32, Trap)>,
     /// The host ended here, and the world has yet to notice.
     crashed: bool,
     /// How often each step was made.
     steps: BTreeMap<&'static str, u64>,
+    complaints: Vec<String>,
 }
 
 /// What becomes of a step.
@@ -105,13 +123,15 @@ impl Disk {
     ) -> Self {
         let state = State {
             rng: StdRng::seed_from_u64(seed),
-            volume: MemoryDisk::new(),
+            volume: Volume::default(),
             temper,
             planted,
             stalled_until: 0,
+            rots_snapshot: false,
             trap: None,
             crashed: false,
             steps: BTreeMap::new(),
+            complaints: Vec::new(),
         };
         Self(Arc::new(Shared {
             host: host.into(),
@@ -127,7 +147,11 @@ impl Disk {
         let mut state = self.state();
         state.trap = None;
         state.crashed = false;
-        let inner = state.volume.attach().open_stores();
+        let inner = state.volume.disk.attach().open_stores();
+        if let Some(complaint) = state.volume.ahead(&inner) {
+            let complaint = format!("{}: {complaint}", self.0.host);
+            state.complaints.push(complaint);
+        }
         drop(state);
         Storage {
             log: Arc::new(Log {
@@ -144,7 +168,7 @@ impl Disk {
     pub fn crash(&self, crash: Crash) {
         self.0.network.down(&self.0.host, crash == Crash::Power);
         let mut state = self.state();
-        state.volume.crash(crash);
+        state.volume.disk.crash(crash);
         state.trap = None;
         state.crashed = true;
     }
@@ -164,6 +188,7 @@ impl Disk {
         let mut state = self.state();
         state.stalled_until = 0;
         state.trap = None;
+        state.rots_snapshot = false;
     }
 
     /// True if the host ended by a trap.
@@ -172,20 +197,25 @@ impl Disk {
     }
 
     /// What the volume holds now.
-    pub fn copy(&self) -> MemoryDisk {
-        self.state().volume.copy()
+    pub fn copy(&self) -> Volume {
+        let state = self.state();
+        Volume {
+            disk: state.volume.disk.copy(),
+            installed: state.volume.installed,
+            rotten: state.volume.rotten.clone(),
+        }
     }
 
     /// Puts another volume in its place. Nobody may be attached.
-    pub fn replace(&self, volume: MemoryDisk) {
+    pub fn replace(&self, volume: Volume) {
         self.state().volume = volume;
     }
 
     /// Puts an empty volume in its place that bears the node's id as it was.
     pub fn empty_but_named(&self) -> Result<(), StorageError> {
-        let old = self.state().volume.attach().open_stores().markers;
-        let volume = MemoryDisk::new();
-        let new = volume.attach().open_stores().markers;
+        let old = self.state().volume.disk.attach().open_stores().markers;
+        let volume = Volume::default();
+        let new = volume.disk.attach().open_stores().markers;
         for file in [IdentityFile::Marker, IdentityFile::Peers] {
             if let Some(bytes) = old.load(file)? {
                 new.save(file, &bytes)?;
@@ -198,7 +228,7 @@ impl Disk {
     /// Turns a bit of a record in the log, drawn by lot. Nobody may be attached. False if there is none.
     pub fn rot_log(&self) -> Result<bool, StorageError> {
         let mut state = self.state();
-        let log = state.volume.attach().open_stores().log;
+        let log = state.volume.disk.attach().open_stores().log;
         let found = log.recover()?;
         let (Some(first), Some(last)) = (found.first_index, found.last_index) else {
             return Ok(false);
@@ -218,8 +248,55 @@ impl Disk {
         Ok(true)
     }
 
+    /// A bit turns in a record of the state, drawn by lot. Nobody may be attached. False if there is none.
+    pub fn rot_state(&self) -> bool {
+        let mut state = self.state();
+        let view = state.volume.disk.attach().open_stores().state.view();
+        let keys: Vec<Bytes> = view
+            .scan(&[], &[0xff; 8], false)
+            .filter_map(|record| Some(record.ok()?.0))
+            .collect();
+        if keys.is_empty() {
+            return false;
+        }
+        let nth = state.rng.random_range(0..keys.len());
+        state.volume.rotten = keys.get(nth).cloned();
+        true
+    }
+
+    /// A bit turns in the next part of a snapshot that is received.
+    pub fn rot_snapshot(&self) {
+        self.state().rots_snapshot = true;
+    }
+
+    fn is_rotten(&self, key: &[u8]) -> bool {
+        let state = self.state();
+        state
+            .volume
+            .rotten
+            .as_ref()
+            .is_some_and(|rotten| rotten == key)
+    }
+
+    fn has_rotten(&self) -> bool {
+        self.state().volume.rotten.is_some()
+    }
+
+    /// What reads of the state see.
+    fn seen(&self, view: Arc<dyn StateView>) -> Arc<dyn StateView> {
+        match self.state().volume.rotten.clone() {
+            None => view,
+            Some(rotten) => Arc::new(RottenView { view, rotten }),
+        }
+    }
+
     fn is_planted(&self, bug: Planted) -> bool {
         self.state().planted == Some(bug)
+    }
+
+    /// What nobody outside could see, and must not be.
+    pub fn complaints(&self) -> Vec<String> {
+        self.state().complaints.clone()
     }
 
     pub fn steps(&self) -> BTreeMap<&'static str, u64> {
@@ -289,6 +366,36 @@ impl Disk {
     fn is_stalled(&self) -> bool {
         self.state().stalled_until > self.0.clock.now()
     }
+}
+
+impl Volume {
+    /// A state of which a crash left more than of the log that it came from. It is never ahead of the log's sync, but
+    /// for a snapshot.
+    fn ahead(&self, stores: &Storage) -> Option<String> {
+        let look = || -> Result<(u64, u64), StorageError> {
+            let log = stores.log.recover()?;
+            let purged = log.purged.as_ref().map_or(0, index_of);
+            let last = log.last_index.unwrap_or(0).max(purged);
+            Ok((applied(&*stores.state)?, last))
+        };
+        match look() {
+            Ok((applied, last)) => (applied > last.max(self.installed))
+                .then(|| format!("the state is at index {applied}, and the log ends at {last}")),
+            Err(error) => Some(format!("a volume that cannot be read: {error}")),
+        }
+    }
+}
+
+/// The index that the state on the disk has reached.
+fn applied(state: &dyn StateStore) -> Result<u64, StorageError> {
+    let record = state.get_durable(APPLIED)?;
+    Ok(record.as_ref().map_or(0, index_of))
+}
+
+/// Of a framed position: its last eight bytes.
+fn index_of(record: &Bytes) -> u64 {
+    let index = record.last_chunk::<8>();
+    index.map_or(0, |index| u64::from_le_bytes(*index))
 }
 
 /// When the disk gets to the next piece of work.
@@ -375,7 +482,9 @@ impl LogStore for Log {
 
 struct StateDisk(Disk, Arc<dyn StateStore>);
 
-/// Tables of the state that planted bugs meddle with: see `podkv_core::schema`.
+/// Where a state says what it has reached: see `podkv_core::schema`.
+const APPLIED: &[u8] = b"\0\0\0\0\x80raft/applied";
+/// Tables of the state that planted bugs meddle with.
 const LEASES: &[u8] = &[0, 0, 0, 0, 2];
 const DEADLINES: &[u8] = &[0, 0, 0, 0, 4];
 const SESSIONS: &[u8] = &[0, 0, 0, 0, 5];
@@ -400,11 +509,11 @@ impl StateDisk {
 
 impl StateStore for StateDisk {
     fn view(&self) -> Arc<dyn StateView> {
-        self.1.view()
+        self.0.seen(self.1.view())
     }
 
     fn view_in_memory(&self) -> Arc<dyn StateView> {
-        self.1.view_in_memory()
+        self.0.seen(self.1.view_in_memory())
     }
 
     fn commit(&self, mut writes: StateWrites) -> Result<(), StorageError> {
@@ -415,6 +524,10 @@ impl StateStore for StateDisk {
         }
         if self.0.is_planted(Planted::LostRenewal) {
             self.forget_renewals(&mut writes);
+        }
+        if self.0.has_rotten() && writes.iter().any(|(key, _)| self.0.is_rotten(key)) {
+            // It is written anew.
+            self.0.state().volume.rotten = None;
         }
         self.0.step("commit", || self.1.commit(writes))?;
         let by_itself = {
@@ -433,10 +546,17 @@ impl StateStore for StateDisk {
     }
 
     fn get_durable(&self, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        self.1.get_durable(key)
+        match self.0.is_rotten(key) {
+            true => Err(damaged()),
+            false => self.1.get_durable(key),
+        }
     }
 
     fn checkpoint(&self) -> Result<Arc<dyn Checkpoint>, StorageError> {
+        // A copy reads everything.
+        if self.0.has_rotten() {
+            return Err(damaged());
+        }
         self.0.step("checkpoint", || self.1.checkpoint())
     }
 
@@ -445,11 +565,21 @@ impl StateStore for StateDisk {
         id: &str,
         files: Vec<CheckpointFile>,
     ) -> Result<Arc<dyn StagedCheckpoint>, TransferError> {
-        self.0.step("stage", || self.1.stage(id, files))
+        let inner = self.0.step("stage", || self.1.stage(id, files))?;
+        let disk = self.0.clone();
+        Ok(Arc::new(Staged { disk, inner }))
     }
 
     fn install(&self, staged: Arc<dyn StagedCheckpoint>) -> Result<(), TransferError> {
-        self.0.step("install", || self.1.install(staged))
+        self.0.step("install", || {
+            self.1.install(staged)?;
+            // What is installed is on the disk.
+            let installed = applied(&*self.1).map_err(TransferError::from)?;
+            let mut state = self.0.state();
+            state.volume.installed = installed;
+            state.volume.rotten = None;
+            Ok(())
+        })
     }
 
     fn disk_bytes(&self) -> u64 {
@@ -458,6 +588,70 @@ impl StateStore for StateDisk {
 
     fn workers(&self) -> Workers {
         self.0.workers(false)
+    }
+}
+
+/// A snapshot that is being received.
+struct Staged {
+    disk: Disk,
+    inner: Arc<dyn StagedCheckpoint>,
+}
+
+impl StagedCheckpoint for Staged {
+    fn offsets(&self) -> Vec<u64> {
+        self.inner.offsets()
+    }
+
+    fn write(&self, file: usize, offset: u64, data: &[u8]) -> Result<(), TransferError> {
+        let mut turned = data.to_vec();
+        let mut state = self.disk.state();
+        if std::mem::take(&mut state.rots_snapshot) && !turned.is_empty() {
+            *state.steps.entry(ROTTEN_SNAPSHOT).or_default() += 1;
+            let at = state.rng.random_range(0..turned.len());
+            turned[at] ^= 1 << state.rng.random_range(0..8);
+        }
+        drop(state);
+        self.inner.write(file, offset, &turned)
+    }
+
+    fn is_complete(&self) -> bool {
+        self.inner.is_complete()
+    }
+
+    /// The store knows its own.
+    fn as_any(&self) -> &dyn std::any::Any {
+        self.inner.as_any()
+    }
+}
+
+/// A view of a state in which a bit has turned.
+struct RottenView {
+    view: Arc<dyn StateView>,
+    rotten: Bytes,
+}
+
+fn damaged() -> StorageError {
+    StorageError::damaged(Path::new("state"), "a checksum is wrong")
+}
+
+fn unreadable() -> ViewError {
+    ViewError::storage("reading the state", damaged())
+}
+
+impl View for RottenView {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ViewError> {
+        match self.rotten == key {
+            true => Err(unreadable()),
+            false => self.view.get(key),
+        }
+    }
+
+    fn scan<'a>(&'a self, start: &[u8], end: &[u8], reverse: bool) -> Scan<'a> {
+        let records = self.view.scan(start, end, reverse);
+        Box::new(records.map(move |record| match record {
+            Ok((key, _)) if key == self.rotten => Err(unreadable()),
+            record => record,
+        }))
     }
 }
 

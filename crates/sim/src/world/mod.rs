@@ -28,6 +28,7 @@ pub mod people;
 pub mod plan;
 pub mod pod;
 pub mod trace;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,7 +36,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use podkv_api::{Error, Reason, Result};
-use podkv_node::storage::{Crash, MemoryDisk};
+use podkv_node::storage::Crash;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
@@ -44,7 +45,7 @@ use tokio::task::JoinHandle;
 
 use self::chronicle::Chronicle;
 use self::clock::{Clock, TICK, nanos};
-use self::disk::Disk;
+use self::disk::{Disk, Volume};
 use self::host::Host;
 use self::nemesis::Nemesis;
 use self::network::Network;
@@ -109,8 +110,12 @@ pub fn play(plan: &Plan, outside: Outside) -> std::io::Result<Played> {
         Ok(replicas) => history.replicas = replicas,
         Err(complaint) => complaints.push(complaint),
     }
+    complaints.extend(world.pods.iter().flat_map(|pod| pod.disk.complaints()));
     let mut faults = world.nemesis.made.clone();
     faults.insert("compaction", world.chronicle.told().compactions);
+    let of_snapshots = |pod: &PodHost| pod.disk.steps().get(disk::ROTTEN_SNAPSHOT).copied();
+    let rotten = world.pods.iter().filter_map(of_snapshots).sum();
+    faults.insert(disk::ROTTEN_SNAPSHOT, rotten);
     let mut disk_steps = BTreeMap::<_, u64>::new();
     for (what, count) in world.pods.iter().flat_map(|pod| pod.disk.steps()) {
         *disk_steps.entry(what).or_default() += count;
@@ -158,12 +163,14 @@ struct PodHost {
     kill_at: Option<Nanos>,
     /// How often it was started.
     starts: u64,
+    /// Kubelet does not wait before it starts it again.
+    start_soon: bool,
     /// A volume snapshot, and how often the pod had been started then.
-    copy: Option<(u64, MemoryDisk)>,
-    /// A bit of its log has turned, and nobody has noticed yet.
-    is_rotten: bool,
+    copy: Option<(u64, Volume)>,
+    /// A bit on its volume has turned, and nobody has noticed yet: as what that will be counted.
+    rotten: Option<&'static str>,
     /// Its own volume, while another one is mounted.
-    own_volume: Option<MemoryDisk>,
+    own_volume: Option<Volume>,
     /// How far its wall clock is off.
     wall_ms: i64,
 }
@@ -263,8 +270,9 @@ impl World {
             start_at: (ordinal < self.plan.pods).then_some(first),
             kill_at: None,
             starts: 0,
+            start_soon: false,
             copy: None,
-            is_rotten: false,
+            rotten: None,
             own_volume: None,
             wall_ms: 0,
         });
@@ -447,10 +455,12 @@ impl World {
     fn attend(&mut self, nth: usize, error: &Error) {
         let pod = &mut self.pods[nth];
         match error.reason() {
-            Reason::Corrupt if std::mem::take(&mut pod.is_rotten) => {
-                pod.disk.crash(Crash::Process);
-                pod.disk.replace(MemoryDisk::new());
-                self.count("rotten log noticed");
+            Reason::Corrupt => {
+                if let Some(noticed) = pod.rotten.take() {
+                    pod.disk.crash(Crash::Process);
+                    pod.disk.replace(Volume::default());
+                    self.count(noticed);
+                }
             }
             Reason::DataFolder => {
                 if let Some(own) = pod.own_volume.take() {
@@ -466,6 +476,7 @@ impl World {
     /// The process of a pod is gone; kubelet starts it again after a while.
     fn ended(&mut self, nth: usize, how: &str) {
         let most = match self.rng.random_range(0..10) {
+            _ if std::mem::take(&mut self.pods[nth].start_soon) => 400,
             0 => 15_000,
             1..4 => 3_000,
             _ => 400,

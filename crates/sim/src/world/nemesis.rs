@@ -3,22 +3,25 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use podkv_node::storage::{Crash, MemoryDisk};
+use podkv_node::storage::Crash;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use super::clock::nanos;
-use super::disk::Trap;
-use super::plan::Planted;
+use super::disk::{Trap, Volume};
+use super::plan::Plan;
 use super::pod::Order;
+use super::volumes::{STATE_NOTICED, Wish};
 use super::{Pause, World};
 use crate::history::Nanos;
 
 pub struct Nemesis {
-    rng: StdRng,
+    pub(super) rng: StdRng,
     next: Nanos,
     /// What ends when.
     ends: Vec<(Nanos, End)>,
+    /// What waits for the cluster to be whole. Nothing else is begun meanwhile.
+    pub(super) wish: Option<Wish>,
     /// How often each was done.
     pub made: BTreeMap<&'static str, u64>,
 }
@@ -31,9 +34,9 @@ enum End {
 /// How far wall clocks go wrong. Nothing but the end of a token depends on them, and those hold for a day.
 const WALL_CLOCK_MS: i64 = 3_600_000;
 
-/// What there is, and how often of a hundred it is drawn.
-#[derive(Clone, Copy, Debug)]
-enum Fault {
+/// What there is. How often each is drawn is in [`LOT`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Fault {
     Crash,
     CrashAtStep,
     DiskError,
@@ -52,6 +55,8 @@ enum Fault {
     RewindVolume,
     WrongVolume,
     RotLog,
+    RotState,
+    RotSnapshot,
     Scale,
     PauseClients,
     CutClients,
@@ -78,6 +83,9 @@ pub const KINDS: &[&str] = &[
     "rewound volume",
     "rotten log",
     "rotten log noticed",
+    "rotten snapshot",
+    "rotten state",
+    "rotten state noticed",
     "scale",
     "slow link",
     "stalled disk",
@@ -101,16 +109,42 @@ const LOT: &[(Fault, u32)] = &[
     (Fault::Terminate, 4),
     (Fault::Transfer, 4),
     (Fault::Purge, 5),
-    (Fault::Copy, 4),
-    (Fault::LoseVolume, 5),
-    (Fault::RewindVolume, 5),
-    (Fault::WrongVolume, 3),
-    (Fault::RotLog, 4),
-    (Fault::Scale, 3),
+    (Fault::Copy, 3),
+    (Fault::LoseVolume, 8),
+    (Fault::RewindVolume, 10),
+    (Fault::WrongVolume, 8),
+    (Fault::RotLog, 8),
+    (Fault::RotState, 8),
+    (Fault::RotSnapshot, 3),
+    (Fault::Scale, 12),
     (Fault::PauseClients, 4),
     (Fault::CutClients, 4),
     (Fault::WallClock, 3),
 ];
+
+impl Fault {
+    fn is_in(self, plan: &Plan) -> bool {
+        match self {
+            Self::Copy => plan.loses_volumes,
+            Self::Scale => plan.scales,
+            fault if fault.needs_the_whole() => plan.loses_volumes,
+            _ => true,
+        }
+    }
+
+    /// One at a time: with two of three volumes gone, so is the cluster.
+    fn needs_the_whole(self) -> bool {
+        matches!(
+            self,
+            Self::LoseVolume
+                | Self::RewindVolume
+                | Self::WrongVolume
+                | Self::RotLog
+                | Self::RotState
+                | Self::Scale
+        )
+    }
+}
 
 impl Nemesis {
     pub fn new(seed: u64) -> Self {
@@ -118,14 +152,17 @@ impl Nemesis {
             rng: StdRng::seed_from_u64(seed),
             next: 0,
             ends: Vec::new(),
+            wish: None,
             made: KINDS.iter().map(|kind| (*kind, 0)).collect(),
         }
     }
 
-    fn draw(&mut self) -> Fault {
-        let all = LOT.iter().map(|(_, weight)| weight).sum();
+    /// Something that this plan has.
+    fn draw(&mut self, plan: &Plan) -> Fault {
+        let there = || LOT.iter().filter(move |(fault, _)| fault.is_in(plan));
+        let all = there().map(|(_, weight)| weight).sum();
         let mut lot = self.rng.random_range(0..all);
-        for (fault, weight) in LOT {
+        for (fault, weight) in there() {
             match lot.checked_sub(*weight) {
                 None => return *fault,
                 Some(rest) => lot = rest,
@@ -134,7 +171,7 @@ impl Nemesis {
         Fault::Crash
     }
 
-    fn millis(&mut self, least: u64, most: u64) -> Nanos {
+    pub(super) fn millis(&mut self, least: u64, most: u64) -> Nanos {
         nanos(Duration::from_millis(self.rng.random_range(least..=most)))
     }
 }
@@ -154,13 +191,15 @@ impl World {
                 End::Hasten(from, to) => self.network.slow(&from, &to, None),
             }
         }
-        if self.nemesis.next > now {
+        if self.wish_waits() || self.nemesis.next > now {
             return;
         }
         let calm = u64::try_from(self.plan.calm.as_millis()).unwrap_or(u64::MAX);
         self.nemesis.next = now + self.nemesis.millis(20, calm);
-        let fault = self.nemesis.draw();
-        if let Some((kind, what)) = self.make(fault) {
+        let fault = self.nemesis.draw(&self.plan);
+        if fault.needs_the_whole() {
+            self.wish(fault);
+        } else if let Some((kind, what)) = self.make(fault) {
             self.count(kind);
             self.note(what);
         }
@@ -173,12 +212,19 @@ impl World {
     /// Everything works again; pods that are down are started.
     pub(super) fn heal(&mut self) {
         self.network.heal();
+        self.nemesis.wish = None;
         let now = self.clock.now();
         for pod in &mut self.pods {
             pod.disk.heal();
             pod.start_at = pod
                 .start_at
                 .map(|at| at.min(now + nanos(Duration::from_secs(1))));
+            if pod.rotten == Some(STATE_NOTICED) {
+                // Its node may serve on with what is right, and a scrub may have told of it: a person does the rest.
+                pod.rotten = None;
+                pod.disk.crash(Crash::Process);
+                pod.disk.replace(Volume::default());
+            }
             if let Some(pause) = &mut pod.pause {
                 pause.until = now;
             }
@@ -192,7 +238,7 @@ impl World {
     }
 
     /// A pod to do something to: the leader more often than others.
-    fn victim(&mut self) -> usize {
+    pub(super) fn victim(&mut self) -> usize {
         let leads = |pod: &super::PodHost| pod.slot.get().is_some_and(|node| node.is_leader());
         let leader = self.pods.iter().position(leads);
         let by_lot = self
@@ -205,7 +251,7 @@ impl World {
         }
     }
 
-    fn make(&mut self, fault: Fault) -> Option<(&'static str, String)> {
+    pub(super) fn make(&mut self, fault: Fault) -> Option<(&'static str, String)> {
         match fault {
             Fault::Crash | Fault::CrashAtStep | Fault::DiskError | Fault::Stall => {
                 self.disk_fault(fault)
@@ -262,11 +308,23 @@ impl World {
                 pod.order(order);
                 Some((kind, format!("{kind}: {}", pod.name)))
             }
-            Fault::Copy
-            | Fault::LoseVolume
+            Fault::Copy => {
+                let nth = self.victim();
+                self.copy_volume(nth)
+            }
+            Fault::LoseVolume
             | Fault::RewindVolume
             | Fault::WrongVolume
-            | Fault::RotLog => self.volume_fault(fault),
+            | Fault::RotLog
+            | Fault::RotState => self.volume_fault(fault),
+            Fault::RotSnapshot => {
+                let nth = self.victim();
+                let pod = &self.pods[nth];
+                pod.disk.rot_snapshot();
+                // It is counted when it is seen, if one is received.
+                self.note(format!("a bit will turn in a snapshot for {}", pod.name));
+                None
+            }
             Fault::WallClock => {
                 let nth = self.victim();
                 let most = WALL_CLOCK_MS;
@@ -275,14 +333,7 @@ impl World {
                 let what = format!("the wall clock of {} is {} ms off", pod.name, pod.wall_ms);
                 Some(("jump of the wall clock", what))
             }
-            Fault::Scale => {
-                if !self.plan.scales || !self.is_settled() {
-                    return None;
-                }
-                let to = if self.set.replicas() == 3 { 5 } else { 3 };
-                self.set.scale(to);
-                Some(("scale", format!("the StatefulSet is scaled to {to}")))
-            }
+            Fault::Scale => self.scale(),
         }
     }
 
@@ -315,62 +366,6 @@ impl World {
                 Some(("stalled disk", format!("the disk of {name} stalls")))
             }
         }
-    }
-
-    fn volume_fault(&mut self, fault: Fault) -> Option<(&'static str, String)> {
-        if !self.plan.loses_volumes {
-            return None;
-        }
-        let nth = self.victim();
-        if let Fault::Copy = fault {
-            let pod = &mut self.pods[nth];
-            if pod.own_volume.is_some() {
-                return None;
-            }
-            pod.copy = Some((pod.starts, pod.disk.copy()));
-            return Some(("volume snapshot", format!("{} is copied", pod.name)));
-        }
-        // One at a time: with two of three volumes gone, so is the cluster. A rotten one may be as good as gone.
-        if !self.is_settled() || self.pods.iter().any(|pod| pod.is_rotten) {
-            return None;
-        }
-        let pods = self.set.replicas() as usize;
-        let other = self.nemesis.rng.random_range(0..pods);
-        let others = self.pods[other].disk.copy();
-        let pod = &mut self.pods[nth];
-        pod.running.as_ref()?;
-        if let Fault::RotLog = fault {
-            pod.disk.crash(Crash::Process);
-            // The disk is in memory, and does not fail.
-            pod.is_rotten = pod.disk.rot_log().ok()?;
-            let what = format!("a bit of the log of {} turns", pod.name);
-            return pod.is_rotten.then_some(("rotten log", what));
-        }
-        let (kind, volume) = match fault {
-            Fault::WrongVolume if other != nth => {
-                // To be put back when somebody has noticed.
-                pod.own_volume = Some(MemoryDisk::new());
-                ("wrong volume", others)
-            }
-            Fault::WrongVolume => return None,
-            Fault::LoseVolume => ("lost volume", MemoryDisk::new()),
-            _ => {
-                // A start in between is how its peers know.
-                let (_, copy) = pod.copy.take_if(|(starts, _)| *starts < pod.starts)?;
-                ("rewound volume", copy)
-            }
-        };
-        pod.disk.crash(Crash::Process);
-        if pod.own_volume.is_some() {
-            // As it is after the crash.
-            pod.own_volume = Some(pod.disk.copy());
-        }
-        match self.plan.planted {
-            // Nothing can fail here: the disk is in memory, and nobody is attached.
-            Some(Planted::ReusedNodeId) => pod.disk.empty_but_named().ok()?,
-            _ => pod.disk.replace(volume),
-        }
-        Some((kind, format!("{kind}: {}", pod.name)))
     }
 
     fn pause(&mut self) -> Option<Pause> {

@@ -38,6 +38,9 @@ pub enum Planted {
     /// [`podkv_node::planted::Bug::ClockAcrossRestart`].
     #[cfg(feature = "planted")]
     ClockAcrossRestart,
+    /// [`podkv_node::planted::Bug::LeaseRead`].
+    #[cfg(feature = "planted")]
+    LeaseRead,
 }
 
 #[cfg(feature = "planted")]
@@ -49,6 +52,7 @@ impl Planted {
             Self::ApplyAheadOfFsync => Some(Bug::ApplyAheadOfFsync),
             Self::PurgeAheadOfSnapshot => Some(Bug::PurgeAheadOfSnapshot),
             Self::ClockAcrossRestart => Some(Bug::ClockAcrossRestart),
+            Self::LeaseRead => Some(Bug::LeaseRead),
             _ => None,
         }
     }
@@ -149,6 +153,12 @@ impl Plan {
             }
             Some(Planted::LostRenewal) => self.crowd.lease_holders = 1,
             Some(Planted::ExpiredSession) => self.door.session_ttl = Duration::from_secs(2),
+            #[cfg(feature = "planted")]
+            Some(Planted::ApplyAheadOfFsync) => {
+                // The state reaches the disk while the log still waits for it.
+                self.temper.sync = Duration::from_millis(20);
+                self.temper.flush = 0.2;
+            }
             _ => {}
         }
         self
