@@ -241,3 +241,6 @@ fn danger(members: &Members, me: MemberId) -> Option<String> {
         ),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ mod majority;
 mod nginx;
 mod proxy;
 mod recover;
+mod resync;
 mod signals;
 mod snapshots;
 

@@ -76,3 +76,82 @@ impl Rejoin {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Founder, Identity, Proposal, Resident};
+    use super::*;
+    use crate::storage::{MemoryDisk, Volume};
+    use podkv_api::Reason;
+
+    const CLUSTER: ClusterId = ClusterId(9);
+
+    /// What lies on volumes out there.
+    #[test]
+    fn golden_bytes() {
+        let rejoin = Rejoin {
+            cluster: CLUSTER,
+            incarnation: Incarnation(2),
+            from: MemberId(7),
+        };
+        let bytes: String = rejoin
+            .encode()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_eq!(bytes, "0113000000000300000024b4a810090207");
+    }
+
+    #[test]
+    fn a_pod_whose_data_was_put_aside_goes_back_to_its_cluster_alone() {
+        let volume = Volume::memory(&MemoryDisk::new());
+        let old = Identity::open(volume.markers(), "podkv-0").unwrap();
+        old.become_member(CLUSTER, Incarnation(1)).unwrap();
+        let mut resident = Resident::read(volume.markers()).unwrap();
+        resident.put_aside().unwrap();
+
+        let new = Identity::open(volume.markers(), "podkv-0").unwrap();
+        assert_ne!(new.node_id(), old.node_id());
+        let rejoin = new.rejoin().unwrap();
+        assert_eq!((rejoin.cluster, rejoin.from), (CLUSTER, old.node_id()));
+        let proposal = Proposal {
+            cluster: ClusterId(10),
+            replicas: 1,
+            founders: vec![Founder {
+                name: "podkv-0".into(),
+                id: new.node_id(),
+                peer_address: "podkv-0:2380".into(),
+                client_address: "podkv-0:2379".into(),
+                voter: true,
+            }],
+        };
+        let founding = new.reserve(proposal).unwrap_err();
+        assert_eq!(founding.reason(), Reason::MembershipConflict);
+        let other = new.become_member(ClusterId(10), Incarnation(1));
+        assert_eq!(other.unwrap_err().reason(), Reason::WrongCluster);
+        // In whatever incarnation: it may have been recovered since.
+        new.become_member(CLUSTER, Incarnation(2)).unwrap();
+    }
+
+    #[test]
+    fn putting_aside_is_ended_wherever_it_was_interrupted() {
+        // After REJOIN: still the old node. After the marker: what follows is put aside by whoever comes first.
+        let volume = Volume::memory(&MemoryDisk::new());
+        let old = Identity::open(volume.markers(), "podkv-0").unwrap();
+        old.become_member(CLUSTER, Incarnation(1)).unwrap();
+        let rejoin = Rejoin {
+            cluster: CLUSTER,
+            incarnation: Incarnation(1),
+            from: old.node_id(),
+        };
+        rejoin.save(&*volume.markers()).unwrap();
+        let again = Identity::open(volume.markers(), "podkv-0").unwrap();
+        assert_eq!(again.node_id(), old.node_id());
+        again.retire().unwrap();
+        let mut resident = Resident::read(volume.markers()).unwrap();
+        resident.put_aside().unwrap();
+        let new = Identity::open(volume.markers(), "podkv-0").unwrap();
+        assert_ne!(new.node_id(), old.node_id());
+        assert_eq!(new.rejoin(), Some(&rejoin));
+    }
+}
