@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 #[cfg(doc)]
 use podkv_api::Store;
 use podkv_api::{
-    Bytes, DesiredSize, Header, LeaderHint, Member, MemberId, NodeStatus, Result, Retention,
+    Alarm, Bytes, DesiredSize, Header, LeaderHint, Member, MemberId, NodeStatus, Result, Retention,
 };
 use podkv_proto::convert;
 use podkv_proto::v1;
@@ -166,6 +166,31 @@ impl Client {
         .await
     }
 
+    /// What is wrong with which members.
+    pub async fn alarms(&self) -> Result<Vec<Alarm>> {
+        let core = self.core();
+        core.call(Plan::READ, core.deadline(), |endpoint, until| async move {
+            let mut client = ClusterClient::new(endpoint.channel());
+            let asked = client.alarms(v1::AlarmsRequest {});
+            alarms(endpoint.unary(until, asked).await?)
+        })
+        .await
+    }
+
+    /// Takes an alarm back; one that is not raised is fine. If what raised it still holds, it is raised again: after
+    /// [`AlarmKind::Corrupt`](podkv_api::AlarmKind::Corrupt) by the next comparison. Returns those that are left.
+    pub async fn disarm(&self, alarm: Alarm) -> Result<Vec<Alarm>> {
+        let request = v1::DisarmAlarmRequest {
+            alarm: Some(alarm.into()),
+        };
+        let core = self.core();
+        core.call(Plan::ADMIN, core.deadline(), |endpoint, until| async move {
+            let mut client = ClusterClient::new(endpoint.channel());
+            alarms(endpoint.unary(until, client.disarm_alarm(request)).await?)
+        })
+        .await
+    }
+
     /// Sets by hand how many pods there should be, the ordinals from `start` on. Whoever is beyond it leaves
     /// after half a minute; 0 changes nothing, since pods that are suspended come back. Returns what counts now.
     pub async fn resize(&self, start: u32, replicas: u32) -> Result<DesiredSize> {
@@ -245,6 +270,13 @@ pub(crate) async fn ask_members(
 
 fn members(answer: v1::MembersResponse) -> Answered<Vec<Member>> {
     <(Header, Vec<Member>)>::try_from(answer).map_err(|error| corrupt(error.to_string()))
+}
+
+fn alarms(answer: v1::AlarmsResponse) -> Answered<Vec<Alarm>> {
+    let header = convert::header(answer.header).map_err(|error| corrupt(error.to_string()))?;
+    // One of a kind that this release does not know tells it nothing.
+    let alarms = answer.alarms.into_iter().filter_map(convert::alarm);
+    Ok((header, alarms.collect()))
 }
 
 fn frozen(answer: v1::FrozenResponse) -> Answered<Vec<Bytes>> {

@@ -28,6 +28,7 @@ mod read;
 mod reconcile;
 pub mod recovery;
 mod renew;
+pub mod resync;
 #[cfg(test)]
 mod script;
 mod size;

@@ -10,6 +10,11 @@
 //! ```
 //!
 //! A client that reads never notices. One that does not waits for itself, and holds up no other connection.
+//!
+//! An answer of the etcd API may be larger than what was reserved for it: etcd's clients cannot read in parts. What it has
+//! beyond that comes from one hall for all connections. It takes the most that it can need at once, and gives back what
+//! it did not when that is known: who took it step by step could wait for others that wait for it. Twice, because the
+//! message and its bytes are both there while it is encoded.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -41,6 +46,50 @@ pub(crate) struct Room {
     free: Arc<Semaphore>,
     /// One answer at a time may be larger than what was reserved for it.
     larger: Arc<Semaphore>,
+    hall: Hall,
+}
+
+/// What all connections share, for answers that are larger than what was reserved in their rooms.
+#[derive(Clone, Debug)]
+pub(crate) struct Hall {
+    bytes: usize,
+    free: Arc<Semaphore>,
+}
+
+impl Hall {
+    pub fn new(bytes: usize) -> Self {
+        // Beyond 4 GiB it would bound nothing anyway.
+        let bytes = bytes.min(u32::MAX as usize);
+        Self {
+            bytes,
+            free: Arc::new(Semaphore::new(bytes)),
+        }
+    }
+
+    /// Waits until there is room for `bytes`; more than all there is is all there is.
+    async fn reserve(&self, bytes: usize, timeout: Duration) -> Result<OwnedSemaphorePermit> {
+        let taken = self
+            .free
+            .clone()
+            .acquire_many_owned(permits(bytes, self.bytes));
+        match tokio::time::timeout(timeout, taken).await {
+            Ok(Ok(permit)) => Ok(permit),
+            // It is never closed; were it, nothing more should be answered.
+            Ok(Err(_)) | Err(_) => {
+                let text = format!(
+                    "large answers have {} bytes for all connections together, and others are made or not read yet: try \
+                     again later, or ask with a limit",
+                    self.bytes
+                );
+                Err(Error::new(Reason::Overloaded, text))
+            }
+        }
+    }
+}
+
+fn permits(bytes: usize, all: usize) -> u32 {
+    // `all` is bounded by u32.
+    u32::try_from(bytes.min(all)).unwrap_or(u32::MAX)
 }
 
 /// What a call took of its connection's room. Given back when dropped.
@@ -48,24 +97,31 @@ pub(crate) struct Room {
 pub(crate) struct Reserved {
     room: Room,
     permit: OwnedSemaphorePermit,
-    larger: Option<OwnedSemaphorePermit>,
+    larger: Option<Larger>,
+}
+
+/// What an answer took that is larger than what was reserved for it.
+#[derive(Debug)]
+struct Larger {
+    _turn: OwnedSemaphorePermit,
+    hall: OwnedSemaphorePermit,
 }
 
 impl Room {
-    pub fn new(bytes: usize) -> Self {
+    pub fn new(bytes: usize, hall: Hall) -> Self {
         // Beyond 4 GiB it would bound nothing anyway.
         let bytes = bytes.min(u32::MAX as usize);
         Self {
             bytes,
             free: Arc::new(Semaphore::new(bytes)),
             larger: Arc::new(Semaphore::new(1)),
+            hall,
         }
     }
 
     /// Waits until there is room for an answer of up to `bytes`; more than all there is is all there is.
     async fn reserve(&self, bytes: usize, timeout: Duration) -> Result<Reserved> {
-        // Bounded by u32 above.
-        let permits = u32::try_from(bytes.min(self.bytes)).unwrap_or(u32::MAX);
+        let permits = permits(bytes, self.bytes);
         let taken = self.free.clone().acquire_many_owned(permits);
         let permit = self.in_time(taken, timeout).await?;
         Ok(Reserved {
@@ -101,13 +157,25 @@ impl Reserved {
         self.permit.num_permits()
     }
 
-    /// The answer is larger than what was reserved. Waits until no other of this connection is.
-    pub async fn outgrow(&mut self, timeout: Duration) -> Result<()> {
-        if self.larger.is_none() {
-            let taken = self.room.larger.clone().acquire_owned();
-            self.larger = Some(self.room.in_time(taken, timeout).await?);
+    /// The answer is larger than what was reserved, and may have up to `most` bytes. Waits until no other of this connection
+    /// is, and until there is room for it among those of all connections.
+    pub async fn outgrow(&mut self, most: usize, timeout: Duration) -> Result<()> {
+        if self.larger.is_some() {
+            return Ok(());
         }
+        let turn = self.room.larger.clone().acquire_owned();
+        let turn = self.room.in_time(turn, timeout).await?;
+        let beyond = 2 * most - self.bytes().min(most);
+        self.larger = Some(Larger {
+            _turn: turn,
+            hall: self.room.hall.reserve(beyond, timeout).await?,
+        });
         Ok(())
+    }
+
+    /// The answer is made, and will have `bytes`; while it is encoded it is there twice.
+    pub fn made(&mut self, bytes: usize) {
+        self.shrink_hall(2 * bytes);
     }
 
     /// Gives back what an answer of `bytes` does not need.
@@ -116,6 +184,15 @@ impl Reserved {
         drop(self.permit.split(surplus));
         if bytes <= self.permit.num_permits() {
             self.larger = None;
+        }
+        self.shrink_hall(bytes);
+    }
+
+    fn shrink_hall(&mut self, bytes: usize) {
+        let beyond = bytes.saturating_sub(self.permit.num_permits());
+        if let Some(larger) = &mut self.larger {
+            let surplus = larger.hall.num_permits().saturating_sub(beyond);
+            drop(larger.hall.split(surplus));
         }
     }
 }
@@ -295,7 +372,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_gives_back_what_it_did_not_need_and_the_rest_when_its_bytes_are_gone() {
-        let room = Room::new(100_000);
+        let room = Room::new(100_000, Hall::new(1_000_000));
         let free = || room.free.available_permits();
         let reserved = room.reserve(80_000, PATIENCE).await.unwrap();
         let mut body = answer(30_000, reserved).into_body();
@@ -315,7 +392,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_finds_no_room_waits_for_it_and_then_is_told_why() {
-        let room = Room::new(100);
+        let room = Room::new(100, Hall::new(1000));
         let first = room.reserve(1000, PATIENCE).await.unwrap();
         assert_eq!(first.bytes(), 100, "more than all is all");
         let refused = room.reserve(1, Duration::from_secs(5)).await.unwrap_err();
@@ -327,16 +404,57 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_answer_at_a_time_is_larger_than_what_was_reserved() {
-        let room = Room::new(100_000);
+        let room = Room::new(100_000, Hall::new(1_000_000));
         let mut first = room.reserve(10_000, PATIENCE).await.unwrap();
         let mut second = room.reserve(10_000, PATIENCE).await.unwrap();
-        first.outgrow(PATIENCE).await.unwrap();
-        first.outgrow(PATIENCE).await.unwrap();
-        assert!(second.outgrow(Duration::from_secs(5)).await.is_err());
+        first.outgrow(60_000, PATIENCE).await.unwrap();
+        first.outgrow(60_000, PATIENCE).await.unwrap();
+        assert!(
+            second
+                .outgrow(60_000, Duration::from_secs(5))
+                .await
+                .is_err()
+        );
         let mut body = answer(50_000, first).into_body();
         let frame = body.frame().await.unwrap().unwrap();
-        assert!(second.outgrow(Duration::from_secs(5)).await.is_err());
+        assert!(
+            second
+                .outgrow(60_000, Duration::from_secs(5))
+                .await
+                .is_err()
+        );
         drop(frame);
-        second.outgrow(PATIENCE).await.unwrap();
+        second.outgrow(60_000, PATIENCE).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_outgrows_the_rooms_has_one_hall_for_all_connections() {
+        let hall = Hall::new(200_000);
+        let rooms = [(); 3].map(|()| Room::new(10_000, hall.clone()));
+        let free = || hall.free.available_permits();
+        let soon = Duration::from_secs(5);
+        let mut first = rooms[0].reserve(10_000, PATIENCE).await.unwrap();
+        first.outgrow(100_000, PATIENCE).await.unwrap();
+        assert_eq!(free(), 10_000, "twice the most, but for its own room");
+        let mut second = rooms[1].reserve(10_000, PATIENCE).await.unwrap();
+        let refused = second.outgrow(100_000, soon).await.unwrap_err();
+        assert_eq!(refused.reason(), Reason::Overloaded);
+        assert!(!refused.outcome_unknown());
+        // It is refused, and its connection may try again.
+        assert_eq!(rooms[1].larger.available_permits(), 1);
+        first.made(50_000);
+        assert_eq!(free(), 110_000, "twice what it is");
+        let mut body = answer(50_000, first).into_body();
+        let frame = body.frame().await.unwrap().unwrap();
+        assert_eq!(free(), 160_000, "the message is gone, its bytes are there");
+        assert!(second.outgrow(100_000, soon).await.is_err());
+        let (taken, ()) = tokio::join!(second.outgrow(100_000, PATIENCE), async { drop(frame) });
+        taken.unwrap();
+        drop(second);
+        assert_eq!(free(), 200_000);
+        // More than all there is is all there is.
+        let mut third = rooms[2].reserve(10_000, PATIENCE).await.unwrap();
+        third.outgrow(1_000_000, PATIENCE).await.unwrap();
+        assert_eq!(free(), 0);
     }
 }

@@ -21,7 +21,7 @@ use podkv_tls::Port;
 
 use crate::api::{self, ApiSettings};
 use crate::connections::{Bounds, Connections, Http, listen};
-use crate::room::{InRoom, Room};
+use crate::room::{Hall, InRoom, Room};
 use crate::unfinished::Unfinished;
 
 /// How connections of clients are treated.
@@ -41,6 +41,10 @@ pub struct ServerSettings {
     /// room. Enough for eight of the largest in one message; one more, of an etcd client, may be up to
     /// [`ApiSettings::max_etcd_answer_bytes`](crate::ApiSettings::max_etcd_answer_bytes).
     pub max_unread_bytes: usize,
+    /// What answers have, for all connections together, that are larger than what they have on their connection: those of
+    /// etcd clients, which cannot read in parts. Twice while they are made; who finds no room waits for as long as the
+    /// call may take, and is refused then. Enough for two of the largest while they are made, and four that wait to be read.
+    pub max_large_unread_bytes: usize,
     /// Requests of one connection of which a part is here and the rest is not, in bytes. Beyond that, calls are refused.
     /// Enough for eighty of the largest at once.
     pub max_unfinished_bytes: usize,
@@ -67,6 +71,7 @@ impl Default for ServerSettings {
             stream_window_bytes: 4 << 20,
             connection_window_bytes: 16 << 20,
             max_unread_bytes: 128 << 20,
+            max_large_unread_bytes: 1 << 30,
             max_unfinished_bytes: 128 << 20,
             greeting_timeout: Duration::from_secs(20),
             keep_alive_interval: Duration::from_secs(30),
@@ -132,8 +137,9 @@ impl ServerBuilder {
             greeting_timeout: settings.greeting_timeout,
         };
         let (unread, unfinished) = (settings.max_unread_bytes, settings.max_unfinished_bytes);
+        let hall = Hall::new(settings.max_large_unread_bytes);
         let service = move || {
-            let (room, unfinished) = (Room::new(unread), Unfinished::new(unfinished));
+            let (room, unfinished) = (Room::new(unread, hall.clone()), Unfinished::new(unfinished));
             InRoom::new(service.clone(), room, unfinished)
         };
         let connections = Connections::serve(listener, service, bounds, speak_http);

@@ -16,6 +16,7 @@ mod nginx;
 mod paused;
 mod proxy;
 mod recover;
+mod resync;
 mod signals;
 mod snapshots;
 

@@ -74,6 +74,8 @@ pub(crate) struct Situation<'a> {
     pub founding: Option<&'a Proposal>,
     /// Clusters that this node has released.
     pub released: &'a BTreeSet<ClusterId>,
+    /// The only cluster that this node may join, if its pod's data was put aside.
+    pub rejoins: Option<ClusterId>,
     /// Founders of this node's own proposal that refuse it for ever.
     pub refusals: &'a BTreeSet<MemberId>,
     /// All that discovery suggests, without this node itself.
@@ -130,7 +132,14 @@ pub(crate) fn decide(situation: &Situation<'_>) -> Action {
 impl<'a> Situation<'a> {
     /// Promised nothing: join what exists, or else help to found.
     fn virgin(&self) -> Action {
-        let clusters = self.clusters();
+        let mut clusters = self.clusters();
+        if let Some(cluster) = self.rejoins {
+            // What it held is damaged, and may be needed yet: no other cluster takes the place of this one.
+            clusters.retain(|id, _| *id == cluster);
+            if clusters.is_empty() {
+                return Action::Wait(Why::Rejoins { cluster });
+            }
+        }
         let mut ids = clusters.iter();
         match (ids.next(), ids.next()) {
             (None, _) if self.me.read_only => Action::Wait(Why::OnlyJoins),

@@ -278,6 +278,7 @@ impl Bootstrap {
             phase: &phase,
             founding: founding.as_ref(),
             released: &self.released(&peers),
+            rejoins: self.parts.identity.rejoin().map(|rejoin| rejoin.cluster),
             refusals: &memory.refusals,
             peers: &peers,
         });

@@ -354,6 +354,7 @@ impl World {
             released: &answers
                 .filter(|cluster| identity.refuses(*cluster))
                 .collect(),
+            rejoins: identity.rejoin().map(|rejoin| rejoin.cluster),
             refusals: &self.nodes[node].refusals,
             peers: &peers,
         });

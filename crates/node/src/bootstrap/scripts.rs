@@ -96,6 +96,7 @@ fn run(line: &str) -> Action {
             .map(cluster_of)
             .into_iter()
             .collect(),
+        rejoins: mine.option("rejoins").map(cluster_of),
         refusals: &mine
             .option("refused-by")
             .map(member)

@@ -68,6 +68,8 @@ pub(crate) enum Why {
     SeveralClusters(BTreeSet<ClusterId>),
     /// Only nodes that were removed from a cluster answer, none that belongs to it.
     OnlyRetired { cluster: ClusterId },
+    /// The data of this pod was put aside, and no member of its cluster answers.
+    Rejoins { cluster: ClusterId },
     /// There is a cluster, and this node has sworn never to take part in it.
     Released { cluster: ClusterId },
     /// There are members of the cluster that only I could have founded, and I have not.
@@ -176,6 +178,11 @@ impl fmt::Display for Why {
             Self::OnlyRetired { cluster } => write!(
                 f,
                 "only nodes that were removed from cluster {cluster} answer; for one of its members"
+            ),
+            Self::Rejoins { cluster } => write!(
+                f,
+                "for a member of cluster {cluster}: the data of this pod was put aside to be copied from there, and it \
+                 joins no other cluster and founds none"
             ),
             Self::Released { cluster } => write!(
                 f,

@@ -16,6 +16,8 @@ pub enum IdentityFile {
     Peers,
     /// A recovery from a lost majority that has begun and not ended. There is none in a node's normal life.
     Recovery,
+    /// The cluster that this pod goes back to, after its data was put aside. There is none once it holds everything again.
+    Rejoin,
 }
 
 impl IdentityFile {
@@ -24,6 +26,7 @@ impl IdentityFile {
             Self::Marker => "MARKER",
             Self::Peers => "peers",
             Self::Recovery => "RECOVERY",
+            Self::Rejoin => "REJOIN",
         }
     }
 
@@ -32,7 +35,7 @@ impl IdentityFile {
         match self {
             Self::Marker => 1 << 20,
             Self::Peers => 1 << 20,
-            Self::Recovery => 1 << 10,
+            Self::Recovery | Self::Rejoin => 1 << 10,
         }
     }
 }
@@ -61,7 +64,7 @@ pub trait MarkerStore: Send + Sync + 'static {
     fn holds_data(&self) -> Result<bool, StorageError>;
 
     /// Puts everything that a retired node left out of the way, this file and the data, so that its
-    /// pod can begin anew. Interrupted, it is called again: the marker goes last.
+    /// pod can begin anew. Interrupted, it is called again: the marker goes last. [`IdentityFile::Rejoin`] stays.
     fn set_aside(&self, retired: MemberId) -> Result<(), StorageError>;
 
     /// What was put aside and is still there.

@@ -7,6 +7,7 @@
 //!     MARKER             who the volume belongs to: see `marker`
 //!     peers              the starts of other nodes that were seen: see `peers`
 //!     RECOVERY           a recovery from a lost majority that has begun: see `recovery`
+//!     REJOIN             the cluster to go back to, after the data was put aside: see `rejoin`
 //!     log/               the Raft log
 //!     CURRENT-STATE      which of the following is the state
 //!     state-<n>/         the state
@@ -68,7 +69,9 @@ impl DataFolder {
     /// Takes `<data_dir>/podkv` as [`DataFolder::open`] does, but only if a node's data is there: makes nothing.
     pub fn open_existing(data_dir: &Path) -> Result<Self, Error> {
         let path = data_dir.join(NODE_FOLDER);
-        if !path.join(IdentityFile::Marker.name()).exists() {
+        let there = |file: IdentityFile| path.join(file.name()).exists();
+        // Between putting the data aside and the next start there is no marker.
+        if !there(IdentityFile::Marker) && !there(IdentityFile::Rejoin) {
             return Err(Error::new(
                 Reason::DataFolder,
                 format!(
@@ -106,8 +109,12 @@ impl DataFolder {
         }
         let half_made = format!("{marker}.tmp");
         let mut foreign = names;
-        foreign
-            .retain(|name| name != LOCK && *name != half_made && !name.starts_with(RETIRED_PREFIX));
+        foreign.retain(|name| {
+            name != LOCK
+                && *name != half_made
+                && name != IdentityFile::Rejoin.name()
+                && !name.starts_with(RETIRED_PREFIX)
+        });
         foreign.sort();
         if foreign.iter().any(|name| is_data(name)) {
             return Err(missing_marker(
@@ -256,7 +263,9 @@ impl MarkerStore for FileMarkers {
         };
         fs::create_dir_all(&aside).map_err(|error| failed(&aside, error))?;
         let mut names = self.0.names().map_err(|error| failed(root, error))?;
-        names.retain(|name| name != LOCK && !name.starts_with(RETIRED_PREFIX));
+        names.retain(|name| {
+            name != LOCK && name != IdentityFile::Rejoin.name() && !name.starts_with(RETIRED_PREFIX)
+        });
         // The marker says that this is to be done: it must be there until the rest is done.
         let marker = IdentityFile::Marker.name();
         names.sort_by_key(|name| name == marker);

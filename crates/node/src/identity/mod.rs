@@ -12,7 +12,9 @@
 //! have voted never becomes somebody else's under the same id. Released clusters are refused for
 //! ever: their proposer may have counted the acceptance.
 //!
-//! One hand reaches in from outside: `recovery`, which moves a stopped member on to the next incarnation.
+//! Two hands reach in from outside: `recovery`, which moves a stopped member on to the next incarnation, and
+//! [`crate::resync`], which retires one whose data is damaged. What follows it is virgin, and bound to the cluster that it
+//! came from: it founds nothing, and joins nothing else.
 //!
 //! Node ids are random, never an ordinal, never used twice: an empty volume under an old id would
 //! have forgotten its votes, and nobody would notice.
@@ -28,6 +30,7 @@ mod folder;
 mod marker;
 mod peers;
 mod recovery;
+mod rejoin;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -46,6 +49,7 @@ use marker::Marker;
 pub use marker::{FOLDER_FORMAT, Founder, Phase, Proposal};
 use peers::{Observation, PeerBoots};
 pub(crate) use recovery::{Recovery, Resident};
+pub(crate) use rejoin::Rejoin;
 
 /// Founders of one cluster, at most.
 pub const MAX_FOUNDERS: usize = 256;
@@ -61,6 +65,8 @@ pub struct Identity {
     name: String,
     boot_counter: u64,
     boot_nonce: u64,
+    /// The cluster that this pod goes back to: its data was put aside.
+    rejoin: Option<Rejoin>,
     /// Replaced whole, after the disk has it.
     marker: RwLock<Arc<Marker>>,
     peers: RwLock<PeerBoots>,
@@ -109,6 +115,7 @@ impl Identity {
             ));
         }
         recovery::refuse_unfinished(&*markers)?;
+        let rejoin = Rejoin::load(&*markers)?;
         let peers = match markers.load(IdentityFile::Peers)? {
             Some(bytes) => PeerBoots::decode(&bytes, &markers.describe(IdentityFile::Peers))?,
             None => PeerBoots::default(),
@@ -123,6 +130,7 @@ impl Identity {
             name: marker.name.clone(),
             boot_counter: marker.boot_counter,
             boot_nonce: random_id(),
+            rejoin,
             marker: RwLock::new(Arc::new(marker)),
             peers: RwLock::new(peers),
             saving: Mutex::default(),
@@ -164,6 +172,11 @@ impl Identity {
         self.marker().phase.clone()
     }
 
+    /// What this pod goes back to, as of this start, if its data was put aside and it does not hold everything yet.
+    pub(crate) fn rejoin(&self) -> Option<&Rejoin> {
+        self.rejoin.as_ref()
+    }
+
     /// The cluster that this node is a member of.
     pub fn membership(&self) -> Option<(ClusterId, Incarnation)> {
         match self.marker().phase {
@@ -194,6 +207,9 @@ impl Identity {
             Phase::Reserved(accepted) if *accepted == proposal => Ok(false),
             Phase::Virgin => {
                 refuse_released(marker, proposal.cluster)?;
+                if let Some(rejoin) = &self.rejoin {
+                    return Err(conflict(rejoin.refusal(proposal.cluster)));
+                }
                 marker.phase = Phase::Reserved(proposal);
                 Ok(true)
             }
@@ -240,6 +256,11 @@ impl Identity {
             }
             Phase::Virgin => {
                 refuse_released(marker, cluster)?;
+                if let Some(rejoin) = &self.rejoin
+                    && rejoin.cluster != cluster
+                {
+                    return Err(Error::new(Reason::WrongCluster, rejoin.refusal(cluster)));
+                }
                 marker.phase = member;
                 Ok(true)
             }

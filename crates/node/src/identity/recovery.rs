@@ -17,7 +17,7 @@ use podkv_api::{ClusterId, Error, Incarnation, MemberId, Reason};
 use podkv_core::codec::{self, Decode, Encode, FrameKind};
 
 use super::marker::{Marker, Phase, unreadable};
-use super::{IdentityFile, MarkerStore};
+use super::{IdentityFile, MarkerStore, Rejoin};
 use crate::membership::LogPosition;
 
 /// What a recovery does to this volume. Fixed when it begins: run again, it ends in the same.
@@ -126,6 +126,39 @@ impl Resident {
 
     pub fn phase(&self) -> &Phase {
         &self.marker.phase
+    }
+
+    /// What the pod goes back to, if data was put aside here before.
+    pub fn rejoin(&self) -> Result<Option<Rejoin>, Error> {
+        Rejoin::load(&*self.markers)
+    }
+
+    /// Ends this node id and puts all of it aside, for the pod to go back to its cluster under another id. Blocking;
+    /// interrupted anywhere, it is called again: a node that starts meanwhile is the old one, or goes on with this.
+    pub fn put_aside(&mut self) -> Result<(), Error> {
+        if let Phase::Member {
+            cluster,
+            incarnation,
+        } = self.marker.phase
+        {
+            // First: whoever finds the id ended must find what follows it, too.
+            let rejoin = Rejoin {
+                cluster,
+                incarnation,
+                from: self.marker.node,
+            };
+            rejoin.save(&*self.markers)?;
+            self.marker.phase = Phase::Retired {
+                cluster,
+                incarnation,
+            };
+            self.markers
+                .save(IdentityFile::Marker, &self.marker.encode())?;
+        }
+        if let Phase::Retired { .. } = self.marker.phase {
+            self.markers.set_aside(self.marker.node)?;
+        }
+        Ok(())
     }
 
     /// Puts down what is to be done. From here on no node starts on this volume. Blocking.

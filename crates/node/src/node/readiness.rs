@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Inner, Node};
 use crate::health::Health;
+use crate::identity::IdentityFile;
 
 /// An election takes about a second. A node that misses its leader for longer should get no traffic.
 pub(super) const LEADERLESS: Duration = Duration::from_secs(10);
@@ -82,7 +83,11 @@ impl Node {
         let (_, incarnation) = self.cluster();
         let removed = markers
             .workers()
-            .spawn(move || markers.remove_aside(incarnation))
+            .spawn(move || {
+                markers.remove_aside(incarnation)?;
+                // Last: from now on this node's own data counts as whole.
+                markers.remove(IdentityFile::Rejoin)
+            })
             .await;
         if let Ok(Err(error)) = removed {
             tracing::warn!(%error, "the data of a retired node stays for now");

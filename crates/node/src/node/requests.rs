@@ -73,6 +73,8 @@ methods! {
     ClusterFreeze = "/podkv.v1.Cluster/Freeze", "cluster.freeze";
     ClusterThaw = "/podkv.v1.Cluster/Thaw", "cluster.thaw";
     ClusterFrozen = "/podkv.v1.Cluster/Frozen", "cluster.frozen";
+    ClusterAlarms = "/podkv.v1.Cluster/Alarms", "cluster.alarms";
+    ClusterDisarmAlarm = "/podkv.v1.Cluster/DisarmAlarm", "cluster.disarm_alarm";
     SnapshotSave = "/podkv.v1.Snapshot/Save", "snapshot.save";
     SnapshotRestore = "/podkv.v1.Snapshot/Restore", "snapshot.restore";
     SnapshotDiscardRestore = "/podkv.v1.Snapshot/DiscardRestore", "snapshot.discard_restore";

@@ -43,7 +43,9 @@ pub(crate) use self::log::LogStats;
 pub(crate) use self::machine::SnapshotStats;
 #[cfg(test)]
 pub(crate) use self::offline::testing;
-pub(crate) use self::offline::{Held, append_recovery, apply_all, look, newest_members};
+pub(crate) use self::offline::{
+    Held, append_recovery, apply_all, look, members_in_log, members_in_state, newest_members,
+};
 pub(crate) use self::types::Payload;
 use crate::membership::LogPosition;
 

@@ -23,7 +23,7 @@ use super::types::{
     EntryPayload, LogEntry, Payload, StoredMembership, Vote, log_id, members, position,
 };
 use crate::membership::{LogPosition, Members, PeerAddress};
-use crate::storage::{LogWrite, Storage};
+use crate::storage::{LogStore, LogWrite, StateStore, Storage};
 
 /// Read and applied at once.
 const BATCH_BYTES: usize = 4 << 20;
@@ -53,7 +53,7 @@ pub(crate) fn look(storage: &Storage) -> Result<Held, Error> {
     let reached = Reached::read(&*view).map_err(unreadable)?;
     let mut newest = reached.members;
     let applied = reached.position.unwrap_or_default();
-    for_each_entry(storage, ends.first, ends.last, |entry| {
+    for_each_entry(&*storage.log, ends.first, ends.last, |entry| {
         if let EntryPayload::Normal(payload) = &entry.payload {
             payload.entry().map_err(|error| {
                 let text = format!(
@@ -85,11 +85,28 @@ pub(crate) fn newest_members(storage: &Storage) -> Result<Members, Error> {
     let reached = Reached::read(&*storage.state.view()).map_err(unreadable)?;
     let mut newest = reached.members;
     let behind = reached.position.map_or(0, |applied| applied.index + 1);
-    for_each_entry(storage, ends.first.max(behind), ends.last, |entry| {
+    for_each_entry(&*storage.log, ends.first.max(behind), ends.last, |entry| {
         keep_newer(&mut newest, entry);
         Ok(())
     })?;
     Ok(newest)
+}
+
+/// The newest membership in the log alone, for a volume whose state cannot be read. None if it was purged: only the state
+/// has it then.
+pub(crate) fn members_in_log(log: &dyn LogStore) -> Result<Members, Error> {
+    let ends = Ends::read(log)?;
+    let mut newest = Members::default();
+    for_each_entry(log, ends.first, ends.last, |entry| {
+        keep_newer(&mut newest, entry);
+        Ok(())
+    })?;
+    Ok(newest)
+}
+
+/// The membership in the state alone, for a volume whose log cannot be read.
+pub(crate) fn members_in_state(state: &dyn StateStore) -> Result<Members, Error> {
+    Ok(Reached::read(&*state.view()).map_err(unreadable)?.members)
 }
 
 fn keep_newer(newest: &mut Members, entry: LogEntry) {
@@ -109,7 +126,7 @@ fn unreadable(error: podkv_core::ViewError) -> Error {
 
 /// Calls `each` for every entry from `first` to `last`.
 fn for_each_entry(
-    storage: &Storage,
+    log: &dyn LogStore,
     first: u64,
     last: Option<LogPosition>,
     mut each: impl FnMut(LogEntry) -> Result<(), Error>,
@@ -117,7 +134,7 @@ fn for_each_entry(
     let end = last.map_or(first, |last| last.index + 1);
     let mut next = first;
     while next < end {
-        let entries = read_disk(&*storage.log, next, end, BATCH_BYTES)?;
+        let entries = read_disk(log, next, end, BATCH_BYTES)?;
         // At least one, or it is an error.
         next += entries.len() as u64;
         entries.into_iter().try_for_each(&mut each)?;

@@ -37,9 +37,10 @@ impl StorageError {
     pub fn damaged(path: &Path, detail: impl Display) -> Self {
         Self {
             what: format!(
-                "{} is damaged: {detail}. Nothing was changed or deleted. Keep a copy of the \
-                 folder if you want to know why, then give this pod an empty volume: it rejoins \
-                 under a new id and copies everything from its peers",
+                "{} is damaged: {detail}. Nothing was changed or deleted. With the node stopped, \
+                 `podkv resync` on its data folder puts its data aside; started again, the pod \
+                 rejoins under a new id and copies everything from its peers, as it does with an \
+                 empty volume",
                 path.display()
             ),
             corrupt: true,

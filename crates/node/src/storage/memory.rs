@@ -629,10 +629,14 @@ impl MarkerStore for MemoryMarkers {
     fn set_aside(&self, _: MemberId) -> Result<(), StorageError> {
         // Nobody would ever look at it.
         let mut contents = self.0.live()?;
+        let rejoin = contents.identity.remove(&IdentityFile::Rejoin);
         *contents = Contents {
             boot: contents.boot,
             ..Contents::default()
         };
+        if let Some(rejoin) = rejoin {
+            contents.identity.insert(IdentityFile::Rejoin, rejoin);
+        }
         Ok(())
     }
 

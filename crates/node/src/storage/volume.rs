@@ -109,6 +109,34 @@ impl Volume {
         self.open_as(cache_bytes, false)
     }
 
+    /// The log alone, of a node that is stopped.
+    pub(crate) fn open_existing_log(&self) -> Result<Arc<dyn LogStore>, StorageError> {
+        match self {
+            #[cfg(feature = "rocksdb")]
+            Self::Disk(folder) => Ok(Arc::new(super::rocks_log::RocksLog::open(
+                folder.clone(),
+                false,
+            )?)),
+            _ => Ok(self.open_existing_stores(0)?.log),
+        }
+    }
+
+    /// The state alone, of a node that is stopped.
+    pub(crate) fn open_existing_state(
+        &self,
+        cache_bytes: usize,
+    ) -> Result<Arc<dyn StateStore>, StorageError> {
+        match self {
+            #[cfg(feature = "rocksdb")]
+            Self::Disk(folder) => Ok(Arc::new(super::rocks_state::RocksState::open(
+                folder.clone(),
+                cache_bytes,
+                false,
+            )?)),
+            _ => Ok(self.open_existing_stores(cache_bytes)?.state),
+        }
+    }
+
     fn open_as(&self, cache_bytes: usize, may_create: bool) -> Result<Storage, StorageError> {
         match self {
             Self::Disk(folder) => open_disk(folder, cache_bytes, may_create),

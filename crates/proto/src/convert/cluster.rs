@@ -162,7 +162,8 @@ impl From<Alarm> for v1::Alarm {
     }
 }
 
-fn alarm(alarm: v1::Alarm) -> Option<Alarm> {
+/// [`None`] if it is of a kind that this release does not know.
+pub fn alarm(alarm: v1::Alarm) -> Option<Alarm> {
     let kind = match alarm.kind() {
         v1::alarm::Kind::NoSpace => AlarmKind::NoSpace,
         v1::alarm::Kind::Corrupt => AlarmKind::Corrupt,

@@ -20,7 +20,7 @@ use podkv_api::{ClusterId, Error, Header, Incarnation, MemberId, Reason};
 
 use crate::v1;
 
-pub use cluster::{member_id, optional_member_id};
+pub use cluster::{alarm, member_id, optional_member_id};
 pub use error::{Call, from_status, to_status, to_status_as};
 pub use kv::{consistency, key_range};
 pub use lease::{lease_id, lease_to_wire, optional_lease_id};

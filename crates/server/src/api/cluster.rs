@@ -1,6 +1,6 @@
 //! Cluster: members, status, changes of membership.
 
-use podkv_api::{Bytes, Consistency, Header, Member, Retention, Store};
+use podkv_api::{Alarm, Bytes, Consistency, Error, Header, Member, Reason, Retention, Store};
 use podkv_node::Node;
 use podkv_proto::convert::{self, to_status};
 use podkv_proto::v1;
@@ -108,6 +108,30 @@ impl v1::cluster_server::Cluster for Cluster {
         answer(node.frozen().await.map(frozen))
     }
 
+    async fn alarms(
+        &self,
+        request: Request<v1::AlarmsRequest>,
+    ) -> Result<Response<v1::AlarmsResponse>, Status> {
+        let call = Call::native(request, &self.0).await?;
+        let node = call.access.known().await;
+        let node = node.map_err(|error| to_status(&error))?;
+        answer(node.alarms(Consistency::Linearizable).await.map(alarms))
+    }
+
+    async fn disarm_alarm(
+        &self,
+        request: Request<v1::DisarmAlarmRequest>,
+    ) -> Result<Response<v1::AlarmsResponse>, Status> {
+        let (node, request) = self.administrator(request).await?;
+        let alarm = request.alarm.and_then(convert::alarm).ok_or_else(|| {
+            to_status(&Error::new(
+                Reason::InvalidArgument,
+                "an alarm of a known kind is needed",
+            ))
+        })?;
+        answer(node.disarm(alarm).await.map(alarms))
+    }
+
     async fn resize(
         &self,
         request: Request<v1::ResizeRequest>,
@@ -133,6 +157,13 @@ impl v1::cluster_server::Cluster for Cluster {
                 leader_id: leader.0,
             }),
         )
+    }
+}
+
+fn alarms((header, alarms): (Header, Vec<Alarm>)) -> v1::AlarmsResponse {
+    v1::AlarmsResponse {
+        header: Some(header.into()),
+        alarms: alarms.into_iter().map(Into::into).collect(),
     }
 }
 

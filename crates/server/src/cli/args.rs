@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use podkv_api::AlarmKind;
 
 pub use self::auth::{Allow, AuthCommand, RoleCommand, UserCommand};
 pub use self::files::{ExecArgs, ImportCommand, ImportEtcdArgs, ImportHow, OnChange, ProjectArgs};
@@ -188,6 +189,9 @@ pub enum Command {
     /// The members of the cluster
     #[command(subcommand)]
     Member(MemberCommand),
+    /// What is wrong with which members
+    #[command(subcommand)]
+    Alarm(AlarmCommand),
     /// Users: who may call the cluster, once auth is enabled
     #[command(subcommand)]
     User(UserCommand),
@@ -271,6 +275,9 @@ pub enum Command {
     /// When a majority of volumes is lost for good: go on from the best one that is left. On the volume of a node that
     /// is stopped; see "Recover" in k8s/README.md
     Recover(RecoverArgs),
+    /// When a node's log or state is damaged: put its data aside, so that its pod joins again under a new id and copies
+    /// everything from its peers. On the volume of a node that is stopped
+    Resync(ResyncArgs),
     /// Print a completion script
     Completion { shell: clap_complete::Shell },
 }
@@ -509,6 +516,33 @@ pub struct RecoverArgs {
     pub discard_old: bool,
 }
 
+#[derive(Debug, Subcommand)]
+pub enum AlarmCommand {
+    /// The alarms that are raised: NOSPACE, a member's volume is nearly full or its data beyond its quota; CORRUPT, a
+    /// member holds other data than most
+    List,
+    /// Take an alarm back. If what raised it still holds, it is raised again
+    Disarm {
+        /// Of this member
+        #[arg(value_parser = member)]
+        member: u64,
+        /// CORRUPT or NOSPACE
+        #[arg(long, default_value = "CORRUPT", value_parser = alarm_kind)]
+        kind: AlarmKind,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct ResyncArgs {
+    /// The folder of the volume, as for serve
+    #[arg(long, env = "PODKV_DATA_DIR", default_value = "/var/lib/podkv")]
+    pub data_dir: PathBuf,
+    /// Do it although the others are no majority without this node, or cannot be known: this volume may be the last that
+    /// holds what was acknowledged
+    #[arg(long)]
+    pub lose_this_data: bool,
+}
+
 #[derive(Debug, Args)]
 pub struct DevArgs {
     /// How many nodes
@@ -627,6 +661,14 @@ fn lease(text: &str) -> Result<i64, String> {
         Ok(id) if id != 0 => Ok(id),
         _ => Err("expected a lease id in hexadecimal, as `podkv lease list` prints it".into()),
     }
+}
+
+fn alarm_kind(text: &str) -> Result<AlarmKind, String> {
+    let known = [AlarmKind::Corrupt, AlarmKind::NoSpace];
+    let found = known
+        .into_iter()
+        .find(|kind| kind.name().eq_ignore_ascii_case(text));
+    found.ok_or_else(|| "expected CORRUPT or NOSPACE".into())
 }
 
 fn member(text: &str) -> Result<u64, String> {

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use podkv_api::{Bytes, MemberId, NodeStatus, Store as _};
+use podkv_api::{Alarm, Bytes, Error, MemberId, NodeStatus, Reason, Store as _};
 use podkv_client::{Client, NewMember};
 use podkv_files::folder_prefix;
 use serde_json::json;
 
-use super::args::{Bound, MemberCommand};
+use super::args::{AlarmCommand, Bound, MemberCommand};
 use super::output::{self, Printer, role, table};
 use super::{Exit, Failure};
 
@@ -164,6 +164,36 @@ fn print_frozen(printer: &mut Printer, frozen: &[Bytes]) -> Result<Exit, Failure
             printer.line(prefix.escape_ascii())?;
         }
     }
+    Ok(Exit::Ok)
+}
+
+/// Prints the alarms, after taking back what was named.
+pub async fn alarm(
+    client: &Client,
+    printer: &mut Printer,
+    command: AlarmCommand,
+) -> Result<Exit, Failure> {
+    let mut alarms = client.alarms().await?;
+    if let AlarmCommand::Disarm { member, kind } = command {
+        let member = MemberId(member);
+        let alarm = Alarm { member, kind };
+        // To take back what is not there does no harm, but is not what was meant.
+        if !alarms.contains(&alarm) {
+            let text = format!("no alarm {} of member {member} is raised", kind.name());
+            return Err(Error::new(Reason::MemberNotFound, text).into());
+        }
+        alarms = client.disarm(alarm).await?;
+    }
+    if printer.is_json() {
+        let alarms: Vec<_> = alarms.iter().map(output::alarm).collect();
+        printer.json(&json!({ "alarms": alarms }))?;
+        return Ok(Exit::Ok);
+    }
+    let mut rows = vec![row(["MEMBER", "ALARM"])];
+    for alarm in &alarms {
+        rows.push(row([&alarm.member.to_string(), alarm.kind.name()]));
+    }
+    printer.line(table(&rows))?;
     Ok(Exit::Ok)
 }
 

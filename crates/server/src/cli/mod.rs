@@ -16,6 +16,7 @@ mod output;
 mod project;
 mod recover;
 mod restore;
+mod resync;
 mod rollback;
 mod tls;
 mod txn;
@@ -104,6 +105,11 @@ async fn finish(cli: Cli) -> Exit {
         Command::Recover(args) => {
             let mut printer = Printer::new(cli.client.output);
             let done = recover::run(&mut printer, args).await;
+            printer.flush().map_err(Failure::from).and(done)
+        }
+        Command::Resync(args) => {
+            let mut printer = Printer::new(cli.client.output);
+            let done = resync::run(&mut printer, args).await;
             printer.flush().map_err(Failure::from).and(done)
         }
         Command::Completion { shell } => {
@@ -255,6 +261,7 @@ async fn dispatch(
             .await
         }
         Command::Member(command) => cluster::member(client, printer, command).await,
+        Command::Alarm(command) => cluster::alarm(client, printer, command).await,
         Command::User(command) => auth::user(client, printer, command).await,
         Command::Role(command) => auth::role(client, printer, command).await,
         Command::Auth(command) => auth::auth(client, printer, command).await,
@@ -291,6 +298,7 @@ async fn dispatch(
         | Command::Dev(_)
         | Command::Cert(_)
         | Command::Recover(_)
+        | Command::Resync(_)
         | Command::Doctor(_)
         | Command::Completion { .. } => Ok(Exit::Usage),
     }

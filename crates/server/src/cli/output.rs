@@ -250,7 +250,7 @@ pub fn status(endpoint: &str, status: &NodeStatus) -> Value {
     })
 }
 
-fn alarm(alarm: &Alarm) -> Value {
+pub fn alarm(alarm: &Alarm) -> Value {
     json!({
         "member_id": alarm.member.to_string(),
         "kind": alarm.kind.name(),

@@ -77,9 +77,12 @@ impl Kv {
                 && gathered.bytes > reserved.bytes()
             {
                 let longest = self.0.settings.max_deadline;
-                reserved.outgrow(timeout.unwrap_or(longest)).await?;
+                reserved.outgrow(most, timeout.unwrap_or(longest)).await?;
             }
             last = Some(part);
+        }
+        if let Some(reserved) = reserved {
+            reserved.made(gathered.bytes);
         }
         let last = last.ok_or_else(|| Error::internal("a range ended without an answer"))?;
         Ok(shape.finish(gathered, last.count, last.more, header(last.header)))
