@@ -1,8 +1,7 @@
 //! A node whose log or state is damaged goes back to its cluster under a new id, and copies everything from its peers.
 //!
 //! Nothing on a volume is ever mended: a node that forgot a vote or an entry can split a cluster. So a damaged one stops,
-//! and its id ends. What is done is the same whoever asks for it, a person (`podkv resync`, on the folder of a stopped
-//! node) or the node itself (`resync-on-corruption`, at its start):
+//! and its id ends. A person asks for it, on the folder of a stopped node (`podkv resync`):
 //!
 //! ```text
 //!   REJOIN is written     which cluster to go back to; see `identity/rejoin.rs`
@@ -15,16 +14,6 @@
 //! **What it can cost.** The others must be able to vote the old id out: a majority of the voters without this one. Where
 //! that is not so (one voter, or two), or nobody can tell because the membership cannot be read, this volume may be the
 //! last that holds what was acknowledged. Then a person has to say that it is to be done all the same.
-//!
-//! **By itself** a node does it only when a leader has just made sure, by a round of the present majority, that it leads.
-//! This node serves no Raft at that moment, so the majority is without it, and the leader holds all that was ever
-//! acknowledged. That answers three questions:
-//!
-//! - *Do several members do it at once?* Only as many as the others can lose: each asks while its own vote is missing. In a
-//!   cluster of three whose second member fails as well, no leader can make sure any more, and both stop for a person.
-//! - *Does it go round in circles?* No: REJOIN stays until the new node holds everything. A node that finds it, and
-//!   itself damaged again, stops for a person.
-//! - *Does a node alone throw its only copy away?* Nobody answers it.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -8,8 +8,7 @@
 //! Without it the pod would be as new. Where every other pod is new as well, they would found an empty cluster, and
 //! nobody would notice what was lost. With it the pod waits for its cluster, and says so.
 //!
-//! As long as the file is there, the new node does not hold everything that the old one held. So its own data is never put
-//! aside without a person: see [`crate::resync`].
+//! As long as the file is there, the new node does not hold everything that the old one held.
 //!
 //! The file is one frame around a positional record. Its bytes are pinned by a test.
 //!
