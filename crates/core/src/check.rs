@@ -81,6 +81,9 @@ impl Checker<'_> {
                 ttl("the session", *ttl_ms)
             }
             Command::RestoreRecords { records, .. } => backup_records(records),
+            Command::RestoreBegin { revision, .. } | Command::RaiseRevision { revision } => {
+                countable("the revision", *revision)
+            }
             Command::SetDesiredSize(size) => desired_size(size),
             Command::Auth(change) => self.auth(change),
             Command::As { caller, command } => {
@@ -110,8 +113,6 @@ impl Checker<'_> {
             | Command::Sweep { .. }
             | Command::SetRetention(_)
             | Command::SetFeatureLevel(_)
-            | Command::RaiseRevision { .. }
-            | Command::RestoreBegin { .. }
             | Command::RestoreEnd { .. }
             | Command::RestoreDiscard { .. } => Ok(()),
         }
@@ -278,7 +279,10 @@ fn backup_records(records: &[BackupRecord]) -> Checked {
     let mut last = None;
     for record in records {
         let is_named = match record {
-            BackupRecord::Auth { .. } => true,
+            BackupRecord::Auth { revision, .. } => {
+                countable("the auth revision", *revision)?;
+                true
+            }
             BackupRecord::User { name, .. } | BackupRecord::Role { name, .. } => !name.is_empty(),
             BackupRecord::Lease { id, ttl_ms } => {
                 ttl("the lease", *ttl_ms)?;
@@ -286,13 +290,29 @@ fn backup_records(records: &[BackupRecord]) -> Checked {
             }
             // The empty prefix is every key.
             BackupRecord::Frozen { .. } => true,
-            BackupRecord::Key(kv) => !kv.key.is_empty(),
+            BackupRecord::Key(kv) => {
+                countable("the version of a key", kv.version)?;
+                !kv.key.is_empty()
+            }
         };
         let place = Some(place(record));
         if !is_named || last >= place {
             return Err(invalid("the records of a backup are not in their order"));
         }
         last = place;
+    }
+    Ok(())
+}
+
+/// The highest number from outside that is counted on from. Nothing that counts by one gets there, nor do the 2^32 of a
+/// recovery; above it a backup could end the numbers, and with them every replica.
+const MAX_COUNT: u64 = 1 << 62;
+
+fn countable(what: &str, number: u64) -> Checked {
+    if number > MAX_COUNT {
+        return Err(invalid(format!(
+            "{what} is {number}; at most {MAX_COUNT} are accepted"
+        )));
     }
     Ok(())
 }

@@ -11,6 +11,10 @@ pub mod config;
 pub mod discovery;
 pub mod dns;
 mod duties;
+/// Private formats, for `tests/fuzz`: no part of the API.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 pub mod identity;
 mod loans;

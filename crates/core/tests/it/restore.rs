@@ -411,3 +411,52 @@ fn a_batch_that_ends_a_restore_says_so() {
         backup.header.revision + REVISION_RAISE + 1
     );
 }
+
+/// A backup that somebody made may say anything. Numbers that nobody could count on from would end every replica at the
+/// write after.
+#[test]
+fn numbers_that_end_are_refused() {
+    let begin = |revision| Command::RestoreBegin {
+        backup: BackupId(1),
+        revision,
+        clock_ms: 0,
+        retention: Retention::default(),
+    };
+    let records = |record: BackupRecord| Command::RestoreRecords {
+        backup: BackupId(1),
+        first: 0,
+        records: vec![record],
+    };
+    let key = |version| {
+        BackupRecord::Key(KeyValue {
+            key: "k".into(),
+            value: "v".into(),
+            create_revision: 1,
+            mod_revision: 1,
+            version,
+            lease: None,
+            expires_at_ms: None,
+        })
+    };
+    let auth = |revision| BackupRecord::Auth {
+        enabled: false,
+        revision,
+    };
+    let mut store = Store::new();
+    for number in [u64::MAX, (1 << 62) + 1] {
+        let raise = Command::RaiseRevision { revision: number };
+        for command in [begin(number), raise] {
+            assert_eq!(store.rejected(command), Reason::InvalidArgument);
+        }
+    }
+    store.ok(begin(1 << 62));
+    for record in [key(u64::MAX), auth(u64::MAX)] {
+        assert_eq!(store.rejected(records(record)), Reason::InvalidArgument);
+    }
+    store.ok(records(key(1 << 62)));
+    store.ok(Command::RestoreEnd {
+        backup: BackupId(1),
+        records: 1,
+    });
+    assert_eq!(store.put("k", "w"), (1 << 62) + REVISION_RAISE + 1);
+}

@@ -15,6 +15,8 @@
 //! state that is ahead of the local log's fsync; a purge that the durable state does not cover.
 
 mod calls;
+#[cfg(feature = "fuzzing")]
+mod formats;
 mod freshness;
 mod group;
 mod histogram;
@@ -36,6 +38,8 @@ use std::sync::Arc;
 use podkv_api::Revision;
 use podkv_core::{Outcome, RevisionEvents};
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::formats::FORMATS;
 pub(crate) use self::group::{Group, GroupParts, GroupState, Role};
 pub(crate) use self::histogram::HistogramSnapshot;
 pub(crate) use self::log::LogStats;
