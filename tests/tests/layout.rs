@@ -163,7 +163,14 @@ fn what_ships_cannot_be_given_bugs() {
 #[test]
 fn only_what_is_fuzzed_is_built_for_it() {
     let fuzzing = |package: &str| {
-        let tree = tree(&["--edges", "normal", "--package", package, "--format", "{p} {f}"]);
+        let tree = tree(&[
+            "--edges",
+            "normal",
+            "--package",
+            package,
+            "--format",
+            "{p} {f}",
+        ]);
         tree.lines()
             .filter(|line| line.starts_with("podkv-") && line.contains("fuzzing"))
             .count()
@@ -198,7 +205,11 @@ fn without_its_feature_the_node_needs_no_cplusplus() {
         &["rocksdb", "librocksdb-sys"],
     );
     assert_without("podkv-compat", &[], &["rocksdb", "librocksdb-sys"]);
-    assert_without("podkv-fuzz", &[], &["rocksdb", "librocksdb-sys", "libfuzzer-sys"]);
+    assert_without(
+        "podkv-fuzz",
+        &[],
+        &["rocksdb", "librocksdb-sys", "libfuzzer-sys"],
+    );
 }
 
 #[test]

@@ -360,7 +360,10 @@ async fn made(channel: &Channel, call: Call) -> (Bytes, Option<Body>) {
     for (name, value) in &call.headers {
         request = request.header(*name, *value);
     }
-    let frames = call.body.into_iter().map(|bytes| Ok::<_, Infallible>(Frame::data(bytes)));
+    let frames = call
+        .body
+        .into_iter()
+        .map(|bytes| Ok::<_, Infallible>(Frame::data(bytes)));
     let end = match call.stays_open {
         true => futures_util::future::Either::Left(stream::pending()),
         false => futures_util::future::Either::Right(stream::empty()),
