@@ -9,7 +9,7 @@ IMAGE ?= podkv:$(VERSION)
 FLAGS_IMAGE ?= podkv-flags:$(VERSION)
 IMAGE_FLAGS ?=
 
-.PHONY: help setup build try demo flags test sim sim-planted chaos chaos-points compat etcd-client rehearse examples bench bench-micro bench-embedded bench-checkpoint bench-etcd verify fix audit image image-flags manifests
+.PHONY: help setup build try demo flags test sim sim-planted fuzz chaos chaos-points compat etcd-client rehearse examples bench bench-micro bench-embedded bench-checkpoint bench-etcd verify fix audit image image-flags manifests
 
 help:
 	@echo "make try      the tour on memory storage: no C++, nothing durable"
@@ -18,6 +18,7 @@ help:
 	@echo "make examples podkv from Python, Node and curl, also while the leader is killed"
 	@echo "make test     all tests"
 	@echo "make sim      real nodes in a simulated world, one seed one run: SEED=7, or SEEDS=10000; make sim-planted: bugs that must be found"
+	@echo "make fuzz     every decoder, programs of commands and the handlers of both APIs under libFuzzer: TIME=60 seconds each; FUZZ=api for one"
 	@echo "make chaos    real nodes killed, paused, cut off, starved; every promise checked: MINUTES=10 SEED=1 (all of it as root)"
 	@echo "make chaos-points  the same, with nodes that end and stop at named places: MINUTES=30"
 	@echo "make rehearse all scenarios of the rehearsal of Kubernetes: real nodes as pods (root, Linux, an hour)"
@@ -93,6 +94,12 @@ sim-planted:
 	@for bug in $(PLANTED); do $(CARGO) run --locked --quiet -p podkv-sim --features planted -- --seeds $(SEEDS) --jobs $(JOBS) --planted $$bug || exit 1; done
 PLANTED ?= lost-fsync reused-node-id stale-read double-apply skipped-event fast-clock lost-renewal expired-session \
 	apply-ahead-of-fsync purge-ahead-of-snapshot clock-across-restart lease-read
+
+# Seconds for each target. The tests replay the corpora, and some thousands of mutations, without libFuzzer.
+TIME ?= 60
+FUZZ ?=
+fuzz:
+	@.ci/fuzz $(TIME) $(FUZZ)
 
 # Some of it is in `make test` already, for a few seeds.
 SEEDS ?= 300

@@ -159,6 +159,28 @@ fn what_ships_cannot_be_given_bugs() {
     assert_ne!(planted(&tree(&[&features[..], &sim].concat())), 0);
 }
 
+/// What is private is shown to `tests/fuzz`, and to nobody else.
+#[test]
+fn only_what_is_fuzzed_is_built_for_it() {
+    let fuzzing = |package: &str| {
+        let tree = tree(&[
+            "--edges",
+            "normal",
+            "--package",
+            package,
+            "--format",
+            "{p} {f}",
+        ]);
+        tree.lines()
+            .filter(|line| line.starts_with("podkv-") && line.contains("fuzzing"))
+            .count()
+    };
+    for package in ["podkv", "podkv-server", "podkv-tests"] {
+        assert_eq!(fuzzing(package), 0, "{package}");
+    }
+    assert_ne!(fuzzing("podkv-fuzz"), 0);
+}
+
 #[test]
 fn what_ships_has_no_fail_points() {
     let with_them = |what: &[&str]| {
@@ -195,6 +217,11 @@ fn without_its_feature_the_node_needs_no_cplusplus() {
         &["rocksdb", "librocksdb-sys"],
     );
     assert_without("podkv-compat", &[], &["rocksdb", "librocksdb-sys"]);
+    assert_without(
+        "podkv-fuzz",
+        &[],
+        &["rocksdb", "librocksdb-sys", "libfuzzer-sys"],
+    );
 }
 
 #[test]

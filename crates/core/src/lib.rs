@@ -33,6 +33,10 @@ mod counts;
 pub mod digest;
 mod expire;
 mod freeze;
+/// Private formats, for `tests/fuzz`: no part of the API.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod lease;
 pub mod meta;
 pub mod mvcc;

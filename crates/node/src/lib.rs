@@ -12,6 +12,10 @@ pub mod discovery;
 pub mod dns;
 mod duties;
 mod fail_point;
+/// Private formats, for `tests/fuzz`: no part of the API.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 pub mod identity;
 mod loans;

@@ -19,6 +19,13 @@ mod dev;
 mod doctor;
 mod etcd;
 mod files;
+/// What is private, for `tests/fuzz`: no part of the API.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::etcd::fuzzing::{Asked, json, requests};
+    pub use crate::settings::of_text as settings;
+}
 mod room;
 mod serve;
 mod server;

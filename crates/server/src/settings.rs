@@ -242,13 +242,18 @@ fn bad(setting: &Setting, value: &str, source: &Source, accepted: &str) -> Error
 }
 
 fn read_file(path: &Path) -> Result<(PathBuf, toml::Table)> {
-    let named = |what: &dyn fmt::Display| {
-        Error::new(
-            Reason::Configuration,
-            format!("the settings file {}: {what}", path.display()),
-        )
-    };
-    let text = std::fs::read_to_string(path).map_err(|error| named(&error))?;
+    let text = std::fs::read_to_string(path).map_err(|error| unusable(path, &error))?;
+    Ok((path.to_path_buf(), table(path, &text)?))
+}
+
+fn unusable(path: &Path, what: &dyn fmt::Display) -> Error {
+    let text = format!("the settings file {}: {what}", path.display());
+    Error::new(Reason::Configuration, text)
+}
+
+/// The text of the file at `path`.
+fn table(path: &Path, text: &str) -> Result<toml::Table> {
+    let named = |what: &dyn fmt::Display| unusable(path, what);
     let table: toml::Table = text
         .parse()
         .map_err(|error: toml::de::Error| named(&error))?;
@@ -261,7 +266,23 @@ fn read_file(path: &Path) -> Result<(PathBuf, toml::Table)> {
             )));
         }
     }
-    Ok((path.to_path_buf(), table))
+    Ok(table)
+}
+
+/// The settings that a file of this text and these variables come to, for `tests/fuzz`.
+#[cfg(feature = "fuzzing")]
+pub fn of_text(
+    variables: BTreeMap<String, String>,
+    file: &str,
+    surroundings: &Surroundings,
+) -> Result<ServeConfig> {
+    let path = PathBuf::from("podkv.toml");
+    let values = Values {
+        flags: BTreeMap::new(),
+        variables,
+        file: Some((path.clone(), table(&path, file)?)),
+    };
+    ServeConfig::from_values(&values, surroundings)
 }
 
 impl ServeConfig {

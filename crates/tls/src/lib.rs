@@ -47,6 +47,10 @@ mod connect;
 mod error;
 mod files;
 mod forward;
+/// What is private, for `tests/fuzz`: no part of the API.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod names;
 mod prefixed;
 mod reload;

@@ -27,6 +27,8 @@
 
 mod files;
 mod folder;
+#[cfg(feature = "fuzzing")]
+mod formats;
 mod marker;
 mod peers;
 mod recovery;
@@ -45,6 +47,8 @@ pub use files::{Aside, IdentityFile, MarkerStore};
 pub use folder::DataFolder;
 #[cfg(feature = "rocksdb")]
 pub(crate) use folder::{CHECKPOINT_PREFIX, LOG_FOLDER, STATE_POINTER, STATE_PREFIX};
+#[cfg(feature = "fuzzing")]
+pub(crate) use formats::FORMATS;
 use marker::Marker;
 pub use marker::{FOLDER_FORMAT, Founder, Phase, Proposal};
 use peers::{Observation, PeerBoots};

@@ -45,7 +45,7 @@ struct RecoveryV1 {
 }
 
 impl Recovery {
-    fn encode(&self) -> bytes::Bytes {
+    pub(super) fn encode(&self) -> bytes::Bytes {
         let record = RecoveryV1 {
             cluster: self.cluster.0,
             incarnation: self.incarnation.0,
@@ -62,9 +62,15 @@ impl Recovery {
         let Some(bytes) = markers.load(file)? else {
             return Ok(None);
         };
-        let record: RecoveryV1 = codec::decode_frame(FrameKind::Recovery, &bytes, file.max_bytes())
-            .map_err(|error| unreadable(&markers.describe(file), error))?;
-        Ok(Some(Self {
+        Self::decode(&bytes, &markers.describe(file)).map(Some)
+    }
+
+    /// Reads the file that lies at `place`.
+    pub(super) fn decode(bytes: &[u8], place: &str) -> Result<Self, Error> {
+        let limit = IdentityFile::Recovery.max_bytes();
+        let record: RecoveryV1 = codec::decode_frame(FrameKind::Recovery, bytes, limit)
+            .map_err(|error| unreadable(place, error))?;
+        Ok(Self {
             cluster: ClusterId(record.cluster),
             incarnation: Incarnation(record.incarnation),
             node: MemberId(record.node),
@@ -73,7 +79,7 @@ impl Recovery {
                 index: record.base_index,
             },
             term: record.term,
-        }))
+        })
     }
 }
 

@@ -16,6 +16,8 @@
 
 mod calls;
 mod failure;
+#[cfg(feature = "fuzzing")]
+mod formats;
 mod freshness;
 mod group;
 mod histogram;
@@ -37,6 +39,8 @@ use std::sync::Arc;
 use podkv_api::Revision;
 use podkv_core::{Outcome, RevisionEvents};
 
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::formats::FORMATS;
 pub(crate) use self::group::{Group, GroupParts, GroupState, Role};
 pub(crate) use self::histogram::HistogramSnapshot;
 pub(crate) use self::log::LogStats;

@@ -28,9 +28,7 @@ use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method as HttpMethod, StatusCode, Uri};
 use podkv_node::Node;
 use prost::Message;
-use prost_reflect::{
-    DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions,
-};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, SerializeOptions};
 use tonic::{Code, Status};
 use tower::ServiceExt;
 
@@ -294,18 +292,16 @@ impl Gateway {
         let text = axum::body::to_bytes(body, self.max_bytes)
             .await
             .map_err(|_| too_large(self.max_bytes))?;
-        let mut values = serde_json::Deserializer::from_slice(&text);
-        let options = DeserializeOptions::new();
-        // No body is an empty message.
-        if text.iter().all(u8::is_ascii_whitespace) {
-            return Ok(frame(&DynamicMessage::new(method.input.clone())));
-        }
-        let message =
-            DynamicMessage::deserialize_with_options(method.input.clone(), &mut values, &options)
-                .map_err(|error| malformed(&error))?;
-        values.end().map_err(|error| malformed(&error))?;
-        Ok(frame(&message))
+        only_value(&text, &method.input).map(|message| frame(&message))
     }
+}
+
+/// No text is an empty message.
+fn only_value(text: &[u8], input: &MessageDescriptor) -> Result<DynamicMessage, Status> {
+    if text.iter().all(u8::is_ascii_whitespace) {
+        return Ok(DynamicMessage::new(input.clone()));
+    }
+    first_value(text, input)
 }
 
 fn metadata(headers: &HeaderMap) -> HeaderMap {
@@ -547,6 +543,33 @@ fn json_text(status: StatusCode, text: String) -> Response {
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
     response
+}
+
+/// What the method of this number in the table makes of JSON, and that as JSON again; for `tests/fuzz`.
+#[cfg(feature = "fuzzing")]
+pub(super) fn rewritten(route: usize, text: &[u8]) -> Option<String> {
+    use std::sync::OnceLock;
+    static METHODS: OnceLock<Option<Methods>> = OnceLock::new();
+    let (route, ..) = ROUTES.get(route % ROUTES.len())?;
+    let methods = METHODS.get_or_init(|| Methods::new().ok()).as_ref()?;
+    let input = &methods.0.get(route)?.input;
+    let message = only_value(text, input).ok()?;
+    to_json(input, frame(&message).split_off(5)).ok()
+}
+
+/// The objects that a text holds which comes in parts of so many bytes; for `tests/fuzz`.
+#[cfg(feature = "fuzzing")]
+pub(super) fn objects(text: &[u8], part: usize) -> Vec<&[u8]> {
+    let (mut found, mut begin, mut end, mut ends) = (Vec::new(), 0, 0, Ends::default());
+    while end < text.len() {
+        end = (end + part.max(1)).min(text.len());
+        while let Some(length) = text.get(begin..end).and_then(|text| ends.first(text)) {
+            found.extend(text.get(begin..begin + length));
+            begin += length;
+            ends = Ends::default();
+        }
+    }
+    found
 }
 
 #[cfg(test)]

@@ -46,6 +46,8 @@ mod cluster;
 mod convert;
 mod election;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
 mod gateway;
 pub(crate) mod import;
 mod kv;

@@ -212,6 +212,20 @@ impl cluster_server::Cluster for Node {
         }))
     }
 
+    async fn alarms(
+        &self,
+        _: Request<v1::AlarmsRequest>,
+    ) -> Result<Response<v1::AlarmsResponse>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
+
+    async fn disarm_alarm(
+        &self,
+        _: Request<v1::DisarmAlarmRequest>,
+    ) -> Result<Response<v1::AlarmsResponse>, Status> {
+        Err(Status::unimplemented("not in this script"))
+    }
+
     async fn add_member(
         &self,
         _: Request<v1::AddMemberRequest>,
