@@ -36,7 +36,7 @@ async fn damage_that_replication_meets_is_told_as_damage() {
     assert_eq!(error.reason(), Reason::Corrupt, "{error}");
     let tells = |text| assert!(error.text().contains(text), "{error}");
     tells("the log of the memory disk is damaged");
-    tells("give this pod an empty volume");
+    tells("`podkv resync` on its data folder");
     let mut health = node.health();
     let told = health.wait_for(|health| !health.ready && health.reason.contains(error.text()));
     let told = tokio::time::timeout(PATIENCE, told).await;
