@@ -87,7 +87,7 @@ sim-planted:
 	$(CARGO) build --locked --quiet -p podkv-sim --features planted
 	@for bug in $(PLANTED); do $(CARGO) run --locked --quiet -p podkv-sim --features planted -- --seeds $(SEEDS) --jobs $(JOBS) --planted $$bug || exit 1; done
 PLANTED ?= lost-fsync reused-node-id stale-read double-apply skipped-event fast-clock lost-renewal expired-session \
-	apply-ahead-of-fsync purge-ahead-of-snapshot clock-across-restart
+	apply-ahead-of-fsync purge-ahead-of-snapshot clock-across-restart long-lease
 
 # Some of it is in `make test` already, for a few seeds.
 SEEDS ?= 300

@@ -4,11 +4,14 @@
 //!   RocksDB          get, as many threads as there are processors
 //!   podkv, local     Store::range, the node's own state
 //!   podkv, linearizable, one reader: how long it waits; many: how many there are a second
+//!   podkv, the leader of three, with a round to a majority and by its lease
 //! ```
 //!
 //! Both hold the same keys and values, were compacted, and have a cache of the same size. The node is alone in its cluster,
-//! so what a linearizable read costs here is podkv's own part, with no network.
+//! so what a linearizable read costs here is podkv's own part, with no network. The three are in this process, each with its
+//! volume, and speak over TCP.
 
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +22,7 @@ use podkv_api::{Consistency, KeyRange, Put, Range, Store as _};
 use podkv_benches::Result;
 use podkv_benches::times::Times;
 use podkv_node::config::StorageConfig;
+use podkv_node::discovery::{FixedDiscovery, Suggestion};
 use podkv_node::{Node, NodeConfig};
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
@@ -81,7 +85,85 @@ async fn run(settings: &Settings, folder: &Path) -> Result<()> {
         );
     }
     node.shutdown().await;
+    for lease_reads in [false, true] {
+        of_three(
+            settings,
+            &folder.join(format!("three-{lease_reads}")),
+            lease_reads,
+        )
+        .await?;
+    }
     Ok(())
+}
+
+/// Reads at the leader of three, a tenth of the keys.
+async fn of_three(settings: &Settings, folder: &Path, lease_reads: bool) -> Result<()> {
+    let settings = Settings {
+        keys: (settings.keys / 10).max(1),
+        cache_mib: settings.cache_mib / 4,
+        ..settings.clone()
+    };
+    let addresses = free_addresses(3)?;
+    let mut nodes = Vec::new();
+    for (index, address) in addresses.iter().enumerate() {
+        let name = format!("bench-{index}");
+        let data_dir = folder.join(&name);
+        std::fs::create_dir_all(&data_dir)?;
+        let peers = addresses
+            .iter()
+            .enumerate()
+            .map(|(index, address)| Suggestion {
+                name: Some(format!("bench-{index}")),
+                peer_address: address.clone(),
+            });
+        let config = NodeConfig {
+            peer_listen: address.clone(),
+            peer_address: address.clone(),
+            replicas: 3,
+            lease_reads,
+            cache_bytes: settings.cache_mib << 20,
+            ..NodeConfig::new(name, StorageConfig::Disk { data_dir })
+        };
+        let discovery = Arc::new(FixedDiscovery::new(peers.collect()));
+        nodes.push(Node::builder(config).discovery(discovery).start().await?);
+    }
+    for node in &nodes {
+        node.health().wait_for(|health| health.ready).await?;
+    }
+    let leader = nodes.iter().find(|node| node.is_leader());
+    let leader = leader.ok_or("no node leads")?;
+    fill(&settings, leader).await?;
+    let how = if lease_reads {
+        "by lease"
+    } else {
+        "with a round"
+    };
+    for _ in 0..settings.repetitions {
+        let before = leader.stats().reads_by_lease_total;
+        let one = reads(&settings, leader, Consistency::Linearizable, 1).await?;
+        let many = reads(&settings, leader, Consistency::Linearizable, MANY).await?;
+        let by_lease = leader.stats().reads_by_lease_total - before;
+        let all = one.times.count() + many.times.count();
+        println!(
+            "leader of three, {how}: one reader p50 {:?} p99 {:?}; {MANY} readers {:.0}/s; {by_lease} of {all} by the lease",
+            one.times.percentiles().p50,
+            one.times.percentiles().p99,
+            many.rate
+        );
+    }
+    for node in nodes {
+        node.shutdown().await;
+    }
+    Ok(())
+}
+
+fn free_addresses(count: usize) -> Result<Vec<String>> {
+    // All at once, so that no two are the same.
+    let listeners = std::iter::repeat_with(|| TcpListener::bind("127.0.0.1:0")).take(count);
+    let listeners = listeners.collect::<std::io::Result<Vec<_>>>()?;
+    let addresses = listeners.iter().map(TcpListener::local_addr);
+    let addresses = addresses.collect::<std::io::Result<Vec<_>>>()?;
+    Ok(addresses.iter().map(ToString::to_string).collect())
 }
 
 fn key(number: u64) -> String {

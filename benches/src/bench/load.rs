@@ -26,7 +26,7 @@ use tonic::transport::{Channel, Endpoint};
 const THREADS: usize = 2;
 
 /// What each client does, over and over.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     Put,
     Get {

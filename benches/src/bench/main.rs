@@ -127,7 +127,8 @@ fn contestants(settings: &Settings) -> Vec<Contestant> {
         api,
     };
     let podkv = settings.podkv.clone().unwrap_or_else(this_trees);
-    let fast = vec!["--timing=fast".to_owned()];
+    let fast = vec![rows::FAST.to_owned()];
+    let leases = Program::Podkv(podkv.clone(), vec![rows::LEASES.to_owned()]);
     let mut all = vec![
         contestant("podkv", Program::Podkv(podkv.clone(), vec![]), Api::Etcd),
         contestant(
@@ -135,6 +136,8 @@ fn contestants(settings: &Settings) -> Vec<Contestant> {
             Program::Podkv(podkv.clone(), vec![]),
             Api::Native,
         ),
+        contestant("podkv lease", leases.clone(), Api::Etcd),
+        contestant("podkv lease native", leases, Api::Native),
         contestant("podkv fast", Program::Podkv(podkv, fast), Api::Etcd),
         contestant("nothing", Program::Nothing, Api::Etcd),
     ];

@@ -56,6 +56,10 @@ const GET: Call = Call::Get {
 };
 const LOCAL_GET: Call = Call::Get { serializable: true };
 
+/// Settings that contestants differ by.
+pub const FAST: &str = "--timing=fast";
+pub const LEASES: &str = "--lease-reads=true";
+
 pub const ROWS: &[Row] = &[
     load("put-1", "put, 1 client", Call::Put, 1, 1),
     load(
@@ -113,7 +117,11 @@ impl Row {
     pub fn is_for(&self, contestant: &Contestant) -> bool {
         let nothing = matches!(contestant.program, Program::Nothing);
         let native = contestant.api == Api::Native;
-        let fast = matches!(&contestant.program, Program::Podkv(_, extra) if !extra.is_empty());
+        let has = |setting: &str| matches!(&contestant.program, Program::Podkv(_, extra) if extra.iter().any(|one| one == setting));
+        let fast = has(FAST);
+        if has(LEASES) {
+            return matches!(self.kind, Kind::Load { call: GET, .. });
+        }
         match self.kind {
             Kind::Load { .. } => !fast,
             Kind::Watch => !fast && !native,

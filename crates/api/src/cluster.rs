@@ -98,6 +98,8 @@ pub struct NodeStatus {
     pub desired_size: Option<DesiredSize>,
     /// What is wrong with which members, as far as this node has applied it.
     pub alarms: Vec<Alarm>,
+    /// The node has the setting `lease-reads`: while it leads, linearizable reads may go by its lease.
+    pub lease_reads: bool,
 }
 
 /// What is wrong with a member, so that the whole cluster has to know. Replicated: every node tells the same.

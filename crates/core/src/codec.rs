@@ -92,6 +92,8 @@ pub enum FrameKind {
     BackupEnd = 17,
     /// A recovery from a lost majority that has begun on this volume.
     Recovery = 18,
+    /// For how long a node promises its vote to a leader.
+    Promise = 19,
 }
 
 impl FrameKind {
@@ -119,6 +121,7 @@ impl FrameKind {
             FrameKind::BackupBlock => "block of a backup",
             FrameKind::BackupEnd => "end of a backup",
             FrameKind::Recovery => "recovery",
+            FrameKind::Promise => "promise",
         }
     }
 }

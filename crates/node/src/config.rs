@@ -117,6 +117,14 @@ pub struct NodeConfig {
     /// TLS between peers, and with clients where a server listens for them; off by default.
     pub tls: TlsConfig,
     pub timing: RaftTiming,
+    /// The leader answers linearizable reads without asking a majority while it holds a lease, which the nodes that have
+    /// this setting renew with each heartbeat. Off by default: it trusts clocks. No clock of a node may go faster than another's by
+    /// more than a tenth, and no node's machine may be suspended, or its virtual machine paused, snapshotted or
+    /// migrated live; stopped processes are fine. With it a node that starts neither votes nor campaigns for one
+    /// `election_max`. It may differ between nodes: who has it off promises nothing to anybody.
+    ///
+    /// Turn it off and restart the node, and wait for an `election_max`, before you go back to a release that does not know it.
+    pub lease_reads: bool,
     pub membership: MembershipTiming,
     pub limits: Limits,
     /// How long a token holds that a caller was given for its password. Nobody renews one by using it, and clients of
@@ -176,6 +184,7 @@ impl NodeConfig {
             read_only: false,
             tls: TlsConfig::default(),
             timing: RaftTiming::default(),
+            lease_reads: false,
             membership: MembershipTiming::default(),
             limits: Limits::default(),
             auth_token_ttl: Duration::from_secs(24 * 3600),

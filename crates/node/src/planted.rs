@@ -18,6 +18,8 @@ pub enum Bug {
     PurgeAheadOfSnapshot,
     /// A leader counts the cluster clock on by three seconds that nobody measured, each time that it takes office.
     ClockAcrossRestart,
+    /// A leader counts its lease twice as long.
+    LongLease,
 }
 
 /// Puts a bug into every node of this process.

@@ -11,7 +11,11 @@
 //! ```
 //!
 //! `b` may not use round 1: it began after the round, so a write acknowledged in between could be missed.
+//!
+//! A leader with a lease needs no round: see `raft/leader_lease.rs` and `Node::read_at`.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use podkv_api::{Error, LeaderHint, MemberId, Reason, Result};
@@ -33,6 +37,22 @@ const RETRY: Duration = Duration::from_millis(20);
 pub(crate) struct ReadIndex {
     waiting: mpsc::Sender<oneshot::Sender<Applied>>,
     state: watch::Receiver<GroupState>,
+    counters: Arc<Counters>,
+}
+
+#[derive(Default)]
+struct Counters {
+    rounds: AtomicU64,
+    by_lease: AtomicU64,
+}
+
+/// What linearizable reads have cost since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReadStats {
+    /// Rounds to a majority, or to the leader, that succeeded; many reads share one.
+    pub rounds: u64,
+    /// Reads, of this node and of followers, that this node answered by its leader's lease alone.
+    pub by_lease: u64,
 }
 
 pub(crate) struct ReadIndexParts {
@@ -47,10 +67,29 @@ impl ReadIndex {
     pub fn start(parts: ReadIndexParts, tasks: &TaskTracker, stop: CancellationToken) -> Self {
         let (waiting, readers) = mpsc::channel(WAITING);
         let state = parts.group.state();
+        let counters = Arc::<Counters>::default();
+        let counted = counters.clone();
         tasks.spawn(async move {
-            stop.run_until_cancelled(run(parts, readers)).await;
+            stop.run_until_cancelled(run(parts, readers, &counted))
+                .await;
         });
-        Self { waiting, state }
+        Self {
+            waiting,
+            state,
+            counters,
+        }
+    }
+
+    /// A read was answered by the leader's lease.
+    pub fn by_lease(&self) {
+        self.counters.by_lease.fetch_add(1, Relaxed);
+    }
+
+    pub fn stats(&self) -> ReadStats {
+        ReadStats {
+            rounds: self.counters.rounds.load(Relaxed),
+            by_lease: self.counters.by_lease.load(Relaxed),
+        }
     }
 
     /// Returns when this node has applied everything that was committed when this was called.
@@ -98,7 +137,11 @@ impl ReadIndex {
     }
 }
 
-async fn run(parts: ReadIndexParts, mut readers: mpsc::Receiver<oneshot::Sender<Applied>>) {
+async fn run(
+    parts: ReadIndexParts,
+    mut readers: mpsc::Receiver<oneshot::Sender<Applied>>,
+    counters: &Counters,
+) {
     let mut applied = parts.group.applied();
     let mut batch = Vec::new();
     while readers.recv_many(&mut batch, WAITING).await > 0 {
@@ -110,6 +153,7 @@ async fn run(parts: ReadIndexParts, mut readers: mpsc::Receiver<oneshot::Sender<
             }
             match tokio::time::timeout(parts.round_timeout, round(&parts, &mut applied)).await {
                 Ok(Ok(state)) => {
+                    counters.rounds.fetch_add(1, Relaxed);
                     for reader in batch.drain(..) {
                         // A reader that gave up meanwhile needs no answer.
                         let _ = reader.send(state.clone());

@@ -56,6 +56,7 @@ settings! {
     MAX_VOTERS = "max-voters", "5", "At most this many nodes vote; odd";
     READ_ONLY = "read-only", "false", "true: a read-only replica. It joins the cluster behind the headless service, founds none and never votes. For the pods of a second StatefulSet";
     TIMING = "timing", "network", "network (volumes with fsyncs of up to 100 ms), or fast (local disks)";
+    LEASE_READS = "lease-reads", "false", "true: while a leader holds a lease of the nodes that have this, it answers linearizable reads without asking them. Trusts clocks to differ by less than a tenth; not where machines are suspended, or virtual ones paused, restored or moved while they run. A node that starts does not vote for one election time-out then";
     REQUEST_TIMEOUT = "request-timeout", "5s", "A request without an answer fails after this";
     MAX_REQUEST_BYTES = "max-request-bytes", "1536KiB", "The largest request";
     MAX_TXN_OPS = "max-txn-ops", "128", "The most operations in one list of a transaction";
@@ -314,6 +315,7 @@ impl ServeConfig {
             "fast" => Some(RaftTiming::fast()),
             _ => None,
         })?;
+        node.lease_reads = values.parse(&LEASE_READS, "true or false", |text| text.parse().ok())?;
         node.request_timeout =
             values.parse(&REQUEST_TIMEOUT, "a time like 5s or 500ms", parse_duration)?;
         node.limits.max_request_bytes = usize_of(values.bytes(&MAX_REQUEST_BYTES)?);

@@ -16,6 +16,8 @@ pub enum IdentityFile {
     Peers,
     /// A recovery from a lost majority that has begun and not ended. There is none in a node's normal life.
     Recovery,
+    /// For how long this node may have promised neither to vote nor to campaign. Only where leader leases are, or were.
+    Promise,
 }
 
 impl IdentityFile {
@@ -24,6 +26,7 @@ impl IdentityFile {
             Self::Marker => "MARKER",
             Self::Peers => "peers",
             Self::Recovery => "RECOVERY",
+            Self::Promise => "PROMISE",
         }
     }
 
@@ -32,7 +35,7 @@ impl IdentityFile {
         match self {
             Self::Marker => 1 << 20,
             Self::Peers => 1 << 20,
-            Self::Recovery => 1 << 10,
+            Self::Recovery | Self::Promise => 1 << 10,
         }
     }
 }

@@ -7,6 +7,7 @@
 //!     MARKER             who the volume belongs to: see `marker`
 //!     peers              the starts of other nodes that were seen: see `peers`
 //!     RECOVERY           a recovery from a lost majority that has begun: see `recovery`
+//!     PROMISE            for how long its votes may be promised: see `promise`
 //!     log/               the Raft log
 //!     CURRENT-STATE      which of the following is the state
 //!     state-<n>/         the state

@@ -24,6 +24,7 @@ mod files;
 mod folder;
 mod marker;
 mod peers;
+pub(crate) mod promise;
 mod recovery;
 
 use std::collections::BTreeSet;

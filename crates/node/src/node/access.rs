@@ -120,9 +120,9 @@ impl Access {
     ) -> Result<RangeResponse> {
         let node = &self.node;
         podkv_core::check_range(&range, node.limits())?;
-        node.fresh(range.consistency, timeout).await?;
         let query = &node.0.query;
-        query.range(node.header(), range, self.caller.clone()).await
+        let read = || query.range(node.header(), range.clone(), self.caller.clone());
+        node.read_at(range.consistency, timeout, read).await
     }
 
     /// Runs a transaction. One that cannot write is a read and does not go through the log.
@@ -136,9 +136,9 @@ impl Access {
         let node = &self.node;
         if txn.is_read_only() {
             podkv_core::check(&Command::Txn(txn.clone()), node.limits())?;
-            node.fresh(consistency, timeout).await?;
             let query = &node.0.query;
-            return query.txn(node.header(), txn, self.caller.clone()).await;
+            let read = || query.txn(node.header(), txn.clone(), self.caller.clone());
+            return node.read_at(consistency, timeout, read).await;
         }
         let written = self.propose(stamp, Command::Txn(txn), timeout).await?;
         match written.answer {
@@ -288,9 +288,11 @@ impl Store for Access {
     async fn range_stream(&self, range: Range) -> Result<RangeStream> {
         let node = &self.node;
         podkv_core::check_range(&range, node.limits())?;
-        node.fresh(range.consistency, None).await?;
         let query = &node.0.query;
-        Ok(query.range_stream(node.header(), range, self.caller.clone()))
+        // Its view is taken with it; chunks are read later.
+        let read =
+            || async { Ok(query.range_stream(node.header(), range.clone(), self.caller.clone())) };
+        node.read_at(range.consistency, None, read).await
     }
 
     async fn watch(&self, watch: Watch) -> Result<WatchStream> {

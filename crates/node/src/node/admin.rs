@@ -342,6 +342,7 @@ impl Node {
             compacted_revision: meta.compacted_revision,
             keys: meta.keys,
             disk_bytes: self.0.storage.log.disk_bytes() + self.0.storage.state.disk_bytes(),
+            lease_reads: self.0.config.lease_reads,
             durable: self.0.storage.log.is_durable(),
             clock_ms: self
                 .0

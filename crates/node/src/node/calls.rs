@@ -49,7 +49,7 @@ impl NodeCalls for Calls {
         Box::pin(async move {
             let node = self.node()?;
             let term = node.0.group.state().borrow().term;
-            Ok(match node.confirmed_position().await {
+            Ok(match node.read_position().await {
                 Ok(position) => wire::ReadIndexResponse {
                     read_log_id: Some(wire::LogId {
                         term: position.term,
@@ -141,7 +141,18 @@ impl Node {
         Ok(incarnation == mine && state.members.contains(id))
     }
 
-    /// A position that holds everything committed when this was called; as the leader. Followers' readers
+    /// A position that holds everything committed when this was called; as the leader, by its lease or by a round.
+    async fn read_position(&self) -> Result<LogPosition, Error> {
+        match self.0.group.lease_index() {
+            Some(position) => {
+                self.0.read_index.by_lease();
+                Ok(position)
+            }
+            None => self.confirmed_position().await,
+        }
+    }
+
+    /// A position that holds everything committed when this was called; as the leader, by a round. Followers' readers
     /// share rounds with this node's own.
     async fn confirmed_position(&self) -> Result<LogPosition, Error> {
         if !self.is_leader() {

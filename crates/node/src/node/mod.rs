@@ -25,6 +25,7 @@ mod calls;
 mod founding;
 mod large;
 mod lookout;
+mod promise;
 mod readiness;
 mod requests;
 mod restore;
@@ -46,6 +47,7 @@ use podkv_api::{
 use podkv_core::{Answer, Proposal};
 use podkv_tls::Tls;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -278,6 +280,33 @@ impl Node {
                 Ok(applied)
             }
         }
+    }
+
+    /// Reads what is fresh enough. A leader with a lease reads first and asks for the lease then; `read` is called
+    /// again if it does not hold any more.
+    pub(crate) async fn read_at<T, F>(
+        &self,
+        consistency: Consistency,
+        timeout: Option<Duration>,
+        read: impl Fn() -> F,
+    ) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        if consistency == Consistency::Linearizable {
+            let patience = self.0.config.timing.election_max;
+            let deadline =
+                Instant::now() + timeout.map_or(patience, |timeout| timeout.min(patience));
+            if let Some(lease) = self.0.group.lease_read(deadline).await {
+                let result = read().await;
+                if lease.holds() {
+                    self.0.read_index.by_lease();
+                    return result;
+                }
+            }
+        }
+        self.fresh(consistency, timeout).await?;
+        read().await
     }
 
     /// Local reads wait until the node belongs to a cluster, and until the log that survived the last stop is

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::large;
 use super::lookout::Lookout;
+use super::promise;
 use super::readiness::{self, LEADERLESS};
 use super::requests::Requests;
 use super::scrub;
@@ -299,9 +300,11 @@ impl Parts {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let group_state = Arc::<OnceLock<watch::Receiver<GroupState>>>::default();
         let watches = start_watches(&config, &identity, &storage, group_state.clone()).await?;
+        let lease = promise::begin(&config, &storage).await?;
         let group = Group::start(GroupParts {
             node: identity.node_id(),
             timing: config.timing.clone(),
+            lease,
             log: storage.log.clone(),
             state: storage.state.clone(),
             peers: peers.clone(),
@@ -386,6 +389,7 @@ impl Parts {
             stop,
         }));
         node.spawn_duties();
+        promise::settle(&node, lease);
         // A member that starts again has lost nothing, and must not read as if it had.
         let reason = match node.0.identity.membership() {
             Some(_) => "catching up",

@@ -8,6 +8,7 @@ use super::Node;
 use super::requests::Requests;
 use crate::config::StorageConfig;
 use crate::raft::{HistogramSnapshot, LogStats, Role, SnapshotStats};
+use crate::read::ReadStats;
 use crate::space::VolumeSpace;
 use crate::watch::WatchStats;
 
@@ -37,6 +38,10 @@ pub struct NodeStats {
     pub snapshots_built_total: u64,
     /// Snapshots of a peer that took the place of the own state: this node had fallen behind a purged log.
     pub snapshots_installed_total: u64,
+    /// Rounds for linearizable reads that succeeded: to a majority, or to the leader. Many reads share one.
+    pub read_rounds_total: u64,
+    /// Linearizable reads, of this node and of followers, that it answered by its leader's lease.
+    pub reads_by_lease_total: u64,
     /// Wrong names and passwords.
     pub passwords_refused_total: u64,
     /// Tokens that did not hold, or no longer.
@@ -105,6 +110,7 @@ impl Node {
         let log: LogStats = self.0.group.log_stats();
         let snapshots: SnapshotStats = self.0.group.snapshot_stats();
         let watch: WatchStats = self.0.watches.stats();
+        let reads: ReadStats = self.0.read_index.stats();
         NodeStats {
             role: match self.0.group.state().borrow().role {
                 Role::Learner => "learner",
@@ -127,6 +133,8 @@ impl Node {
             snapshots_installed_total: snapshots.installed,
             passwords_refused_total: self.0.refusals.passwords.load(Relaxed),
             tokens_refused_total: self.0.refusals.tokens.load(Relaxed),
+            read_rounds_total: reads.rounds,
+            reads_by_lease_total: reads.by_lease,
             watches: watch.watchers,
             watches_behind: watch.behind,
             watch_buffered_bytes: watch.buffered_bytes,

@@ -44,6 +44,7 @@ impl RaftCalls for Obliging {
     ) -> ReplyStream<wire::AppendResponse> {
         let answer = || wire::AppendResponse {
             result: Some(wire::append_response::Result::Success(true)),
+            promise_ms: None,
             last_log_id: None,
         };
         let first = stream::iter([Ok(answer())]);

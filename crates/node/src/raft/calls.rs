@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, stream};
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{Fatal, RaftError};
-use openraft::raft::AppendEntriesRequest;
+use openraft::raft::{AppendEntriesRequest, VoteResponse};
 use podkv_proto::peer as wire;
 use tokio::time::Instant;
 use tonic::{Status, Streaming};
@@ -17,6 +18,7 @@ pub(super) use self::receive::Receiver;
 use super::Applied;
 use super::freshness::Freshness;
 use super::group::Group;
+use super::leader_lease::LeaderLease;
 use super::types::{TypeConfig, position};
 use super::wire as convert;
 use crate::membership::LogPosition;
@@ -56,8 +58,8 @@ impl Heard {
 /// What the two ends of one append stream share.
 #[derive(Default)]
 struct AppendState {
-    /// One for each request that is not answered yet.
-    heard: VecDeque<Option<Heard>>,
+    /// One for each request that is not answered yet, and what is promised if it is accepted.
+    heard: VecDeque<(Option<Heard>, Option<Duration>)>,
     /// Why no more requests are taken.
     error: Option<Status>,
 }
@@ -74,6 +76,7 @@ impl Shared {
     fn take(
         &self,
         message: Result<wire::AppendRequest, Status>,
+        lease: &LeaderLease,
     ) -> Option<AppendEntriesRequest<TypeConfig>> {
         let taken = message.and_then(|message| {
             let age = message.quorum_age_ms;
@@ -82,7 +85,9 @@ impl Shared {
         let mut state = self.lock();
         match taken {
             Ok((request, age)) => {
-                state.heard.push_back(Heard::new(&request, age));
+                // Before openraft sees it: see the lease's module.
+                let promise = lease.heard(request.vote.leader_id.term);
+                state.heard.push_back((Heard::new(&request, age), promise));
                 Some(request)
             }
             Err(status) => {
@@ -92,25 +97,45 @@ impl Shared {
         }
     }
 
-    fn answered(&self, accepted: bool, freshness: &Freshness, applied: &Applied) {
-        let heard = self.lock().heard.pop_front().flatten();
-        if let (true, Some(Heard { as_of, commit })) = (accepted, heard) {
+    /// Returns what is promised with the answer.
+    fn answered(
+        &self,
+        accepted: bool,
+        freshness: &Freshness,
+        applied: &Applied,
+    ) -> Option<Duration> {
+        let (heard, promise) = self.lock().heard.pop_front()?;
+        if !accepted {
+            return None;
+        }
+        if let Some(Heard { as_of, commit }) = heard {
             freshness.heard(as_of, commit, applied.position);
         }
+        promise
     }
 }
 
 fn requests(
     shared: Shared,
+    lease: Arc<LeaderLease>,
     first: wire::AppendRequest,
     rest: Streaming<wire::AppendRequest>,
 ) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + 'static {
     // Ends at the first message that makes no sense; what came before it is still answered.
     stream::iter([Ok(first)])
         .chain(rest)
-        .map(move |message| shared.take(message))
+        .map(move |message| shared.take(message, &lease))
         .take_while(|request| std::future::ready(request.is_some()))
         .filter_map(std::future::ready)
+}
+
+impl Group {
+    /// The answer to who asks for a vote that is promised.
+    fn promised(&self) -> VoteResponse<TypeConfig> {
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow_watched();
+        VoteResponse::new(&metrics.vote, self.last_log_id(), false)
+    }
 }
 
 impl RaftCalls for Group {
@@ -121,14 +146,14 @@ impl RaftCalls for Group {
     ) -> ReplyStream<wire::AppendResponse> {
         let shared = Shared::default();
         let (freshness, applied) = (self.freshness().clone(), self.applied());
-        let answers = self
-            .raft()
-            .stream_append(requests(shared.clone(), first, rest));
+        let answers =
+            self.raft()
+                .stream_append(requests(shared.clone(), self.lease().clone(), first, rest));
         let seen = shared.clone();
         let answers = answers.map(move |answer| {
             let answer = answer.map_err(|fatal| stopped(&fatal))?;
-            seen.answered(answer.is_ok(), &freshness, &applied.borrow());
-            Ok(convert::appended_to_wire(answer))
+            let promise = seen.answered(answer.is_ok(), &freshness, &applied.borrow());
+            Ok(convert::appended_to_wire(answer, promise))
         });
         let last = stream::once(async move { shared.lock().error.take() });
         let last = last.filter_map(|error| std::future::ready(error.map(Err)));
@@ -138,7 +163,12 @@ impl RaftCalls for Group {
     fn vote(&self, request: wire::VoteRequest) -> Reply<'_, wire::VoteResponse> {
         Box::pin(async move {
             let request = convert::vote_request_from_wire(request)?;
+            let (term, transfer) = (request.vote.leader_id.term, request.leadership_transfer);
+            let Some(voting) = self.lease().admit_vote(term, transfer) else {
+                return Ok(convert::vote_response_to_wire(&self.promised()));
+            };
             let response = self.raft().vote(request).await.map_err(refused)?;
+            voting.decided(response.vote_granted);
             Ok(convert::vote_response_to_wire(&response))
         })
     }
@@ -146,6 +176,9 @@ impl RaftCalls for Group {
     fn pre_vote(&self, request: wire::VoteRequest) -> Reply<'_, wire::VoteResponse> {
         Box::pin(async move {
             let request = convert::vote_request_from_wire(request)?;
+            if !self.lease().may_vote() {
+                return Ok(convert::vote_response_to_wire(&self.promised()));
+            }
             let response = self.raft().pre_vote(request).await.map_err(refused)?;
             Ok(convert::vote_response_to_wire(&response))
         })

@@ -1,6 +1,7 @@
 //! One Raft group, as the rest of the node sees it. No openraft type is in its interface.
 
 mod change;
+mod lease;
 mod settings;
 mod state;
 
@@ -25,11 +26,12 @@ pub(crate) use self::state::{GroupState, Role};
 use super::calls::Receiver;
 use super::freshness::Freshness;
 use super::histogram::{Histogram, HistogramSnapshot};
+use super::leader_lease::{LeaderLease, LeaseTerms};
 use super::log::{Log, LogStats, Writer};
 use super::machine::{Machine, SnapshotCounters, SnapshotStats, applied_key};
 use super::network::Network;
 use super::transfer::Transfers;
-use super::types::{Answer, LogId, Payload, TypeConfig, position};
+use super::types::{Answer, LogId, Payload, TypeConfig, log_id, position};
 use super::{Applied, Committed, EventSink};
 use super::{membership, record};
 use crate::config::RaftTiming;
@@ -38,8 +40,8 @@ use crate::peer::pool::PeerPool;
 use crate::storage::{LogStore, StateStore, Worker};
 
 pub(super) type Raft = openraft::Raft<TypeConfig, Machine>;
-type Metrics = RaftMetrics<TypeConfig>;
-type MetricsReceiver = WatchReceiverOf<TypeConfig, Metrics>;
+pub(super) type Metrics = RaftMetrics<TypeConfig>;
+pub(super) type MetricsReceiver = WatchReceiverOf<TypeConfig, Metrics>;
 
 /// A snapshot that is not built by then is given up, and built again later: the disk is very slow.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -48,6 +50,7 @@ const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(120);
 pub(crate) struct GroupParts {
     pub node: MemberId,
     pub timing: RaftTiming,
+    pub lease: LeaseTerms,
     pub log: Arc<dyn LogStore>,
     pub state: Arc<dyn StateStore>,
     pub peers: PeerPool,
@@ -72,6 +75,7 @@ struct Inner {
     state: watch::Receiver<GroupState>,
     freshness: Arc<Freshness>,
     transfers: Arc<Transfers>,
+    lease: Arc<LeaderLease>,
     receiver: Receiver,
     /// The end of the log when it was opened.
     recovered_end: Option<u64>,
@@ -93,6 +97,7 @@ impl Group {
         let GroupParts {
             node,
             timing,
+            lease,
             log,
             state,
             peers,
@@ -112,11 +117,14 @@ impl Group {
         let apply_latency = machine.apply_latency();
         let recovered_end = log.last().map(|last| last.index);
         let freshness = Arc::<Freshness>::default();
+        // From here on what was promised before the start is kept.
+        let lease = Arc::new(LeaderLease::new(node, lease));
         let network = Network {
             me: node,
             peers: peers.clone(),
             freshness: freshness.clone(),
             transfers: transfers.clone(),
+            lease: lease.clone(),
             append_timeout: timing.election_max,
         };
         let started = Raft::new(node.0, config, network, log.clone(), machine).await;
@@ -127,6 +135,7 @@ impl Group {
                 return Err(stopped(&fatal));
             }
         };
+        lease.follow(raft.metrics());
         let tasks = TaskTracker::new();
         let (changed, state) = watch::channel(GroupState::default());
         tasks.spawn(state::watch(
@@ -148,6 +157,7 @@ impl Group {
             state,
             freshness,
             transfers,
+            lease,
             recovered_end,
             changing: Arc::default(),
             keeping: tokio::sync::Mutex::default(),
@@ -166,6 +176,14 @@ impl Group {
 
     pub(super) fn freshness(&self) -> &Arc<Freshness> {
         &self.0.freshness
+    }
+
+    pub(super) fn lease(&self) -> &Arc<LeaderLease> {
+        &self.0.lease
+    }
+
+    pub(super) fn last_log_id(&self) -> Option<LogId> {
+        self.0.log.last().map(log_id)
     }
 
     /// Makes a new cluster of these voters. To be called on one founder only, once all have agreed.
@@ -271,7 +289,11 @@ impl Group {
     pub async fn read_index(&self) -> Result<LogPosition> {
         let confirmed = LinearizerOption::new(Some(Duration::ZERO), true);
         match self.0.raft.get_read_linearizer(confirmed).await {
-            Ok(linearizer) => Ok(position(linearizer.read_log_id().log_id())),
+            Ok(linearizer) => {
+                let at = position(linearizer.read_log_id().log_id());
+                self.0.lease.tell(at);
+                Ok(at)
+            }
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
                 Err(self.not_leader(&forward))
             }

@@ -18,6 +18,7 @@ mod calls;
 mod freshness;
 mod group;
 mod histogram;
+mod leader_lease;
 mod log;
 mod machine;
 mod membership;
@@ -38,6 +39,7 @@ use podkv_core::{Outcome, RevisionEvents};
 
 pub(crate) use self::group::{Group, GroupParts, GroupState, Role};
 pub(crate) use self::histogram::HistogramSnapshot;
+pub(crate) use self::leader_lease::LeaseTerms;
 pub(crate) use self::log::LogStats;
 pub(crate) use self::machine::SnapshotStats;
 #[cfg(test)]

@@ -33,6 +33,7 @@ use tonic::{Response, Status};
 
 use self::stream::AppendLane;
 use super::freshness::Freshness;
+use super::leader_lease::LeaderLease;
 use super::machine::SnapshotData;
 use super::transfer::Transfers;
 use super::types::{Snapshot, TypeConfig, Vote};
@@ -51,6 +52,7 @@ pub(super) struct Network {
     pub peers: PeerPool,
     pub freshness: Arc<Freshness>,
     pub transfers: Arc<Transfers>,
+    pub lease: Arc<LeaderLease>,
     /// An append that is not answered for this long is sent again, over another connection. Its
     /// answer waits for the follower's disk.
     pub append_timeout: Duration,
@@ -64,8 +66,14 @@ impl Network {
             me: self.me,
             target,
             control: self.peers.client(target, node, Lane::Control),
-            append: Mutex::new(AppendLane::new(lane.clone(), self.freshness.clone())),
+            append: Mutex::new(AppendLane::new(
+                target,
+                lane.clone(),
+                self.freshness.clone(),
+                self.lease.clone(),
+            )),
             lane,
+            lease: self.lease.clone(),
             append_timeout: self.append_timeout,
             transfers: self.transfers.clone(),
         }
@@ -103,6 +111,7 @@ pub(super) struct Peer {
     append: Mutex<AppendLane>,
     append_timeout: Duration,
     transfers: Arc<Transfers>,
+    lease: Arc<LeaderLease>,
 }
 
 impl Peer {
@@ -154,6 +163,13 @@ fn unreachable(error: &(impl std::error::Error + 'static)) -> RpcError {
     RPCError::Unreachable(Unreachable::new(error))
 }
 
+/// This node has promised not to campaign. openraft asks again later.
+fn promised() -> RpcError {
+    unreachable(&Status::failed_precondition(
+        "this node may have promised a leader not to campaign yet",
+    ))
+}
+
 /// What a peer said makes no sense.
 fn malformed(error: convert::WireError) -> RpcError {
     RPCError::Network(NetworkError::new(&error))
@@ -198,6 +214,10 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        let term = request.vote.leader_id.term;
+        if !self.lease.campaign(term, request.leadership_transfer) {
+            return Err(promised());
+        }
         let call = |mut client: PeerClient, header| async move {
             client
                 .vote(convert::vote_request_to_wire(header, &request))
@@ -214,6 +234,9 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        if !self.lease.may_vote() {
+            return Err(promised());
+        }
         let call = |mut client: PeerClient, header| async move {
             client
                 .pre_vote(convert::vote_request_to_wire(header, &request))

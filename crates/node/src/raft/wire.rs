@@ -1,5 +1,7 @@
 //! Between openraft's messages and the protobuf of `peer.proto`. Everything from a peer is checked.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use openraft::raft::{
     AppendEntriesRequest, StreamAppendError, StreamAppendResult, TransferLeaderRequest,
@@ -118,16 +120,23 @@ pub(super) fn append_from_wire(
     })
 }
 
-pub(super) fn appended_to_wire(result: StreamAppendResult<TypeConfig>) -> wire::AppendResponse {
+/// `promise` is for how long this node neither votes nor campaigns.
+pub(super) fn appended_to_wire(
+    result: StreamAppendResult<TypeConfig>,
+    promise: Option<Duration>,
+) -> wire::AppendResponse {
     use wire::append_response::Result as Wire;
     let (result, last_log_id) = match result {
         Ok(last) => (Wire::Success(true), last.as_ref().map(log_id_to_wire)),
         Err(StreamAppendError::Conflict(at)) => (Wire::Conflict(log_id_to_wire(&at)), None),
         Err(StreamAppendError::HigherVote(vote)) => (Wire::HigherVote(vote_to_wire(&vote)), None),
     };
+    // Rounded down: no more is said than what is kept.
+    let millis = |promise: Duration| u32::try_from(promise.as_millis()).unwrap_or(u32::MAX);
     wire::AppendResponse {
         result: Some(result),
         last_log_id,
+        promise_ms: promise.map(millis),
     }
 }
 
@@ -297,7 +306,7 @@ mod tests {
         ];
         for answer in answers {
             assert_eq!(
-                appended_from_wire(appended_to_wire(answer.clone())).unwrap(),
+                appended_from_wire(appended_to_wire(answer.clone(), None)).unwrap(),
                 answer
             );
         }

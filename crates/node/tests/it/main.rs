@@ -27,3 +27,6 @@ mod stall;
 #[cfg(feature = "testing")]
 mod membership;
 mod size;
+
+#[cfg(feature = "testing")]
+mod lease_reads;

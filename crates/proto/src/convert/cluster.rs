@@ -115,6 +115,7 @@ impl From<NodeStatus> for v1::StatusResponse {
             feature_level: status.feature_level,
             desired_size: status.desired_size.map(Into::into),
             alarms: status.alarms.into_iter().map(Into::into).collect(),
+            lease_reads: status.lease_reads,
         }
     }
 }
@@ -144,6 +145,7 @@ impl TryFrom<v1::StatusResponse> for NodeStatus {
             desired_size: status.desired_size.map(Into::into),
             // One of a kind that this release does not know tells it nothing.
             alarms: status.alarms.into_iter().filter_map(alarm).collect(),
+            lease_reads: status.lease_reads,
         })
     }
 }

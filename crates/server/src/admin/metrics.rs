@@ -141,6 +141,16 @@ impl Page {
                 stats.snapshots_installed_total,
             ),
             (
+                "read_rounds_total",
+                "Rounds to a majority, or to the leader, for linearizable reads",
+                stats.read_rounds_total,
+            ),
+            (
+                "reads_by_lease_total",
+                "Linearizable reads answered by the leader's lease",
+                stats.reads_by_lease_total,
+            ),
+            (
                 "passwords_refused_total",
                 "Callers with a wrong name or password",
                 stats.passwords_refused_total,

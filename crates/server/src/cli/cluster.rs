@@ -68,8 +68,18 @@ pub async fn member(
 /// Asks every node for its own view. A node that does not answer is a line too, and the exit code says so.
 pub async fn status(client: &Client, printer: &mut Printer) -> Result<Exit, Failure> {
     let mut rows = vec![row([
-        "ENDPOINT", "NAME", "ROLE", "LEADS", "TERM", "REVISION", "APPLIED", "KEYS", "DISK",
-        "DURABLE", "ALARMS",
+        "ENDPOINT",
+        "NAME",
+        "ROLE",
+        "LEADS",
+        "TERM",
+        "REVISION",
+        "APPLIED",
+        "KEYS",
+        "DISK",
+        "DURABLE",
+        "LEASE-READS",
+        "ALARMS",
     ])];
     let mut exit = Exit::Ok;
     for (endpoint, result) in client.statuses().await {
@@ -91,6 +101,7 @@ pub async fn status(client: &Client, printer: &mut Printer) -> Result<Exit, Fail
                 status.keys.to_string(),
                 indicatif::HumanBytes(status.disk_bytes).to_string(),
                 if status.durable { "yes" } else { "NO" }.into(),
+                if status.lease_reads { "on" } else { "off" }.into(),
                 own_alarms(&status),
             ]),
             Err(error) => {

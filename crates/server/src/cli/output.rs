@@ -242,6 +242,7 @@ pub fn status(endpoint: &str, status: &NodeStatus) -> Value {
         "keys": status.keys,
         "disk_bytes": status.disk_bytes,
         "durable": status.durable,
+        "lease_reads": status.lease_reads,
         "clock_ms": status.clock_ms,
         "retention": retention(&status.retention),
         "feature_level": status.feature_level,

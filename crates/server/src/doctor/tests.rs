@@ -75,6 +75,7 @@ fn node(ordinal: u64) -> NodeSeen {
             replicas: 3,
         }),
         alarms: Vec::new(),
+        lease_reads: false,
     };
     NodeSeen {
         address: address(ordinal),

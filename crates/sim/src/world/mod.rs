@@ -49,7 +49,7 @@ use self::host::Host;
 use self::nemesis::Nemesis;
 use self::network::Network;
 use self::people::People;
-use self::plan::{Plan, Planted};
+use self::plan::{LeaseReads, Plan, Planted};
 use self::pod::{Ended, MOST_PODS, Order, Pod, Slot, StatefulSet};
 use self::trace::Trace;
 use crate::clients::FOREIGN;
@@ -421,6 +421,11 @@ impl World {
     fn start(&mut self, nth: usize) -> std::io::Result<()> {
         let plan = self.plan.clone();
         let set = self.set.clone();
+        let lease_reads = match plan.lease_reads {
+            LeaseReads::Off => false,
+            LeaseReads::Some => self.rng.random_bool(0.7),
+            LeaseReads::On => true,
+        };
         let pod = &mut self.pods[nth];
         let host = Host::new(pod.skew_ppm)?;
         let (orders, taken) = mpsc::unbounded_channel();
@@ -430,7 +435,10 @@ impl World {
             storage: pod.disk.attach(),
             set,
             slot: pod.slot.clone(),
-            configure: Arc::new(move |config| plan.configure(config)),
+            configure: Arc::new(move |config| {
+                plan.configure(config);
+                config.lease_reads = lease_reads;
+            }),
         };
         let main = host.spawn(process.run(taken));
         pod.running = Some(RunningPod { host, main, orders });

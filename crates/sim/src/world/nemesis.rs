@@ -9,7 +9,7 @@ use rand::{RngExt as _, SeedableRng as _};
 
 use super::clock::nanos;
 use super::disk::Trap;
-use super::plan::Planted;
+use super::plan::{LeaseReads, Planted};
 use super::pod::Order;
 use super::{Pause, World};
 use crate::history::Nanos;
@@ -212,7 +212,9 @@ impl World {
             }
             Fault::Pause => {
                 let nth = self.victim();
-                let pause = self.pause()?;
+                let mut pause = self.pause()?;
+                // What leases do not stand, as they say: a machine that is suspended.
+                pause.clock_goes |= self.plan.lease_reads != LeaseReads::Off;
                 let pod = &mut self.pods[nth];
                 pod.running.as_ref()?;
                 pod.pause = Some(pause);

@@ -38,6 +38,9 @@ pub enum Planted {
     /// [`podkv_node::planted::Bug::ClockAcrossRestart`].
     #[cfg(feature = "planted")]
     ClockAcrossRestart,
+    /// [`podkv_node::planted::Bug::LongLease`].
+    #[cfg(feature = "planted")]
+    LongLease,
 }
 
 #[cfg(feature = "planted")]
@@ -49,9 +52,19 @@ impl Planted {
             Self::ApplyAheadOfFsync => Some(Bug::ApplyAheadOfFsync),
             Self::PurgeAheadOfSnapshot => Some(Bug::PurgeAheadOfSnapshot),
             Self::ClockAcrossRestart => Some(Bug::ClockAcrossRestart),
+            Self::LongLease => Some(Bug::LongLease),
             _ => None,
         }
     }
+}
+
+/// Which pods have the setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseReads {
+    Off,
+    /// Each start of a pod draws anew: settings are mixed, and change.
+    Some,
+    On,
 }
 
 #[derive(Clone, Debug)]
@@ -76,6 +89,8 @@ pub struct Plan {
     pub crowds: u32,
     /// Pods' clocks go slower than the clients' by up to this, in parts of a million.
     pub skew_ppm: i32,
+    /// Leaders answer reads by their lease.
+    pub lease_reads: LeaseReads,
     pub planted: Option<Planted>,
     fast: bool,
     snapshot_log_bytes: u64,
@@ -103,7 +118,14 @@ impl Plan {
             watchers: rng.random_range(0..=2),
             rest: Duration::from_millis([30, 80, 200][rng.random_range(0..3)]),
         };
-        Self {
+        // Drawn apart: what else a seed decides stays as it was.
+        let mut leases = StdRng::seed_from_u64(seed ^ 0x1ea5e);
+        let lease_reads = match leases.random_range(0..10) {
+            0..6 => LeaseReads::Off,
+            6 => LeaseReads::Some,
+            _ => LeaseReads::On,
+        };
+        let mut plan = Self {
             seed,
             pods,
             scales: pods == 3 && rng.random_bool(0.15),
@@ -123,6 +145,7 @@ impl Plan {
             crowd,
             crowds: 2,
             skew_ppm: [0, 0, 1000, 20_000][rng.random_range(0..4)],
+            lease_reads,
             planted: None,
             fast: rng.random_bool(0.5),
             snapshot_log_bytes: 1 << rng.random_range(12..20),
@@ -135,7 +158,12 @@ impl Plan {
             },
             scrub_interval: Duration::from_secs([0, 1, 5][rng.random_range(0..3)]),
             stall_timeout: Duration::from_millis([500, 2000][rng.random_range(0..2)]),
+        };
+        // Two pods' clocks are then as far apart as 2 % too fast is from 2 % too slow.
+        if plan.lease_reads != LeaseReads::Off && leases.random_bool(0.5) {
+            plan.skew_ppm = 40_000;
         }
+        plan
     }
 
     /// The same, with a bug. Faults that it takes to see it are made.
@@ -148,6 +176,16 @@ impl Plan {
                 self.loses_volumes = true;
             }
             Some(Planted::LostRenewal) => self.crowd.lease_holders = 1,
+            #[cfg(feature = "planted")]
+            Some(Planted::LongLease) => {
+                // Elections are what it takes, and readers that stay with a leader that is cut off.
+                self.pods = 3;
+                self.lease_reads = LeaseReads::On;
+                self.crowd.fixed = 3;
+                self.crowd.rest = Duration::from_millis(30);
+                self.calm = Duration::from_millis(400);
+                self.trouble = Duration::from_secs(30);
+            }
             Some(Planted::ExpiredSession) => self.door.session_ttl = Duration::from_secs(2),
             _ => {}
         }

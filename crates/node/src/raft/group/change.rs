@@ -130,11 +130,17 @@ impl Group {
         let unchanged = Precondition::<TypeConfig>::LastMembershipLogId {
             last_membership_log_id: at,
         };
+        // What votes from when on is not known here before it is over.
+        let _no_lease = self.0.lease.suspend();
         let written = self
             .0
             .raft
             .change_membership_if(changes, leavers == Leavers::Stay, [unchanged])
             .await;
+        match &written {
+            Ok(response) => self.0.lease.members_from(position(&response.log_id)),
+            Err(_) => self.end_lease().await,
+        }
         match written {
             Ok(response) => Ok(position(&response.log_id)),
             Err(RaftError::APIError(error)) => Err(self.write_error(error)),
@@ -210,6 +216,7 @@ impl Group {
     /// everything before it is asked.
     pub async fn transfer_leadership(&self, to: Option<MemberId>) -> Result<MemberId> {
         let deadline = Instant::now() + 3 * self.0.timing.election_max;
+        let _no_lease = self.0.lease.suspend();
         let (seen, _) = self.look()?;
         let target = match to {
             Some(to) if to == self.0.node => return Ok(to),
@@ -225,9 +232,28 @@ impl Group {
         self.wait_matched(target, deadline).await?;
         // openraft asks once, and refuses proposals from here on. If the target does not take over, this
         // leader falls silent and the others elect one.
-        let asked = self.0.raft.trigger().transfer_leader(target.0).await;
-        asked.map_err(|fatal| stopped(&fatal))?;
+        self.ask_to_lead(target).await?;
         self.wait_leader(target, deadline).await
+    }
+
+    async fn ask_to_lead(&self, target: MemberId) -> Result<()> {
+        // In a task of its own: given up half-way by its caller, there could be a lease again.
+        let group = self.clone();
+        let task = self.0.tasks.spawn(async move {
+            let _no_lease = group.0.lease.suspend();
+            let asked = group.0.raft.trigger().transfer_leader(target.0).await;
+            group.end_lease().await;
+            asked.map_err(|fatal| stopped(&fatal))
+        });
+        task.await.unwrap_or_else(|_| Err(self.fatal()))
+    }
+
+    /// No lease in this term any more, nor in any that openraft was in when it did what it was asked before.
+    async fn end_lease(&self) {
+        let term = |state: &openraft::RaftState<TypeConfig>| state.vote_ref().leader_id.term;
+        // Raft has stopped, if there is none.
+        let term = self.0.raft.with_raft_state(term).await.unwrap_or(u64::MAX);
+        self.0.lease.end(term);
     }
 
     /// Until the target's log is as long as this one.

@@ -1,5 +1,7 @@
 //! Three groups over gRPC in memory: what a cluster promises, through the code that ships.
 
+mod lease;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -11,7 +13,7 @@ use tonic::{Status, Streaming};
 
 use super::super::machine::tests::Recorder;
 use super::*;
-use crate::identity::Identity;
+use crate::identity::{Identity, MarkerStore, promise};
 use crate::peer::gate::Gate;
 use crate::peer::header::PeerHeaders;
 use crate::peer::server::PeerServer;
@@ -53,6 +55,8 @@ struct Cluster {
     written: u64,
     /// Append streams that were ever opened.
     streams: Arc<AtomicUsize>,
+    /// Nodes that are started have leases.
+    lease_reads: bool,
 }
 
 /// These nodes are members from the start.
@@ -173,6 +177,7 @@ impl Cluster {
             ids,
             running,
             written: 0,
+            lease_reads: false,
         };
         for node in 0..nodes {
             cluster.start(node).await;
@@ -198,6 +203,18 @@ impl Cluster {
             name: format!("podkv-{node}"),
             peer_address: address(node),
             client_address: format!("podkv-{node}:2379"),
+        }
+    }
+
+    fn lease_terms(&self, markers: &dyn MarkerStore) -> LeaseTerms {
+        let promise = match self.lease_reads {
+            true => timing().election_max,
+            false => Duration::ZERO,
+        };
+        LeaseTerms {
+            reads: self.lease_reads,
+            promise,
+            promised_before: promise::begin(markers, promise).unwrap(),
         }
     }
 
@@ -229,6 +246,7 @@ impl Cluster {
         let group = Group::start(GroupParts {
             node: identity.node_id(),
             timing: timing(),
+            lease: self.lease_terms(&*volume.markers()),
             log: storage.log,
             state: storage.state.clone(),
             peers,

@@ -5,6 +5,7 @@
 //! that got all its answers leaves it behind for the next; one that broke off, or was cancelled, takes it along,
 //! since answers to its requests may still come.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use futures_util::{FutureExt, Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::errors::{RPCError, Timeout};
 use openraft::raft::{AppendEntriesRequest, StreamAppendResult};
+use podkv_api::MemberId;
 use podkv_proto::peer as wire;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -20,7 +22,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
 use super::super::freshness::Freshness;
-use super::super::types::TypeConfig;
+use super::super::leader_lease::LeaderLease;
+use super::super::types::{TypeConfig, position};
 use super::super::wire as convert;
 use super::{Answers, RpcError, malformed, unreachable};
 use crate::peer::pool::{PeerClient, PeerError, PeerLane};
@@ -72,8 +75,10 @@ impl Incoming {
 type Dialing = BoxFuture<'static, Result<PeerClient, PeerError>>;
 
 pub(super) struct AppendLane {
+    target: MemberId,
     lane: PeerLane,
     freshness: Arc<Freshness>,
+    lease: Arc<LeaderLease>,
     kept: Option<Kept>,
     /// A dial that did not end in time: the next session goes on with it. Began anew each time, a
     /// slow dial would never end.
@@ -82,10 +87,17 @@ pub(super) struct AppendLane {
 }
 
 impl AppendLane {
-    pub fn new(lane: PeerLane, freshness: Arc<Freshness>) -> Self {
+    pub fn new(
+        target: MemberId,
+        lane: PeerLane,
+        freshness: Arc<Freshness>,
+        lease: Arc<LeaderLease>,
+    ) -> Self {
         Self {
+            target,
             lane,
             freshness,
+            lease,
             kept: None,
             dialing: None,
             bad_sessions: 0,
@@ -123,7 +135,7 @@ impl AppendLane {
             lane: self,
             kept,
             input: Some(input),
-            unanswered: 0,
+            unanswered: VecDeque::new(),
             deadline: Instant::now() + timeout.timeout,
             timeout,
         };
@@ -172,7 +184,8 @@ struct Session<'s, S> {
     kept: Kept,
     /// `None` when it has ended.
     input: Option<S>,
-    unanswered: usize,
+    /// Of each request that is not answered yet: its term, and when it was sent.
+    unanswered: VecDeque<(u64, Instant)>,
     /// When the oldest unanswered request must have its answer.
     deadline: Instant,
     timeout: Timeout<TypeConfig>,
@@ -196,7 +209,7 @@ where
     async fn next(mut self) -> Option<(Item, Option<Self>)> {
         loop {
             // Looked at first: the input may have ended before the last answer came.
-            if self.input.is_none() && self.unanswered == 0 {
+            if self.input.is_none() && self.unanswered.is_empty() {
                 self.lane.bad_sessions = 0;
                 self.lane.kept = Some(self.kept);
                 return None;
@@ -225,7 +238,7 @@ where
         } = self;
         let send = async {
             match input {
-                Some(input) if *unanswered < WINDOW => {
+                Some(input) if unanswered.len() < WINDOW => {
                     if kept.requests.reserve().await.is_err() {
                         return Event::PeerGone;
                     }
@@ -239,33 +252,41 @@ where
             // Also without anything unanswered: the end of the stream shows here.
             answer = kept.answers.next() => Event::Answer(answer),
             event = send => event,
-            () = tokio::time::sleep_until(*deadline), if *unanswered > 0 => Event::TimedOut,
+            () = tokio::time::sleep_until(*deadline), if !unanswered.is_empty() => Event::TimedOut,
         }
     }
 
     fn send(&mut self, request: AppendEntriesRequest<TypeConfig>) {
         let header = (!self.kept.greeted).then(|| self.lane.lane.header());
         let age = self.lane.freshness.quorum_age_ms();
+        let term = request.vote.leader_id.term;
+        let committed = request.leader_commit.as_ref().map(position);
+        let sent = self.lane.lease.sending(committed);
         let request = convert::append_to_wire(header, request, age);
         // There is room: it was waited for, and nobody else sends. If the other end went away, the
         // answers say so.
         if self.kept.requests.try_send(request).is_ok() {
             self.kept.greeted = true;
         }
-        if self.unanswered == 0 {
+        if self.unanswered.is_empty() {
             self.deadline = Instant::now() + self.timeout.timeout;
         }
-        self.unanswered += 1;
+        self.unanswered.push_back((term, sent));
     }
 
     fn answered(mut self, answer: wire::AppendResponse) -> Option<(Item, Option<Self>)> {
-        let Some(unanswered) = self.unanswered.checked_sub(1) else {
+        let Some((term, sent)) = self.unanswered.pop_front() else {
             return self.failed(unreachable(&Status::internal("an answer to nothing")));
         };
-        self.unanswered = unanswered;
         self.deadline = Instant::now() + self.timeout.timeout;
+        let promise = answer.promise_ms;
         match convert::appended_from_wire(answer) {
             Ok(Ok(last)) => {
+                if let Some(promise) = promise {
+                    let promise = Duration::from_millis(promise.into());
+                    let lane = &self.lane;
+                    lane.lease.answered(lane.target, term, sent, promise);
+                }
                 self.lane.bad_sessions = 0;
                 Some((Ok(Ok(last)), Some(self)))
             }
@@ -289,18 +310,17 @@ mod tests {
     use std::io;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use openraft::network::RPCTypes;
-    use podkv_api::MemberId;
-
     use super::*;
     use crate::membership::PeerAddress;
     use crate::peer::header::PeerHeaders;
     use crate::peer::pool::{Lane, PeerPool};
     use crate::peer::settings::PeerSettings;
     use crate::peer::tests::identity;
+    use crate::raft::leader_lease::LeaseTerms;
     use crate::raft::types::Vote;
     use crate::storage::MemoryDisk;
     use crate::transport::{ByteStream, Listener, Transport};
+    use openraft::network::RPCTypes;
 
     /// Every port is closed.
     #[derive(Default)]
@@ -330,7 +350,8 @@ mod tests {
             ..PeerAddress::default()
         };
         let lane = pool.client(MemberId(2), &address, Lane::Append);
-        let mut lane = AppendLane::new(lane, Arc::default());
+        let lease = Arc::new(LeaderLease::new(MemberId(1), LeaseTerms::default()));
+        let mut lane = AppendLane::new(MemberId(2), lane, Arc::default(), lease);
         let ttl = Duration::from_secs(1);
         let timeout = Timeout {
             action: RPCTypes::AppendEntries,
