@@ -104,7 +104,7 @@ mod tests {
     }
 
     /// Written by the first release that made promises.
-    const GOLDEN: &str = "";
+    const GOLDEN: &str = "011300000000030000004dbcfb0dfbb004";
 
     #[test]
     fn a_damaged_record_is_not_taken_for_no_promise() {

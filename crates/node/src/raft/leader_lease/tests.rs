@@ -232,6 +232,33 @@ async fn answers_count_in_their_term_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_promised_in_an_earlier_term_does_not_count() {
+    let rig = Rig::new(terms());
+    rig.leads(5, &[1, 2, 3, 4, 5]);
+    rig.answer(2);
+    rig.answer(3);
+    rig.leads(7, &[1, 2, 3, 4, 5]);
+    let sent = rig.lease.sending(None);
+    rig.lease.answered(MemberId(4), 7, sent, PROMISE);
+    assert_eq!(
+        rig.term(),
+        None,
+        "one of two others has promised in this term"
+    );
+    rig.lease.answered(MemberId(2), 7, sent, PROMISE);
+    assert_eq!(rig.term(), Some(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_campaigns_has_no_lease_of_an_earlier_term() {
+    let rig = Rig::leading();
+    assert!(rig.lease.campaign(6, false));
+    assert_eq!(rig.term(), None);
+    rig.answer(3);
+    assert_eq!(rig.term(), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_vote_that_is_given_ends_the_lease_for_good() {
     let rig = Rig::leading();
     let voting = rig.lease.admit_vote(6, false).unwrap();
