@@ -19,13 +19,29 @@ fn others(of: usize) -> [usize; 2] {
     [(of + 1) % 3, (of + 2) % 3]
 }
 
-/// Until one read of this node is answered by the lease.
-async fn reads_by_lease(node: &Node) {
-    let before = node.stats().reads_by_lease_total;
-    while node.stats().reads_by_lease_total == before {
-        // It may not lead any more.
+/// Until one read of the leader is answered by its lease; returns who that is.
+async fn reads_by_lease(cluster: &TestCluster) -> usize {
+    loop {
+        // It may be another one the next time.
+        let leader = cluster.leader().await;
+        let node = cluster.node(leader);
+        let before = node.stats().reads_by_lease_total;
         let _ = node.get(KEY).await;
+        if node.stats().reads_by_lease_total > before {
+            return leader;
+        }
     }
+}
+
+/// Until that node leads.
+async fn make_leader(cluster: &TestCluster, index: usize) -> Node {
+    let node = cluster.node(index);
+    while !node.is_leader() {
+        let leader = cluster.node(cluster.leader().await);
+        // It may have lost its place meanwhile.
+        let _ = leader.transfer_leadership(Some(node.id())).await;
+    }
+    node
 }
 
 /// Readers that check each answer: it must not be older than what was acknowledged before the question.
@@ -82,7 +98,8 @@ async fn the_leader_asks_nobody_and_followers_ask_only_it() {
     let leader = cluster.leader().await;
     let node = cluster.node(leader);
     node.put(Put::new(KEY, "value")).await.unwrap();
-    reads_by_lease(&node).await;
+    let leader = reads_by_lease(&cluster).await;
+    let node = cluster.node(leader);
     let follower = cluster.node(others(leader)[0]);
     let before = node.stats().reads_by_lease_total;
     while node.stats().reads_by_lease_total == before {
@@ -123,7 +140,7 @@ async fn a_leader_that_is_cut_off_answers_nothing_from_the_past() {
     for _ in 0..5 {
         let leader = cluster.leader().await;
         readers.write(&cluster.node(leader), 5).await;
-        reads_by_lease(&cluster.node(leader)).await;
+        let leader = reads_by_lease(&cluster).await;
         let name = |index| format!("podkv-{index}:2380");
         for other in others(leader) {
             cluster.network().cut_both(&name(leader), &name(other));
@@ -156,12 +173,10 @@ async fn a_leader_that_hands_over_answers_nothing_from_the_past() {
         }
     }
     for _ in 0..10 {
-        let leader = cluster.leader().await;
-        reads_by_lease(&cluster.node(leader)).await;
+        let leader = reads_by_lease(&cluster).await;
         // It may fail, as long as nobody reads what is old.
-        let moved = cluster.node(leader).transfer_leadership(None).await;
+        let _ = cluster.node(leader).transfer_leadership(None).await;
         let leader = cluster.leader().await;
-        let _ = moved;
         readers.write(&cluster.node(leader), 20).await;
     }
     readers.end().await;
@@ -173,7 +188,7 @@ async fn a_leader_that_hands_over_answers_nothing_from_the_past() {
 async fn nodes_that_start_again_keep_their_promises() {
     let mut cluster = with_leases(3).await;
     for _ in 0..4 {
-        let leader = cluster.leader().await;
+        let leader = reads_by_lease(&cluster).await;
         let mut readers = Readers::new();
         readers.written.store(
             cluster
@@ -187,7 +202,6 @@ async fn nodes_that_start_again_keep_their_promises() {
         for _ in 0..3 {
             readers.read_from(cluster.node(leader));
         }
-        reads_by_lease(&cluster.node(leader)).await;
         let name = |index| format!("podkv-{index}:2380");
         for other in others(leader) {
             cluster.network().cut_both(&name(leader), &name(other));
@@ -223,12 +237,8 @@ async fn nodes_that_start_again_keep_their_promises() {
 async fn settings_may_be_mixed() {
     let only_first = |config: &mut NodeConfig| config.lease_reads = config.name == "podkv-0";
     let cluster = cluster_with(3, only_first).await;
-    let first = cluster.node(0);
+    let first = make_leader(&cluster, 0).await;
     first.put(Put::new(KEY, "value")).await.unwrap();
-    if !first.is_leader() {
-        let leader = cluster.node(cluster.leader().await);
-        leader.transfer_leadership(Some(first.id())).await.unwrap();
-    }
     for _ in 0..100 {
         first.get(KEY).await.unwrap();
     }
@@ -239,19 +249,11 @@ async fn settings_may_be_mixed() {
 
     let but_last = |config: &mut NodeConfig| config.lease_reads = config.name != "podkv-2";
     let cluster = cluster_with(3, but_last).await;
-    let first = cluster.node(0);
-    while !first.is_leader() {
-        let leader = cluster.node(cluster.leader().await);
-        let _ = leader.transfer_leadership(Some(first.id())).await;
-    }
-    tokio::time::timeout(Duration::from_secs(60), reads_by_lease(&first))
+    make_leader(&cluster, 0).await;
+    tokio::time::timeout(Duration::from_secs(60), reads_by_lease(&cluster))
         .await
         .expect("its own promise and another one are a majority");
-    let last = cluster.node(2);
-    while !last.is_leader() {
-        let leader = cluster.node(cluster.leader().await);
-        let _ = leader.transfer_leadership(Some(last.id())).await;
-    }
+    let last = make_leader(&cluster, 2).await;
     for _ in 0..100 {
         last.get(KEY).await.unwrap();
     }
