@@ -6,6 +6,7 @@ mod etcd_leader_change;
 mod etcd_limits;
 mod exactly_once;
 mod files;
+mod full_disk;
 mod group_commit;
 mod import_etcd;
 mod kills;
