@@ -58,7 +58,7 @@ pub const TARGETS: &[Target] = &[
     target("settings", doors::settings, 3_000),
     target("manifest", doors::manifest, 3_000),
     target("names", doors::names, 5_000),
-    target("api", api::run, 10),
+    target("api", api::run, 3),
 ];
 
 /// Runs a target by its name.

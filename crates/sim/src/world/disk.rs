@@ -11,15 +11,15 @@
 //!   one is chance, because now and then the disk flushes it by itself, as RocksDB does with a full memtable.
 //! - **An error** comes before the step was done or after it, so that nobody may conclude anything from it.
 
+mod rot;
+
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use podkv_api::{Incarnation, MemberId};
-use podkv_core::{Scan, View, ViewError};
 use podkv_node::identity::{Aside, IdentityFile, MarkerStore};
 use podkv_node::storage::{
     Checkpoint, CheckpointFile, Crash, DiskTime, LogRecovery, LogStore, LogWrite, MemoryDisk,
@@ -29,6 +29,7 @@ use podkv_node::storage::{
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
+use self::rot::{RottenView, Staged, damaged};
 use super::clock::Clock;
 use super::network::Network;
 use super::plan::Planted;
@@ -588,70 +589,6 @@ impl StateStore for StateDisk {
 
     fn workers(&self) -> Workers {
         self.0.workers(false)
-    }
-}
-
-/// A snapshot that is being received.
-struct Staged {
-    disk: Disk,
-    inner: Arc<dyn StagedCheckpoint>,
-}
-
-impl StagedCheckpoint for Staged {
-    fn offsets(&self) -> Vec<u64> {
-        self.inner.offsets()
-    }
-
-    fn write(&self, file: usize, offset: u64, data: &[u8]) -> Result<(), TransferError> {
-        let mut turned = data.to_vec();
-        let mut state = self.disk.state();
-        if std::mem::take(&mut state.rots_snapshot) && !turned.is_empty() {
-            *state.steps.entry(ROTTEN_SNAPSHOT).or_default() += 1;
-            let at = state.rng.random_range(0..turned.len());
-            turned[at] ^= 1 << state.rng.random_range(0..8);
-        }
-        drop(state);
-        self.inner.write(file, offset, &turned)
-    }
-
-    fn is_complete(&self) -> bool {
-        self.inner.is_complete()
-    }
-
-    /// The store knows its own.
-    fn as_any(&self) -> &dyn std::any::Any {
-        self.inner.as_any()
-    }
-}
-
-/// A view of a state in which a bit has turned.
-struct RottenView {
-    view: Arc<dyn StateView>,
-    rotten: Bytes,
-}
-
-fn damaged() -> StorageError {
-    StorageError::damaged(Path::new("state"), "a checksum is wrong")
-}
-
-fn unreadable() -> ViewError {
-    ViewError::storage("reading the state", damaged())
-}
-
-impl View for RottenView {
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ViewError> {
-        match self.rotten == key {
-            true => Err(unreadable()),
-            false => self.view.get(key),
-        }
-    }
-
-    fn scan<'a>(&'a self, start: &[u8], end: &[u8], reverse: bool) -> Scan<'a> {
-        let records = self.view.scan(start, end, reverse);
-        Box::new(records.map(move |record| match record {
-            Ok((key, _)) if key == self.rotten => Err(unreadable()),
-            record => record,
-        }))
     }
 }
 
