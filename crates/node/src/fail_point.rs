@@ -9,6 +9,10 @@
 macro_rules! points {
     ($($(#[doc = $doc:literal])+ $point:ident = $name:literal,)+) => {
         /// A place.
+        #[cfg_attr(
+            not(feature = "rocksdb"),
+            expect(dead_code, reason = "memory storage has no pointer to a state")
+        )]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum Point {
             $($(#[doc = $doc])+ $point,)+
