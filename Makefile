@@ -56,12 +56,15 @@ flags: setup
 examples: build
 	@.ci/examples
 
+# A test that hangs is to be a failure with a name: each program of tests has half an hour, several times what it needs.
+BOUNDED := $(if $(shell command -v timeout),--config "target.'cfg(all())'.runner = 'timeout --foreground 1800'")
+
 # The tests wait for fsyncs: what the compiler wrote goes to the disk first, or they wait for that.
 test: build
 	@.ci/etcd
 	$(CARGO) test --locked --workspace --no-run
 	sync
-	$(CARGO) test --locked --workspace
+	$(CARGO) $(BOUNDED) test --locked --workspace
 
 # `make test` plays half a minute of it. What is checked, and how: RELIABILITY.md.
 MINUTES ?= 10

@@ -296,17 +296,28 @@ impl ProcessCluster {
 
     /// A figure from a node's `/metrics`; `None` while the page does not hold it.
     pub async fn metric(&self, index: usize, name: &str) -> Option<f64> {
-        let mut stream = TcpStream::connect(&self.specs[index].admin).await.ok()?;
-        let request = "GET /metrics HTTP/1.1\r\nHost: podkv\r\nConnection: close\r\n\r\n";
-        stream.write_all(request.as_bytes()).await.ok()?;
-        let mut page = String::new();
-        stream.read_to_string(&mut page).await.ok()?;
+        let page = self.page(index, "/metrics").await?;
         page.lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
             .and_then(|value| value.parse().ok())
     }
 
-    /// Waits until the node answers a linearizable read.
+    /// What a node answers on its port for administration, with the head.
+    async fn page(&self, index: usize, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(&self.specs[index].admin).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: podkv\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await.ok()?;
+        Some(page)
+    }
+
+    async fn says_ready(&self, index: usize) -> bool {
+        let page = self.page(index, "/readyz").await;
+        page.is_some_and(|page| page.starts_with("HTTP/1.1 200"))
+    }
+
+    /// Waits until the node answers a linearizable read, and says that it is ready.
     ///
     /// # Panics
     /// If it does not within a minute, or ends; with the node's log.
@@ -318,7 +329,7 @@ impl ProcessCluster {
             let client = self.client_of(index);
             let answer = client.get("ready").await;
             client.close().await;
-            if answer.is_ok() {
+            if answer.is_ok() && self.says_ready(index).await {
                 return;
             }
             let node = self.nodes[index].as_mut().expect("it was started");

@@ -5,6 +5,7 @@
 //! be accepted, and nothing may match on it.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::cluster::MemberId;
 use crate::kv::Revision;
@@ -198,6 +199,10 @@ pub struct LeaderHint {
     pub client_address: String,
 }
 
+/// What a node that is overloaded advises. Most of what it has taken is answered by then, and some thousands of clients
+/// that come back ten times a second cost it little.
+const OVERLOADED_RETRY_AFTER: Duration = Duration::from_millis(100);
+
 /// The one error of podkv. Cheap to move.
 #[derive(Clone)]
 pub struct Error(Box<Inner>);
@@ -209,6 +214,7 @@ struct Inner {
     outcome_unknown: bool,
     leader: Option<LeaderHint>,
     revision: Revision,
+    retry_after: Option<Duration>,
     source: Option<std::sync::Arc<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -220,6 +226,7 @@ impl Error {
             outcome_unknown: false,
             leader: None,
             revision: 0,
+            retry_after: matches!(reason, Reason::Overloaded).then_some(OVERLOADED_RETRY_AFTER),
             source: None,
         }))
     }
@@ -250,6 +257,12 @@ impl Error {
         self
     }
 
+    /// Advice of whoever answered, in place of this crate's own.
+    pub fn with_retry_after(mut self, advice: Option<Duration>) -> Self {
+        self.0.retry_after = advice;
+        self
+    }
+
     /// The write may or may not have been, or still be, applied.
     pub fn with_unknown_outcome(mut self) -> Self {
         self.0.outcome_unknown = true;
@@ -272,6 +285,12 @@ impl Error {
     /// is safe to repeat only inside its session.
     pub fn is_retryable(&self) -> bool {
         matches!(self.kind(), ErrorKind::Unavailable) || matches!(self.reason(), Reason::Overloaded)
+    }
+
+    /// How long to wait before the next try, if there is advice: what is overloaded gives some. Add jitter, so that those
+    /// who were refused together do not come back together.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
     }
 
     /// True if a write may have been applied although it failed. Never read it as "not applied".
@@ -307,6 +326,7 @@ impl fmt::Debug for Error {
             .field("outcome_unknown", &self.0.outcome_unknown)
             .field("leader", &self.0.leader)
             .field("revision", &self.0.revision)
+            .field("retry_after", &self.0.retry_after)
             .field("source", &self.0.source)
             .finish()
     }

@@ -4,6 +4,7 @@
 //! backoff that grows, so that an outage is met by a few attempts a second and not by a busy loop.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use podkv_api::{Error, ErrorKind, Reason};
 use tokio::time::{Instant, sleep_until};
@@ -31,6 +32,8 @@ pub(crate) struct Attempts {
     asked: Vec<Arc<Endpoint>>,
     rounds: u32,
     count: u32,
+    /// The longest time that a node advised to wait, in this round.
+    advised: Duration,
     last: Option<Error>,
     /// Attempts that ended with a token that was refused. One is an accident.
     tokens_refused: u32,
@@ -51,6 +54,7 @@ impl Attempts {
             asked: Vec::new(),
             rounds: 0,
             count: 0,
+            advised: Duration::ZERO,
             last: None,
             tokens_refused: 0,
         }
@@ -88,7 +92,8 @@ impl Attempts {
             // Of this call's own, beside the endpoints' rest: one that answers and then fails, again and
             // again, is woken by each answer.
             self.rounds += 1;
-            let until = awake_at.max(now + self.runtime.settings.backoff(self.rounds));
+            let advised = std::mem::take(&mut self.advised);
+            let until = awake_at.max(now + advised + self.runtime.settings.backoff(self.rounds));
             let until = self.deadline.map_or(until, |at| until.min(at));
             tokio::select! {
                 () = self.runtime.stop.cancelled() => return None,
@@ -131,6 +136,7 @@ impl Attempts {
         if let Some(leader) = error.leader() {
             self.endpoints.hinted(leader);
         }
+        self.advised = self.advised.max(error.retry_after().unwrap_or_default());
         self.last = Some(endpoint.explain(failure.error.clone()));
     }
 

@@ -180,7 +180,10 @@ impl Nemesis<'_> {
                 960..975 if has_place => self.fill().await?,
                 975..983 if self.wanted.corruption => self.corrupt().await?,
                 983..992 if self.wanted.sick_disks => self.fail_disk().await?,
-                992.. if self.wanted.sick_disks => self.slow_disks().await?,
+                // Nodes that end at fail points are elections of their own.
+                992.. if self.wanted.sick_disks && !self.wanted.fail_points => {
+                    self.slow_disks().await?
+                }
                 _ => self.kill().await?,
             }
         }
@@ -220,12 +223,13 @@ impl Nemesis<'_> {
                 self.start(node)?;
                 continue;
             }
-            match self.bad_files[node].take() {
-                Some(file) => self.empty_volume(node, &file, &why)?,
-                None if std::mem::take(&mut self.failing[node]) => {
-                    self.faults.failed_disk_ends += 1
-                }
-                None => self.complaints.push(why),
+            // Whatever is bad in its files, it was the disk that it ended of.
+            if std::mem::take(&mut self.failing[node]) {
+                self.faults.failed_disk_ends += 1;
+            } else if let Some(file) = self.bad_files[node].take() {
+                self.empty_volume(node, &file, &why)?;
+            } else {
+                self.complaints.push(why);
             }
             self.start(node)?;
         }

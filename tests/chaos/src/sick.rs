@@ -10,6 +10,17 @@ use std::time::Duration;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 
+/// How the program is called, before what it is to do.
+const STRACE: [&str; 7] = [
+    "strace",
+    "-D",
+    "-f",
+    "--seccomp-bpf",
+    "-qq",
+    "-o",
+    "/dev/null",
+];
+
 /// What is wrong with a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sickness {
@@ -45,37 +56,18 @@ impl Sickness {
         };
         let trace = format!("trace={calls}");
         let inject = format!("inject={calls}:{what}");
-        let parts = [
-            "strace",
-            "-D",
-            "-f",
-            "--seccomp-bpf",
-            "-qq",
-            "-o",
-            "/dev/null",
-            "-e",
-            &trace,
-            "-e",
-            &inject,
-        ];
-        parts.map(String::from).into()
+        let mut prefix: Vec<_> = STRACE.map(String::from).into();
+        prefix.extend(["-e".into(), trace, "-e".into(), inject]);
+        prefix
     }
 }
 
 /// Why there can be no sick disks here; `None` if there can.
 pub fn missing() -> Option<String> {
-    let tried = Command::new("strace")
-        .args([
-            "-D",
-            "-f",
-            "--seccomp-bpf",
-            "-qq",
-            "-o",
-            "/dev/null",
-            "-e",
-            "trace=fsync",
-            "true",
-        ])
+    let [program, options @ ..] = STRACE;
+    let tried = Command::new(program)
+        .args(options)
+        .args(["-e", "trace=fsync", "true"])
         .stdin(Stdio::null())
         .output();
     match tried {

@@ -23,15 +23,15 @@ use tonic::Code;
 
 use crate::proxy::Proxy;
 
-const MIB: u64 = 1 << 20;
+pub const MIB: u64 = 1 << 20;
 
 /// What a node holds in memory, in bytes.
-fn memory(cluster: &ProcessCluster) -> u64 {
-    of_memory(cluster, "VmRSS:")
+pub fn memory(cluster: &ProcessCluster, node: usize) -> u64 {
+    of_memory(cluster, node, "VmRSS:")
 }
 
-fn of_memory(cluster: &ProcessCluster, what: &str) -> u64 {
-    let pid = cluster.nodes[0].as_ref().unwrap().pid();
+fn of_memory(cluster: &ProcessCluster, node: usize, what: &str) -> u64 {
+    let pid = cluster.nodes[node].as_ref().unwrap().pid();
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(what));
     let kib: u64 = line
@@ -45,7 +45,7 @@ fn of_memory(cluster: &ProcessCluster, what: &str) -> u64 {
 
 #[track_caller]
 fn assert_grew_less(cluster: &ProcessCluster, before: u64, bound: u64) {
-    let now = memory(cluster);
+    let now = memory(cluster, 0);
     eprintln!("memory: {} MiB before, {} MiB now", before / MIB, now / MIB);
     assert!(
         now < before + bound,
@@ -57,14 +57,14 @@ fn assert_grew_less(cluster: &ProcessCluster, before: u64, bound: u64) {
 }
 
 /// Another client of the same node, which writes and watches all the while.
-struct Bystander {
+pub struct Bystander {
     stop: oneshot::Sender<()>,
     served: watch::Receiver<u64>,
     task: JoinHandle<()>,
 }
 
 impl Bystander {
-    async fn start(cluster: &ProcessCluster) -> Self {
+    pub async fn start(cluster: &ProcessCluster) -> Self {
         let etcd = Etcd::connect(&cluster.specs[0].client).await;
         let mut watches = etcd.watch().await;
         watches.create("bystander", false, 0).await;
@@ -108,7 +108,7 @@ impl Bystander {
     }
 
     /// It was served to the end, and still is.
-    async fn was_served(self) {
+    pub async fn was_served(self) {
         self.is_served(1).await;
         let _ = self.stop.send(());
         let ended = tokio::time::timeout(PATIENCE, self.task).await;
@@ -141,7 +141,7 @@ async fn a_hundred_thousand_watches_on_one_stream() {
     const WATCHES: usize = 100_000;
     let cluster = node().await;
     let bystander = Bystander::start(&cluster).await;
-    let before = memory(&cluster);
+    let before = memory(&cluster, 0);
     let client = Etcd::connect(&cluster.specs[0].client).await;
     let mut watches = client.watch().await;
     let requests = watches.requests.clone().unwrap();
@@ -209,7 +209,7 @@ async fn clients_that_do_not_read_their_watches() {
         assert!(watches.next().await.created);
         stuck.push(watches);
     }
-    let before = memory(&cluster);
+    let before = memory(&cluster, 0);
     write(WRITES).await;
     write(WRITES).await;
     assert_grew_less(&cluster, before, 128 * MIB);
@@ -298,8 +298,8 @@ fn refused(answers: &[Response<RecvStream>]) -> usize {
 
 /// The most that the node ever held.
 #[track_caller]
-fn assert_never_more(cluster: &ProcessCluster, bound: u64) {
-    let peak = of_memory(cluster, "VmHWM:");
+pub fn assert_never_more(cluster: &ProcessCluster, node: usize, bound: u64) {
+    let peak = of_memory(cluster, node, "VmHWM:");
     eprintln!("memory: never more than {} MiB", peak / MIB);
     assert!(
         peak < bound,
@@ -321,7 +321,7 @@ async fn a_client_that_does_not_read_its_answers() {
         let put = put(format!("large/{number:02}"), vec![b'v'; MIB as usize]);
         writer.kv().put(put).await.unwrap();
     }
-    let before = memory(&cluster);
+    let before = memory(&cluster, 0);
     let single = get("large/00");
     let all = pb::RangeRequest {
         range_end: "large0".into(),
@@ -334,7 +334,7 @@ async fn a_client_that_does_not_read_its_answers() {
         let refused = refused(&answers);
         eprintln!("no window: {refused} of {calls} refused");
         assert!(0 < refused && refused < calls);
-        assert_never_more(&cluster, before + BOUND);
+        assert_never_more(&cluster, 0, before + BOUND);
         deaf.connection.abort();
         // Or it lets everything through, and does not read its socket.
         let proxy = Proxy::start(cluster.specs[0].client.clone()).await;
@@ -342,7 +342,7 @@ async fn a_client_that_does_not_read_its_answers() {
         proxy.hold_answers();
         let (answers, ()) = tokio::join!(deaf.calls(&request, calls), async {
             bystander.is_served(50).await;
-            assert_never_more(&cluster, before + BOUND);
+            assert_never_more(&cluster, 0, before + BOUND);
             proxy.let_answers_through();
         });
         let refused = self::refused(&answers);
@@ -364,7 +364,7 @@ async fn a_client_that_does_not_end_its_requests() {
     const CALLS: usize = 2000;
     let cluster = node().await;
     let bystander = Bystander::start(&cluster).await;
-    let before = memory(&cluster);
+    let before = memory(&cluster, 0);
     let deaf = Deaf::connect(&cluster.specs[0].client, (1 << 31) - 1).await;
     let mut frame = vec![0];
     frame.extend((MIB as u32).to_be_bytes());
@@ -398,7 +398,7 @@ async fn a_client_that_does_not_end_its_requests() {
     }
     eprintln!("{refused} of {CALLS} refused");
     assert!(refused > 0);
-    assert_never_more(&cluster, before + BOUND);
+    assert_never_more(&cluster, 0, before + BOUND);
     // The client is gone: so is what it had begun.
     deaf.connection.abort();
     drop((calls, answers));

@@ -2,31 +2,19 @@
 //! and whoever comes back from before finds out, puts its data aside and joins anew.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::Duration;
 
 use podkv_api::{Incarnation, MemberRole, Put, Store as _};
-use podkv_tests::process::{ProcessCluster, podkv_binary};
+use podkv_tests::process::ProcessCluster;
 
-use crate::local_state;
+use crate::{local_state, on_volume, text};
 
 const RAISE: u64 = 1 << 32;
 
 /// `podkv recover` on the volume of a node that is stopped.
 fn recover(cluster: &ProcessCluster, index: usize, args: &[&str]) -> Output {
-    Command::new(podkv_binary())
-        .arg("recover")
-        .arg("--data-dir")
-        .arg(&cluster.specs[index].data_dir)
-        .args(args)
-        .env_clear()
-        .output()
-        .expect("the podkv binary runs")
-}
-
-fn text(output: &Output) -> String {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    text(&output.stdout) + &text(&output.stderr)
+    on_volume(cluster, index, &["recover"], args)
 }
 
 /// Asks, reads the word, confirms.

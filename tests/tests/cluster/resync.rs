@@ -2,28 +2,16 @@
 //! id, and nothing that was acknowledged is lost.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 use std::time::Duration;
 
 use podkv_api::{MemberId, MemberRole, Put, Store as _};
-use podkv_tests::process::{ProcessCluster, podkv_binary};
+use podkv_tests::process::ProcessCluster;
 
-use crate::local_state;
+use crate::{local_state, on_volume, text};
 
 fn resync(cluster: &ProcessCluster, index: usize, args: &[&str]) -> Output {
-    Command::new(podkv_binary())
-        .args(["-o", "json", "resync"])
-        .arg("--data-dir")
-        .arg(&cluster.specs[index].data_dir)
-        .args(args)
-        .env_clear()
-        .output()
-        .expect("the podkv binary runs")
-}
-
-fn text(output: &Output) -> String {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    text(&output.stdout) + &text(&output.stderr)
+    on_volume(cluster, index, &["-o", "json", "resync"], args)
 }
 
 fn done(output: &Output) -> serde_json::Value {

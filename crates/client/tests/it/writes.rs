@@ -191,6 +191,20 @@ async fn a_refusal_at_the_door_says_nothing_about_a_lost_attempt() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_comes_back_when_an_overloaded_node_says() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client().await;
+    client.put(Put::new("before", "")).await.unwrap();
+    let advice = Duration::from_secs(3);
+    let full = Error::new(Reason::Overloaded, "full").with_retry_after(Some(advice));
+    cluster.each(|faults| faults.refuse = Some((full.clone(), 1)));
+    let begun = Instant::now();
+    client.put(Put::new("k", "v")).await.unwrap();
+    let waited = begun.elapsed();
+    assert!(waited >= advice && waited < 2 * advice, "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_large_write_goes_alone_and_one_that_is_too_large_is_refused_alone() {
     let cluster = Cluster::start(2).await;
     let client = cluster.client().await;

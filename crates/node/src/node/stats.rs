@@ -105,8 +105,10 @@ impl Node {
         let log: LogStats = self.0.group.log_stats();
         let snapshots: SnapshotStats = self.0.group.snapshot_stats();
         let watch: WatchStats = self.0.watches.stats();
+        // Let go of at once: what is asked below borrows it again, and with a change in between both would wait for ever.
+        let role = self.0.group.state().borrow().role;
         NodeStats {
-            role: match self.0.group.state().borrow().role {
+            role: match role {
                 Role::Learner => "learner",
                 Role::Follower => "follower",
                 Role::Candidate => "candidate",

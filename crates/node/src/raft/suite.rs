@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
+use tokio::runtime::Handle;
 
 use super::log::{Log, Writer};
 use super::machine::Machine;
 use super::machine::tests::Recorder;
 use super::types::TypeConfig;
-use crate::storage::{MemoryDisk, Storage};
+use crate::storage::{MemoryDisk, Storage, Worker};
 
 /// A fresh volume, and what must outlive the stores on it.
 trait Volumes: Send + Sync {
@@ -20,20 +21,40 @@ trait Volumes: Send + Sync {
 
 struct Builder<V>(V);
 
-fn adapters(storage: Storage) -> (Writer, Log, Machine) {
-    // No cache: entries are read from the store.
-    let (log, writer) = Log::open(storage.log, 0).unwrap();
-    // The suite applies entries that no log ever held, so nothing is waited for.
-    let events = Arc::new(Recorder::default());
-    let (machine, _thread) = Machine::open(storage.state, events, Arc::default(), None).unwrap();
-    (writer, log, machine)
+/// Dropped after the log and the machine. Waits for their threads: one that still closed its store while the program
+/// ends would find RocksDB's statics gone.
+struct Guard<G> {
+    threads: Option<(Writer, Worker)>,
+    _volume: G,
 }
 
-impl<V: Volumes> StoreBuilder<TypeConfig, Log, Machine, (V::Guard, Writer)> for Builder<V> {
-    async fn build(&self) -> Result<((V::Guard, Writer), Log, Machine), StorageError<TypeConfig>> {
-        let (guard, storage) = self.0.open();
-        let (writer, log, machine) = adapters(storage);
-        Ok(((guard, writer), log, machine))
+impl<G> Drop for Guard<G> {
+    fn drop(&mut self) {
+        let Some((writer, apply)) = self.threads.take() else {
+            return;
+        };
+        tokio::task::block_in_place(|| {
+            Handle::current().block_on(async {
+                writer.stop().await;
+                assert!(apply.join().await, "the apply thread panicked");
+            });
+        });
+    }
+}
+
+impl<V: Volumes> StoreBuilder<TypeConfig, Log, Machine, Guard<V::Guard>> for Builder<V> {
+    async fn build(&self) -> Result<(Guard<V::Guard>, Log, Machine), StorageError<TypeConfig>> {
+        let (volume, storage) = self.0.open();
+        // No cache: entries are read from the store.
+        let (log, writer) = Log::open(storage.log, 0).unwrap();
+        // The suite applies entries that no log ever held, so nothing is waited for.
+        let events = Arc::new(Recorder::default());
+        let (machine, apply) = Machine::open(storage.state, events, Arc::default(), None).unwrap();
+        let guard = Guard {
+            threads: Some((writer, apply)),
+            _volume: volume,
+        };
+        Ok((guard, log, machine))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Writes on their way to the log.
 //!
-//! [`Writer::write`] admits a proposal (bounded count and bytes), hands it to one router task and waits
+//! [`Writer::write`] admits a proposal (bounded count, bytes and wait), hands it to one router task and waits
 //! for its outcome. The router sends everything that queued meanwhile in one go:
 //!
 //! - on the **leader**, as one log entry, with a few entries in flight. While they are on their way to
@@ -209,8 +209,9 @@ impl Writer {
             self.alarms.check_space()?;
         }
         let bytes = proposal.size();
-        let permit = self.admission.admit(bytes)?;
-        let deadline = Instant::now() + timeout;
+        let now = Instant::now();
+        let permit = self.admission.admit(bytes, now)?;
+        let deadline = now + timeout;
         let (reply, answer) = oneshot::channel();
         let exposure = Arc::new(Exposure::default());
         let pending = Pending {
@@ -228,7 +229,12 @@ impl Writer {
             return Err(stopping());
         }
         match tokio::time::timeout_at(deadline, answer).await {
-            Ok(Ok(result)) => result,
+            Ok(Ok(result)) => {
+                if result.is_ok() {
+                    self.admission.decided(bytes);
+                }
+                result
+            }
             Ok(Err(_dropped)) => Err(given_up(&exposure, stopping())),
             Err(_elapsed) => Err(given_up(&exposure, self.timed_out(timeout))),
         }
@@ -310,7 +316,7 @@ mod tests {
                 reply,
                 exposure: Arc::default(),
                 maybe_executed: false,
-                _permit: Admission::new(1, 1).admit(0).unwrap(),
+                _permit: Admission::new(1, 1).admit(0, Instant::now()).unwrap(),
             };
             pending.again_after(before).answer(Err(refused.clone()));
             let told = answer.try_recv().unwrap().unwrap_err();

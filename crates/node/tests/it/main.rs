@@ -10,6 +10,9 @@ mod cluster;
 mod damage;
 
 #[cfg(feature = "testing")]
+mod figures;
+
+#[cfg(feature = "testing")]
 mod identity;
 
 #[cfg(feature = "testing")]

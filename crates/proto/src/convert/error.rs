@@ -4,20 +4,26 @@
 //!   gRPC status: code, message = the error's text
 //!     grpc-status-details-bin: google.rpc.Status { code, message, details }
 //!       details[0]: Any { type.googleapis.com/podkv.v1.Error }
+//!       details[1]: Any { type.googleapis.com/google.rpc.RetryInfo }, if there is advice when to come back
+//!     grpc-retry-pushback-ms: the same for gRPC's own retries (its proposal A6)
 //! ```
 //!
-//! podkv's own clients read the detail. The code is for everybody else: proxies, dashboards,
+//! podkv's own clients read the first detail. The rest is for everybody else: proxies, dashboards,
 //! clients without the protos.
 
 use std::error::Error as _;
+use std::time::Duration;
 
 use podkv_api::{Error, ErrorKind, LeaderHint, MemberId, Reason};
 use prost::Message;
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
 use crate::{rpc, v1};
 
 const TYPE_URL: &str = "type.googleapis.com/podkv.v1.Error";
+const RETRY_INFO_URL: &str = "type.googleapis.com/google.rpc.RetryInfo";
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// What was asked for, where that decides what a lost answer means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +46,7 @@ impl From<&Error> for v1::Error {
                 client_address: leader.client_address.clone(),
             }),
             revision: error.revision(),
-            retry_after_ms: 0,
+            retry_after_ms: error.retry_after().map_or(0, millis),
         }
     }
 }
@@ -61,7 +67,11 @@ impl From<v1::Error> for Error {
         });
         let converted = Error::new(reason, text)
             .with_leader(leader)
-            .with_revision(error.revision);
+            .with_revision(error.revision)
+            .with_retry_after(
+                (error.retry_after_ms > 0)
+                    .then(|| Duration::from_millis(error.retry_after_ms.into())),
+            );
         if error.outcome_unknown {
             converted.with_unknown_outcome()
         } else {
@@ -105,17 +115,30 @@ pub fn to_status(error: &Error) -> Status {
 
 /// The same under another code and text, for clients that match on those.
 pub fn to_status_as(error: &Error, code: Code, text: &str) -> Status {
-    let detail = prost_types::Any {
+    let mut details = vec![prost_types::Any {
         type_url: TYPE_URL.to_owned(),
         value: v1::Error::from(error).encode_to_vec(),
-    };
+    }];
+    let mut metadata = MetadataMap::new();
+    if let Some(after) = error.retry_after() {
+        let retry_delay = prost_types::Duration::try_from(after).ok();
+        details.push(prost_types::Any {
+            type_url: RETRY_INFO_URL.to_owned(),
+            value: rpc::RetryInfo { retry_delay }.encode_to_vec(),
+        });
+        metadata.insert(PUSHBACK, millis(after).into());
+    }
     let status = rpc::Status {
         code: code as i32,
         // Some clients believe this one, some the status's own.
         message: text.to_owned(),
-        details: vec![detail],
+        details,
     };
-    Status::with_details(code, text, status.encode_to_vec().into())
+    Status::with_details_and_metadata(code, text, status.encode_to_vec().into(), metadata)
+}
+
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// The error in a gRPC status.

@@ -1,9 +1,12 @@
 //! Errors through a gRPC status and back; statuses that no podkv handler made.
 
+use std::time::Duration;
+
 use podkv_api::{Error, ErrorKind, Reason};
 use podkv_proto::convert::error::{Call, code, from_status, to_status};
-use podkv_proto::v1;
+use podkv_proto::{rpc, v1};
 use proptest::prelude::*;
+use prost::Message as _;
 use tonic::{Code, Status};
 
 use crate::strategies as any;
@@ -65,6 +68,29 @@ fn an_unknown_outcome_is_never_unavailable() {
         let error = Error::new(reason, "").with_unknown_outcome();
         assert_ne!(code(&error), Code::Unavailable, "{reason:?}");
     }
+}
+
+/// Those who know nothing of podkv find it where gRPC and Google's error model have it.
+#[test]
+fn advice_when_to_come_back_is_where_others_look() {
+    let status = sent(to_status(&Error::new(Reason::Overloaded, "full")));
+    assert_eq!(
+        status.metadata().get("grpc-retry-pushback-ms").unwrap(),
+        "100"
+    );
+    let details = rpc::Status::decode(status.details()).unwrap().details;
+    assert_eq!(
+        details[1].type_url,
+        "type.googleapis.com/google.rpc.RetryInfo"
+    );
+    let info = rpc::RetryInfo::decode(details[1].value.as_slice()).unwrap();
+    let delay = Duration::try_from(info.retry_delay.unwrap()).unwrap();
+    assert_eq!(delay, Duration::from_millis(100));
+
+    let status = sent(to_status(&Error::new(Reason::NoSpace, "full")));
+    assert!(status.metadata().get("grpc-retry-pushback-ms").is_none());
+    let details = rpc::Status::decode(status.details()).unwrap().details;
+    assert_eq!(details.len(), 1);
 }
 
 #[test]

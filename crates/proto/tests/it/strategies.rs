@@ -383,15 +383,19 @@ pub fn error() -> impl Strategy<Value = Error> {
         any::<bool>(),
         option::of(leader),
         any::<u64>(),
+        option::of(1..=u32::MAX),
     )
-        .prop_map(|(reason, text, outcome_unknown, leader, revision)| {
-            let error = Error::new(reason, text)
-                .with_leader(leader)
-                .with_revision(revision);
-            if outcome_unknown {
-                error.with_unknown_outcome()
-            } else {
-                error
-            }
-        })
+        .prop_map(
+            |(reason, text, outcome_unknown, leader, revision, advice)| {
+                let error = Error::new(reason, text)
+                    .with_leader(leader)
+                    .with_revision(revision)
+                    .with_retry_after(advice.map(|ms| Duration::from_millis(ms.into())));
+                if outcome_unknown {
+                    error.with_unknown_outcome()
+                } else {
+                    error
+                }
+            },
+        )
 }

@@ -19,12 +19,16 @@ use crate::history::{Replica, Revision};
 const DIGESTS: u64 = 5;
 
 impl World {
-    /// Every pod that there should be serves, they agree on who they are, and hold the same.
-    pub(super) fn is_whole(&self) -> bool {
-        self.settled().is_some_and(|revisions| {
-            let first = revisions.first();
-            revisions.iter().all(|revision| Some(revision) == first)
-        })
+    /// Every pod that there should be serves, they agree on who they are, and each holds what any of them held when
+    /// that began: `mark`. The callers go on writing, so their revisions need not be equal at any moment.
+    pub(super) fn is_whole(&self, mark: &mut Option<Revision>) -> bool {
+        let Some(revisions) = self.settled() else {
+            *mark = None;
+            return false;
+        };
+        let newest = revisions.iter().max().copied().unwrap_or(0);
+        let mark = *mark.get_or_insert(newest);
+        revisions.iter().all(|revision| *revision >= mark)
     }
 
     /// The same, but for what they hold: work is under way.

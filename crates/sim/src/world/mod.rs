@@ -332,7 +332,8 @@ impl World {
     fn calm_down(&mut self) -> std::io::Result<Result<(), String>> {
         self.heal();
         let until = self.clock.now() + nanos(HEAL_PATIENCE);
-        while !self.is_whole() {
+        let mut mark = None;
+        while !self.is_whole(&mut mark) {
             if self.clock.now() > until {
                 let state = self.describe();
                 return Ok(Err(format!(

@@ -3,6 +3,7 @@
 use podkv_api::Reason;
 use podkv_proto::etcd::etcdserverpb as pb;
 use podkv_proto::etcd::etcdserverpb::alarm_request::AlarmAction;
+use podkv_proto::etcd::etcdserverpb::kv_client::KvClient;
 use podkv_proto::etcd::etcdserverpb::maintenance_client::MaintenanceClient;
 use podkv_proto::v1;
 use podkv_proto::v1::cluster_client::ClusterClient;
@@ -25,6 +26,20 @@ async fn alarms(
     };
     let answer = maintenance.alarm(request).await.unwrap();
     answer.into_inner().alarms
+}
+
+/// Deletes what was written, and its history.
+async fn make_room(kv: &mut KvClient<Channel>) {
+    let delete = pb::DeleteRangeRequest {
+        key: "big".into(),
+        ..Default::default()
+    };
+    let deleted = kv.delete_range(delete).await.unwrap().into_inner();
+    let compact = pb::CompactionRequest {
+        revision: deleted.header.unwrap().revision,
+        physical: false,
+    };
+    kv.compact(compact).await.unwrap();
 }
 
 #[tokio::test]
@@ -70,16 +85,7 @@ async fn a_full_member_is_an_alarm_that_goes_by_itself_and_not_by_hand() {
         tokio::task::yield_now().await;
     }
 
-    let delete = pb::DeleteRangeRequest {
-        key: "big".into(),
-        ..Default::default()
-    };
-    let deleted = kv.delete_range(delete).await.unwrap().into_inner();
-    let compact = pb::CompactionRequest {
-        revision: deleted.header.unwrap().revision,
-        physical: false,
-    };
-    kv.compact(compact).await.unwrap();
+    make_room(&mut kv).await;
     while let Err(status) = kv.put(put("small", "v")).await {
         assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
         tokio::task::yield_now().await;
@@ -126,16 +132,7 @@ async fn an_alarm_is_listed_and_disarmed_natively() {
         Reason::InvalidArgument,
     );
 
-    let delete = pb::DeleteRangeRequest {
-        key: "big".into(),
-        ..Default::default()
-    };
-    let deleted = kv.delete_range(delete).await.unwrap().into_inner();
-    let compact = pb::CompactionRequest {
-        revision: deleted.header.unwrap().revision,
-        physical: false,
-    };
-    kv.compact(compact).await.unwrap();
+    make_room(&mut kv).await;
     // Until the member has noticed that there is room, it raises it again.
     while kv.put(put("small", "v")).await.is_err() {
         cluster.disarm_alarm(disarm(Some(nospace))).await.unwrap();
