@@ -108,13 +108,15 @@ impl NodeSpec {
             .arg(format!("--peer-listen={}", self.peer))
             .arg(format!("--admin-listen={}", self.admin))
             .arg(format!("--peers={}", self.peers))
-            .arg("--timing=fast")
             .args(&self.extra)
             // The environment of whoever runs the tests is not part of the test.
             .env_clear()
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
+        if !self.extra.iter().any(|arg| arg.starts_with("--timing")) {
+            command.arg("--timing=fast");
+        }
         command
     }
 }

@@ -13,6 +13,7 @@ mod large;
 mod large_moves;
 mod majority;
 mod nginx;
+mod overload;
 mod paused;
 mod proxy;
 mod recover;
@@ -20,7 +21,10 @@ mod resync;
 mod signals;
 mod snapshots;
 
+use std::process::{Command, Output};
+
 use podkv_api::{Consistency, KeyRange, KeyValue, Range, Store};
+use podkv_tests::process::{ProcessCluster, podkv_binary};
 
 /// Everything that a node holds by itself, once it has applied `revision`.
 async fn local_state(node: &impl Store, revision: u64) -> Vec<KeyValue> {
@@ -44,4 +48,22 @@ async fn local_state(node: &impl Store, revision: u64) -> Vec<KeyValue> {
         kvs.extend(chunk.unwrap().kvs);
     }
     kvs
+}
+
+/// A command on the volume of a node that is stopped.
+fn on_volume(cluster: &ProcessCluster, index: usize, command: &[&str], args: &[&str]) -> Output {
+    Command::new(podkv_binary())
+        .args(command)
+        .arg("--data-dir")
+        .arg(&cluster.specs[index].data_dir)
+        .args(args)
+        .env_clear()
+        .output()
+        .expect("the podkv binary runs")
+}
+
+/// All that a command said.
+fn text(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    text(&output.stdout) + &text(&output.stderr)
 }
