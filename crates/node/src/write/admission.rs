@@ -213,11 +213,11 @@ mod tests {
             .expect("one that is larger than the bound passes alone");
     }
 
-    /// As many as are let in, with `rate` decided a second, for two seconds. Returns how many there are at the end.
+    /// As many as are let in, with `rate` decided a second, for six seconds. Returns how many there are at the end.
     fn flood(admission: &Admission, rate: usize, bytes: usize) -> usize {
         let mut inside = std::collections::VecDeque::new();
         let mut now = Instant::now();
-        for _ in 0..200 {
+        for _ in 0..600 {
             now += Duration::from_millis(10);
             while let Ok(permit) = admission.admit(bytes, now) {
                 inside.push_back(permit);
