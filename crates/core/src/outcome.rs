@@ -139,6 +139,21 @@ pub struct Rejection {
     pub revision: Revision,
 }
 
+impl Rejection {
+    /// True if apply came to it before it looked into the session of the write, or found none. It is certain that nothing was
+    /// executed now, and no word on whether the same write was before.
+    pub fn is_before_session(&self) -> bool {
+        matches!(
+            self.reason,
+            Reason::Restoring
+                | Reason::CredentialsMissing
+                | Reason::Unauthenticated
+                | Reason::SessionNotFound
+                | Reason::SessionIdentity
+        )
+    }
+}
+
 impl From<Rejection> for Error {
     fn from(rejection: Rejection) -> Self {
         let Rejection { reason, revision } = rejection;

@@ -72,6 +72,15 @@ pub(super) struct Lookout {
     gate: Gate,
 }
 
+/// What one node said.
+enum Said {
+    /// Nothing that ends this node.
+    Nothing,
+    /// It has seen a later start of this one.
+    Rewound,
+    Later(Later),
+}
+
 /// A member of the later incarnation that answered.
 struct Later {
     id: MemberId,
@@ -145,8 +154,9 @@ impl Lookout {
         let mut later = Vec::new();
         for answer in answers {
             match answer {
-                Ok(one) => later.extend(one),
-                Err(error) if error.reason() == Reason::RewoundVolume => return Found::Rewound,
+                Ok(Said::Later(one)) => later.push(one),
+                Ok(Said::Nothing) => {}
+                Ok(Said::Rewound) => return Found::Rewound,
                 Err(error) => tracing::debug!(%error, "a member does not say who it is"),
             }
         }
@@ -166,27 +176,39 @@ impl Lookout {
         Found::Claimed(highest)
     }
 
-    /// Who is there, if it is a member of a later incarnation of this cluster.
+    /// What the node there says of this one, and of itself. That *its* volume was rewound or copied is an error like any
+    /// other: such a node is asked nothing, and ends nobody but itself.
     async fn hello(
         &self,
         address: &str,
         (cluster, incarnation): (ClusterId, Incarnation),
-    ) -> Result<Option<Later>> {
+    ) -> Result<Said> {
         let request = wire::HelloRequest {
             header: Some(self.peers.header(MemberId(0))),
             name: self.identity.name().to_owned(),
         };
         let asking = async {
             let mut client = self.peers.dial(address).await?;
-            let answer = client.hello(request).await;
-            answer.map_err(|status| from_status(&status, Call::Read))
+            Ok(client.hello(request).await)
         };
-        let answer = limited(address, asking).await?.into_inner();
+        let answer = match limited(address, asking).await? {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => {
+                let refusal = from_status(&status, Call::Read);
+                return match refusal.reason() {
+                    Reason::RewoundVolume => Ok(Said::Rewound),
+                    _ => Err(refusal),
+                };
+            }
+        };
         let id = self.gate.check_answer(answer.header.as_ref()).await?;
         let is_later = answer.phase() == wire::Phase::Member
             && ClusterId(answer.cluster_id) == cluster
             && Incarnation(answer.incarnation) > incarnation;
-        Ok(is_later.then(|| Later {
+        if !is_later {
+            return Ok(Said::Nothing);
+        }
+        Ok(Said::Later(Later {
             id,
             incarnation: Incarnation(answer.incarnation),
             leads: MemberId(answer.leader_id) == id,

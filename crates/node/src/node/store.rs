@@ -100,9 +100,11 @@ impl Node {
             };
             let left = deadline.saturating_duration_since(Instant::now());
             match self.propose(proposal, Some(left)).await {
-                // The session expired while the program was idle. Nothing was executed in it.
+                // The session expired while the program was idle. Nothing was executed in it, or the outcome would be unknown.
                 Err(error)
-                    if error.reason() == Reason::SessionNotFound && Instant::now() < deadline =>
+                    if error.reason() == Reason::SessionNotFound
+                        && !error.outcome_unknown()
+                        && Instant::now() < deadline =>
                 {
                     self.0.own_session.lost(ticket.stamp.session);
                 }

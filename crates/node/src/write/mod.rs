@@ -90,10 +90,18 @@ impl Pending {
         self
     }
 
-    /// What was decided is certain. An error speaks of the last attempt alone: it is no word on those before.
+    /// What was decided is certain, unless it was decided before a look into the session told what an attempt before had
+    /// come to.
+    /// An error speaks of the last attempt alone: it is no word on those before.
     pub fn answer(self, result: Result<Decided>) {
         let result = match result {
             Err(error) if self.maybe_executed => Err(error.with_unknown_outcome()),
+            Ok(decided) if self.maybe_executed => match decided.outcome.result {
+                Err(rejection) if rejection.is_before_session() => {
+                    Err(Error::from(rejection).with_unknown_outcome())
+                }
+                _ => Ok(decided),
+            },
             result => result,
         };
         // The caller may have given up meanwhile; then nobody is left to tell.
@@ -285,6 +293,8 @@ fn stopping() -> Error {
 
 #[cfg(test)]
 mod tests {
+    use podkv_core::Rejection;
+
     use super::*;
 
     #[test]
@@ -302,25 +312,74 @@ mod tests {
         assert!(!exposure.withdraw());
     }
 
+    fn pending() -> (Pending, oneshot::Receiver<Result<Decided>>) {
+        let (reply, answer) = oneshot::channel();
+        let pending = Pending {
+            proposal: podkv_core::Command::Compact { revision: 1 }.into(),
+            bytes: 0,
+            deadline: Instant::now(),
+            origin: Origin::Local,
+            reply,
+            exposure: Arc::default(),
+            maybe_executed: false,
+            _permit: Admission::new(1, 1).admit(0, Instant::now()).unwrap(),
+        };
+        (pending, answer)
+    }
+
     #[test]
     fn an_attempt_of_unknown_outcome_is_not_forgotten_when_the_next_is_refused() {
         let unknown = Error::new(Reason::LeaderChanged, "").with_unknown_outcome();
         let refused = Error::internal("raft has stopped");
         for (before, is_unknown) in [(&unknown, true), (&Error::new(Reason::NoLeader, ""), false)] {
-            let (reply, mut answer) = oneshot::channel();
-            let pending = Pending {
-                proposal: podkv_core::Command::Compact { revision: 1 }.into(),
-                bytes: 0,
-                deadline: Instant::now(),
-                origin: Origin::Local,
-                reply,
-                exposure: Arc::default(),
-                maybe_executed: false,
-                _permit: Admission::new(1, 1).admit(0, Instant::now()).unwrap(),
-            };
+            let (pending, mut answer) = pending();
             pending.again_after(before).answer(Err(refused.clone()));
             let told = answer.try_recv().unwrap().unwrap_err();
             assert_eq!(told.outcome_unknown(), is_unknown, "after {before}");
         }
+    }
+
+    /// Authentication was enabled between two attempts (seed 60845 of the simulation): the caller was asked who it is, opened
+    /// another session, and wrote a second time.
+    #[test]
+    fn what_is_decided_before_the_session_is_no_word_on_an_attempt_before() {
+        let unknown = Error::new(Reason::LeaderChanged, "").with_unknown_outcome();
+        let decided = |reason| Decided {
+            term: 2,
+            outcome: Outcome {
+                revision: 14,
+                duplicate: false,
+                result: Err(Rejection {
+                    reason,
+                    revision: 14,
+                }),
+            },
+        };
+        for reason in [
+            Reason::CredentialsMissing,
+            Reason::Unauthenticated,
+            Reason::Restoring,
+            Reason::SessionNotFound,
+            Reason::SessionIdentity,
+        ] {
+            let (first, mut answer) = pending();
+            first.answer(Ok(decided(reason)));
+            let certain = answer.try_recv().unwrap().unwrap();
+            assert_eq!(certain.outcome.result.unwrap_err().reason, reason);
+
+            let (second, mut answer) = pending();
+            second.again_after(&unknown).answer(Ok(decided(reason)));
+            let told = answer.try_recv().unwrap().unwrap_err();
+            assert!(
+                told.outcome_unknown() && told.reason() == reason,
+                "{told:?}"
+            );
+        }
+        // All else is decided behind the look into the session.
+        let (second, mut answer) = pending();
+        second
+            .again_after(&unknown)
+            .answer(Ok(decided(Reason::LeaseNotFound)));
+        assert!(answer.try_recv().unwrap().is_ok());
     }
 }

@@ -172,6 +172,29 @@ async fn a_rewound_volume_never_votes_again_and_its_pod_joins_anew() {
     cluster.shutdown().await;
 }
 
+/// It judges the rewound one by its answer. That is no word on itself (seed 60861 of the simulation).
+#[tokio::test(flavor = "multi_thread")]
+async fn who_meets_a_rewound_peer_at_its_start_goes_on() {
+    let mut cluster = cluster(3).await;
+    let [rewound, first, second] = [1, 2, 0];
+    let earlier = cluster.copy_volume(rewound);
+    cluster.restart(rewound).await.unwrap();
+    let ids = [first, second].map(|index| cluster.node(index).id());
+    // Nobody is there to tell the rewound one.
+    cluster.kill(first).await;
+    cluster.kill(second).await;
+    cluster.restore_volume(rewound, earlier).await;
+    cluster.boot(rewound).await.unwrap();
+    for index in [first, second] {
+        cluster.boot(index).await.unwrap();
+    }
+    for index in [first, second] {
+        cluster.wait_ready(index).await.unwrap();
+    }
+    assert_eq!([first, second].map(|index| cluster.node(index).id()), ids);
+    cluster.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_replica_holds_everything_never_votes_and_leaves_by_itself() {
     let mut cluster = cluster(3).await;
